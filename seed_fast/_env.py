@@ -1,0 +1,33 @@
+"""Every environment variable that seed_fast reads: its name, its default and what it does."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+
+class Variable(NamedTuple):
+    """One environment variable."""
+
+    name: str
+    default: str
+    meaning: str
+
+
+VARIABLES = (
+    Variable("SEED_FAST_BACKEND", "", "run every op on this backend (reference, cpu, cuda, triton); raise where it can't"),
+    Variable("SEED_FAST_CPU_ISA", "", "highest instruction set of the C++ kernels (scalar, avx2, avx512); default: what the CPU has"),
+    Variable("SEED_FAST_CUDA_ARCH", "", "70: run the compute_70 image of the CUDA kernels on a newer GPU, for tests"),
+    Variable("SEED_FAST_FATBIN", "", "build time: a prebuilt fat binary to embed instead of compiling the device code"),
+    Variable("SEED_FAST_CUDA", "auto", "build time: auto (embed CUDA if its packages are there), 1 (fail if not), 0 (never)"),
+)
+_BY_NAME = {variable.name: variable for variable in VARIABLES}
+
+
+def get(name: str) -> str:
+    """Value of a `SEED_FAST_*` variable, or its default. Read at each call, so tests may change it.
+
+    Raises:
+        KeyError: `name` is not listed in `VARIABLES`.
+    """
+    return os.environ.get(name, _BY_NAME[name].default)
