@@ -1,0 +1,51 @@
+// Host side of the embedded device code: loads an image when its first kernel is asked for. Nothing here needs a GPU or
+// a driver to be loaded; what is missing becomes a CudaError when a kernel is asked for.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#if CUDART_VERSION < 12080
+#error "seed_fast needs the CUDA runtime 12.8 or newer (cudaLibraryLoadData)"
+#endif
+
+namespace seed_fast::cuda {
+
+// A CUDA call that failed: what was tried, the runtime's error name and text, and what helps. RuntimeError in Python.
+class CudaError : public std::runtime_error {
+ public:
+  CudaError(cudaError_t code, const std::string& doing);
+  explicit CudaError(const std::string& message) : std::runtime_error(message) {}
+};
+
+// Throws CudaError unless `code` is success. `doing` reads on after "while ": "launching nearest_code_fwd_kernel".
+void check(cudaError_t code, const char* doing);
+
+// Handle of an extern "C" kernel of any csrc/cuda/*.cu. The first call for a source loads its image into the driver
+// (not allowed during stream capture); later calls are a map lookup. Safe from any thread.
+// SEED_FAST_CUDA_ARCH=70, read at the first call, loads the compute_70 PTX in place of the native image.
+cudaKernel_t get_kernel(const char* name);
+
+// Lets `kernel` use `bytes` of dynamic shared memory on the current device; beyond 48 KiB CUDA wants to be told.
+void allow_dynamic_shared_memory(cudaKernel_t kernel, int bytes);
+
+// (true, "") where a kernel of this module can run, else (false, why not). Never throws.
+std::pair<bool, std::string> available();
+
+// One csrc/cuda/*.cu as the build embedded it.
+struct Image {
+  const char* source;
+  const void* native;  // fat binary: a cubin for each architecture, and PTX for newer ones
+  const void* ptx70;   // fat binary: compute_70 PTX alone
+  std::vector<std::string> kernels;
+};
+
+// Defined in the generated device_code.cpp.
+const std::vector<Image>& embedded_images();
+const char* device_code_manifest();  // JSON
+
+}  // namespace seed_fast::cuda
