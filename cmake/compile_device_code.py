@@ -239,10 +239,11 @@ def build(arguments: argparse.Namespace) -> None:
 def probe() -> dict:
     """What CUDA this Python environment has: for CMake."""
     toolkit = cuda_wheels.Toolkit.find()
+    host_half = toolkit.has_host_half()
     return {
         "objection": toolkit.objection(),
-        "packages": toolkit.versions,
-        "runtime": str(toolkit.runtime or ""),
+        "include": ";".join(map(str, toolkit.host_include_dirs)) if host_half else "",
+        "cudart_static": str(toolkit.cudart_static) if host_half else "",
     }
 
 

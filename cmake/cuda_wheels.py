@@ -18,7 +18,7 @@ PACKAGES = {
     "nvidia-cuda-nvrtc-cu12": "device compiler",
     "nvidia-nvfatbin-cu12": "packs the images of all architectures",
     "nvidia-cuda-runtime-cu12": "headers and libcudart_static.a",
-    "nvidia-cuda-nvcc-cu12": "crt headers such as mma.h needs",
+    "nvidia-cuda-nvcc-cu12": "crt headers",
     "nvidia-cuda-cccl-cu12": "nv/target",
 }
 
@@ -49,20 +49,25 @@ class Toolkit:
         return Path(str(metadata.distribution(package).locate_file(folder))).resolve()
 
     @property
-    def runtime(self) -> Path | None:
-        """Folder with include/ and lib/libcudart_static.a, or None."""
-        if "nvidia-cuda-runtime-cu12" in self.missing:
-            return None
-        return self._folder("nvidia-cuda-runtime-cu12", "nvidia/cuda_runtime")
+    def host_include_dirs(self) -> list[Path]:
+        """What host launchers include; needs the runtime and nvcc packages."""
+        return [
+            self._folder("nvidia-cuda-runtime-cu12", "nvidia/cuda_runtime/include"),
+            self._folder("nvidia-cuda-nvcc-cu12", "nvidia/cuda_nvcc/include"),
+        ]
 
     @property
     def include_dirs(self) -> list[Path]:
         """What device code may include; needs all packages."""
-        return [
-            self._folder("nvidia-cuda-runtime-cu12", "nvidia/cuda_runtime/include"),
-            self._folder("nvidia-cuda-nvcc-cu12", "nvidia/cuda_nvcc/include"),
-            self._folder("nvidia-cuda-cccl-cu12", "nvidia/cuda_cccl/include"),
-        ]
+        return [*self.host_include_dirs, self._folder("nvidia-cuda-cccl-cu12", "nvidia/cuda_cccl/include")]
+
+    @property
+    def cudart_static(self) -> Path:
+        return self._folder("nvidia-cuda-runtime-cu12", "nvidia/cuda_runtime/lib") / "libcudart_static.a"
+
+    def has_host_half(self) -> bool:
+        """Whether launchers can be compiled and linked with these packages."""
+        return not {"nvidia-cuda-runtime-cu12", "nvidia-cuda-nvcc-cu12"} & set(self.missing)
 
     @property
     def nvrtc(self) -> Path:

@@ -19,6 +19,8 @@ namespace py = pybind11;
 
 namespace seed_fast {
 
+void bind_nearest_code(py::module_&);
+
 namespace {
 
 // (whether the CUDA kernels of this module can run here, why not)
@@ -30,7 +32,14 @@ std::pair<bool, std::string> cuda_available() {
 #endif
 }
 
-py::object build_info() { return py::module_::import("json").attr("loads")(SEED_FAST_BUILD_INFO); }
+py::dict build_info() {
+  const py::object loads = py::module_::import("json").attr("loads");
+  py::dict info = loads(SEED_FAST_BUILD_INFO);
+#if SEED_FAST_WITH_CUDA
+  info["cuda"]["device_code"] = loads(cuda::device_code_manifest());
+#endif
+  return info;
+}
 
 }  // namespace
 
@@ -40,6 +49,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_features", &cpu_feature_names, "Instruction sets the CPU kernels can use here: avx2, avx512, ...");
   m.def("cuda_available", &cuda_available, py::call_guard<py::gil_scoped_release>(),
         "(True, '') where the CUDA kernels can run, else (False, reason).");
+  bind_nearest_code(m);
 #if SEED_FAST_WITH_CUDA
   py::register_exception<cuda::CudaError>(m, "CudaError", PyExc_RuntimeError);
 #endif
