@@ -1,0 +1,285 @@
+"""Images in, pixels out: what the SEED tokenizers see, bit for bit what torchvision on Pillow images gives.
+
+`load_image` opens anything a data set holds and returns an RGB image or one clear `ImageError`; `ImageProcessor` resizes
+and normalises. Workers of `seed-fast tokenize` import this file, so torch is imported only where pixels become a tensor.
+
+Against the official `Image.open(path).convert("RGB")`, on purpose:
+- EXIF orientation is applied (officially it is ignored: a photograph held upright is tokenised lying).
+- 16-bit, 32-bit and float grayscale is scaled to 8 bits (Pillow clips: most of a 16-bit scan becomes white).
+Everything else is that call: alpha of RGBA, LA and palette images is dropped without blending, an animation gives its
+first frame.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import warnings
+from typing import TYPE_CHECKING, Any, BinaryIO, get_args
+
+import numpy as np
+from PIL import Image
+
+from seed_fast.data.resize import ResizeMode, resize_image
+
+if TYPE_CHECKING:
+    import torch
+
+# CLIP's statistics, per channel of RGB in [0, 1] (official configs/transform/clip_transform.yaml).
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+# Only formats with a signature: Pillow takes arbitrary bytes for a TGA or PCX, and EPS would start Ghostscript.
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "ICO", "QOI")
+MAX_FILE_BYTES = 1 << 30  # the whole file is read at once; nothing larger than this is a photograph
+
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageError(ValueError):
+    """An image that cannot be used. The message starts with the image's name."""
+
+
+def read_bytes(path: str | os.PathLike[str], name: str | None = None) -> bytes:
+    """The content of a regular file.
+
+    Args:
+        path: the file.
+        name: how errors call it; default: its path.
+
+    Raises:
+        ImageError: missing, unreadable, empty, larger than `MAX_FILE_BYTES`, or not a regular file (opening a pipe
+            would wait forever).
+    """
+    name = name or os.fspath(path)
+    try:
+        status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
+            raise ImageError(f"{name}: expected an image file, got a directory")
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError(f"{name}: expected a regular file, got a pipe, socket or device")
+        if status.st_size > MAX_FILE_BYTES:
+            raise ImageError(f"{name}: expected at most {MAX_FILE_BYTES} bytes, got {status.st_size}")
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        raise ImageError(f"{name}: no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def load_image(source: str | os.PathLike[str] | bytes | BinaryIO, name: str | None = None) -> Image.Image:
+    """Open and decode one image: upright, RGB, 8 bits per channel.
+
+    Args:
+        source: a path, the bytes of an image file, or an open binary file.
+        name: how errors call it; default: the path, or "image".
+
+    Returns:
+        A loaded Pillow image of mode RGB.
+
+    Raises:
+        ImageError: for whatever is wrong with it: missing, empty, truncated, not an image, a decompression bomb (more
+            pixels than `PIL.Image.MAX_IMAGE_PIXELS`), no pixels, values without a defined look. Pillow's own exceptions
+            never come through.
+
+    Example:
+        >>> load_image(b"not an image", name="a.jpg")
+        Traceback (most recent call last):
+        seed_fast.data.image_processor.ImageError: a.jpg: not an image of a supported format (JPEG, PNG, ...)
+    """
+    if isinstance(source, (str, os.PathLike)):
+        name = name or os.fspath(source)
+        data = read_bytes(source, name)
+    elif isinstance(source, (bytes, bytearray, memoryview)):
+        data = bytes(source)
+    elif hasattr(source, "read"):
+        name = name or getattr(source, "name", None)
+        data = source.read()
+    else:
+        raise TypeError(f"load_image: source must be a path, bytes or a binary file, got {type(source).__name__}")
+    name = str(name or "image")
+    if not data:
+        raise ImageError(f"{name}: the file is empty (0 bytes)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a damaged EXIF block or text chunk says nothing about the pixels
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return _decode(data, name)
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"{name}: too many pixels: {error}") from error
+    except Image.UnidentifiedImageError:
+        raise ImageError(f"{name}: not an image of a supported format ({', '.join(FORMATS)})") from None
+    except Exception as error:  # as in to_rgb, for the headers
+        raise ImageError(f"{name}: cannot be decoded: {str(error).strip() or type(error).__name__}") from error
+
+
+def _decode(data: bytes, name: str) -> Image.Image:
+    if not Image.ID:
+        Image.preinit()
+    Image.init()
+    formats = [kind for kind in FORMATS if kind in Image.OPEN]
+    with Image.open(io.BytesIO(data), formats=formats) as image:
+        return to_rgb(image, name)
+
+
+def to_rgb(image: Image.Image, name: str = "image") -> Image.Image:
+    """An opened Pillow image of any mode as an upright RGB image (see the top of this file for what that means).
+
+    Raises:
+        ImageError: it has no pixels, or its mode or values have no defined look.
+    """
+    _check_size(image, name)
+    try:
+        image.load()
+        upright = _UPRIGHT.get(_orientation(image))
+        if upright is not None:
+            image = image.transpose(upright)
+        if image.mode.startswith("I") or image.mode == "F":
+            image = _to_8_bit(image, name)
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
+        if upright is not None:
+            rgb.info = {}  # it holds the orientation, which must not be applied twice
+        return rgb
+    except ImageError:
+        raise
+    except Exception as error:  # decoders raise whatever they like on foreign bytes: struct.error, KeyError, ...
+        raise ImageError(f"{name}: cannot be decoded: {str(error).strip() or type(error).__name__}") from error
+
+
+def _check_size(image: Image.Image, name: str) -> None:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise ImageError(f"{name}: the image has no pixels ({width} x {height})")
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        raise ImageError(f"{name}: too many pixels: {width} x {height}, the limit is {limit} (decompression bomb?)")
+
+
+def _orientation(image: Image.Image) -> Any:
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION)
+    except Exception:  # noqa: BLE001 - damaged metadata: the pixels are as good as without it
+        return None
+
+
+def _to_8_bit(image: Image.Image, name: str) -> Image.Image:
+    """Grayscale of more than 8 bits as mode L. Full scale is 65535 for integers; 1 for floats, or 255 if any exceeds 1."""
+    values = np.asarray(image).astype(np.float64)
+    low, high = float(values.min()), float(values.max())
+    if image.mode == "F":
+        full_scale = 1.0 if high <= 1 else 255.0
+    else:
+        full_scale = 65535.0
+    if not (low >= 0 and high <= full_scale):  # false for NaN
+        raise ImageError(f"{name}: a mode {image.mode} image must lie in 0..{full_scale:g}, got {low:g}..{high:g}")
+    return Image.fromarray(np.rint(values * (255.0 / full_scale)).astype(np.uint8))
+
+
+class ImageProcessor:
+    """Resize and normalise images as the official transforms do.
+
+    Args:
+        image_size: side S of the square result, px.
+        resize: "bicubic" and "bilinear" stretch to S x S; "bilinear_crop" resizes the short side to S and cuts the
+            middle. The same file has different codes under each: official `ImageTokenizer.encode_image` uses "bicubic",
+            clip_transform.yaml "bilinear" (keep_ratio False) and "bilinear_crop" (keep_ratio True).
+
+    Example:
+        >>> pixels = ImageProcessor(224, "bicubic")(Image.new("RGB", (640, 480)))
+        >>> pixels.shape
+        torch.Size([1, 3, 224, 224])
+    """
+
+    def __init__(self, image_size: int = 224, resize: ResizeMode = "bicubic") -> None:
+        if not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < 1:
+            raise ValueError(f"ImageProcessor: image_size must be a positive integer, got {image_size!r}")
+        if resize not in get_args(ResizeMode):
+            raise ValueError(f"ImageProcessor: resize must be one of {', '.join(get_args(ResizeMode))}, got {resize!r}")
+        self.image_size = image_size
+        self.resize = resize
+
+    def __repr__(self) -> str:
+        return f"ImageProcessor(image_size={self.image_size}, resize={self.resize!r})"
+
+    def resize_uint8(self, image: Image.Image, name: str = "image") -> np.ndarray:
+        """One Pillow image (any mode) as uint8 [S, S, 3].
+
+        Raises:
+            ImageError: it cannot be shown as RGB, or is so narrow that its resized long side would be a bomb.
+        """
+        image = to_rgb(image, name)
+        try:
+            return np.asarray(resize_image(image, self.image_size, self.resize))
+        except (ValueError, MemoryError) as error:
+            raise ImageError(f"{name}: cannot be resized: {error}") from error
+
+    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 [B, S, S, 3] on any device as normalised float32 [B, 3, S, S] there.
+
+        The operations and their order are those of ToTensor and Normalize, so the result is equal to theirs in every
+        bit. The divisor 255 is a tensor because CUDA multiplies by the reciprocal of a Python number.
+        """
+        import torch
+
+        def per_channel(values: tuple[float, ...]) -> torch.Tensor:
+            return torch.tensor(values, dtype=torch.float32, device=pixels.device).view(-1, 1, 1)
+
+        floats = pixels.permute(0, 3, 1, 2).contiguous().to(torch.float32)
+        return floats.div_(per_channel((255.0,))).sub_(per_channel(MEAN)).div_(per_channel(STD))
+
+    def __call__(self, images: Any) -> torch.Tensor:
+        """Normalised float32 [B, 3, S, S] on the CPU.
+
+        Args:
+            images: one image or a list: Pillow images, paths, bytes of image files, uint8 arrays or tensors [H, W, 3].
+                A float tensor [B, 3, S, S] is taken as already normalised and returned as it is.
+
+        Raises:
+            ImageError: an image that cannot be used.
+            TypeError, ValueError: something that is no image.
+        """
+        import torch
+
+        side = self.image_size
+        if isinstance(images, torch.Tensor) and images.is_floating_point():
+            if images.ndim != 4 or tuple(images.shape[1:]) != (3, side, side):
+                shape = list(images.shape)
+                raise ValueError(f"ImageProcessor: float pixels must be [B, 3, {side}, {side}], got {shape}")
+            return images
+        batch = list(images) if isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4 else [images]
+        resized = np.empty((len(batch), side, side, 3), dtype=np.uint8)
+        for index, image in enumerate(batch):
+            resized[index] = self.resize_uint8(*_opened(image, f"image {index}"))
+        return self.normalize(torch.from_numpy(resized))
+
+
+def _opened(image: Any, name: str) -> tuple[Image.Image, str]:
+    """A Pillow image and its name, from anything `ImageProcessor` accepts."""
+    if isinstance(image, Image.Image):
+        return image, getattr(image, "filename", None) or name
+    if isinstance(image, (str, os.PathLike)):
+        return load_image(image), os.fspath(image)
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return load_image(image, name), name
+    if hasattr(image, "shape") and hasattr(image, "dtype"):
+        array = np.asarray(image.cpu() if hasattr(image, "cpu") else image)
+        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+            raise ValueError(f"{name}: an array must be uint8 [H, W, 3], got {array.dtype} {list(array.shape)}")
+        return Image.fromarray(np.ascontiguousarray(array)), name
+    got = type(image).__name__
+    raise TypeError(f"{name}: expected a Pillow image, a path, bytes or a uint8 array [H, W, 3], got {got}")
