@@ -1,5 +1,6 @@
 """The package's ops. One file per op is its contract; `explain` says which backend would run it, and why."""
 
-from seed_fast.ops.nearest_code import nearest_code
+from seed_fast.ops._dispatch import BackendError, backend, backend_table, explain
+from seed_fast.ops.nearest_code import PackedCodebook, nearest_code, pack_codebook
 
-__all__ = ["nearest_code"]
+__all__ = ["BackendError", "PackedCodebook", "backend", "backend_table", "explain", "nearest_code", "pack_codebook"]

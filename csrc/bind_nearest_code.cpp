@@ -1,0 +1,46 @@
+// seed_fast._C: nearest_code on the CPU. Addresses are integers; strides count elements.
+#include <pybind11/pybind11.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "nearest_code_cpu.h"
+
+namespace py = pybind11;
+
+namespace seed_fast {
+namespace {
+
+Isa parse_isa(const std::string& name) {
+  if (name.empty() || name == "avx512") return Isa::avx512;
+  if (name == "avx2") return Isa::avx2;
+  if (name == "scalar") return Isa::scalar;
+  throw std::invalid_argument("SEED_FAST_CPU_ISA: expected scalar, avx2 or avx512, got '" + name + "'");
+}
+
+}  // namespace
+
+void bind_nearest_code(py::module_& m) {
+  m.def("nearest_code_cpu_packed_bytes", &nearest_code_cpu_packed_bytes, py::arg("k"), py::arg("d"));
+  m.def(
+      "pack_codebook_cpu",
+      [](uintptr_t codebook, int dtype, int64_t k, int64_t d, int64_t stride_k, int64_t stride_d, uintptr_t packed,
+         int threads) {
+        return pack_codebook_cpu(reinterpret_cast<const void*>(codebook), DType(dtype), k, d, stride_k, stride_d,
+                                 reinterpret_cast<void*>(packed), threads);
+      },
+      py::call_guard<py::gil_scoped_release>(), "codebook [K, D] -> packed; first entry with a bad norm, or -1.");
+  m.def(
+      "nearest_code_cpu",
+      [](uintptr_t z, int dtype, int64_t n, int64_t d, int64_t stride_n, int64_t stride_d, uintptr_t packed, int64_t k,
+         uintptr_t ids, uintptr_t margin, int threads, const std::string& isa) {
+        const Isa highest = parse_isa(isa);
+        py::gil_scoped_release release;
+        return nearest_code_cpu(reinterpret_cast<const void*>(z), DType(dtype), n, d, stride_n, stride_d,
+                                reinterpret_cast<const void*>(packed), k, reinterpret_cast<int64_t*>(ids),
+                                reinterpret_cast<float*>(margin), threads, highest);
+      },
+      "z [N, D] against packed -> ids [N], margin [N] (0: none); first row with a bad norm, or -1.");
+}
+
+}  // namespace seed_fast

@@ -1,0 +1,29 @@
+// nearest_code on the CPU: argmin over k of ||e_k||^2 - 2 z.e_k in exact arithmetic, lowest k on ties.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "dtype.h"
+
+namespace seed_fast {
+
+enum class Isa : int { scalar = 0, avx2 = 1, avx512 = 2 };
+
+// Best instruction set of this CPU that is compiled in.
+Isa best_isa();
+
+// Bytes that pack_codebook_cpu writes for a codebook [K, D].
+size_t nearest_code_cpu_packed_bytes(int64_t K, int64_t D);
+
+// codebook [K, D], strides in elements -> packed. Returns -1, or the first entry whose squared norm is not finite in
+// float32 (then packed must not be searched).
+int64_t pack_codebook_cpu(const void* codebook, DType dtype, int64_t K, int64_t D, int64_t stride_k, int64_t stride_d,
+                          void* packed, int threads);
+
+// z [N, D], strides in elements; ids [N]; margin [N] or null. Returns -1, or the first row without NaN whose squared
+// norm is not finite in float32 (then ids and margin hold nothing of use). Rows with NaN get id -1, margin NaN.
+int64_t nearest_code_cpu(const void* z, DType dtype, int64_t N, int64_t D, int64_t stride_n, int64_t stride_d,
+                         const void* packed, int64_t K, int64_t* ids, float* margin, int threads, Isa isa);
+
+}  // namespace seed_fast

@@ -1,0 +1,153 @@
+"""The only dispatcher: which backend runs an op, and why each other one does not.
+
+An op registers a preference list of `Backend`s. Selection is a pure function of the arguments (device, dtype, shape,
+layout) and of what this machine has; the first backend without an objection runs. `SEED_FAST_BACKEND=<name>` and
+`with seed_fast.ops.backend("<name>"):` are strict: they raise with the objections instead of falling back.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from seed_fast import _env
+
+logger = logging.getLogger("seed_fast.ops")
+
+NAMES = ("cuda", "triton", "cpu", "reference")
+
+
+class BackendError(RuntimeError):
+    """A backend that was asked for by name cannot run the op on these arguments."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of an op.
+
+    Args:
+        name: one of `NAMES`.
+        run: the implementation; takes the op's arguments.
+        unavailable: why this machine cannot run it at all, or "" where it can.
+        objections: why these arguments cannot go through it; called only where it is available.
+        note: what a reader of `seed-fast info` should know (for example that it never ran on real hardware).
+    """
+
+    name: str
+    run: Callable[..., Any]
+    unavailable: Callable[[], str]
+    objections: Callable[..., list[str]]
+    note: str = ""
+
+    def reasons(self, *args: Any) -> list[str]:
+        """Why this backend cannot run on `args`; empty where it can."""
+        missing = self.unavailable()
+        return [missing] if missing else self.objections(*args)
+
+
+_TABLE: dict[str, tuple[Backend, ...]] = {}
+_forced: str | None = None
+_logged: set[tuple[str, str]] = set()
+
+
+def register(op: str, *backends: Backend) -> None:
+    """Declare the backends of `op` in order of preference; the last one must accept everything."""
+    _TABLE[op] = backends
+
+
+def _check_name(name: str, source: str) -> str:
+    if name not in NAMES:
+        raise ValueError(f"{source}: backend must be one of {', '.join(NAMES)}, got {name!r}")
+    return name
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Run every op on backend `name` inside the block, or raise `BackendError`. Process-global, not per thread."""
+    global _forced
+    previous, _forced = _forced, _check_name(name, "seed_fast.ops.backend")
+    try:
+        yield
+    finally:
+        _forced = previous
+
+
+def forced() -> str:
+    """Name of the backend that is forced now, or ""."""
+    if _forced is not None:
+        return _forced
+    name = _env.get("SEED_FAST_BACKEND")
+    return _check_name(name, "SEED_FAST_BACKEND") if name else ""
+
+
+def select(op: str, *args: Any) -> Backend:
+    """The backend that runs `op` on `args`.
+
+    Raises:
+        BackendError: a forced backend cannot run; the message lists the reasons.
+    """
+    wanted = forced()
+    for candidate in _TABLE[op]:
+        if wanted and candidate.name != wanted:
+            continue
+        reasons = candidate.reasons(*args)
+        if not reasons:
+            return candidate
+        if wanted:
+            raise BackendError(f"{op}: backend {wanted!r} was asked for but cannot run: {'; '.join(reasons)}")
+        _log_once(op, candidate, reasons)
+    raise BackendError(f"{op}: no backend {wanted!r} is registered for it")
+
+
+def _log_once(op: str, skipped: Backend, reasons: list[str]) -> None:
+    # A fallback that surprises nobody (a CUDA kernel on a CPU tensor) is not worth a line; a missing build is.
+    if skipped.unavailable() and skipped.name == "cpu" and (op, skipped.name) not in _logged:
+        _logged.add((op, skipped.name))
+        logger.warning("%s: falling back from backend %r: %s", op, skipped.name, "; ".join(reasons))
+
+
+def explain(op: str, *args: Any) -> str:
+    """Which backend would run `op` on `args` (the op's own arguments), and why each other one would not.
+
+    Raises:
+        ValueError: `op` is not an op of this package.
+
+    Example:
+        >>> import torch
+        >>> from seed_fast.ops import explain
+        >>> print(explain("nearest_code", torch.zeros(4, 32), torch.zeros(8, 32)))  # doctest: +SKIP
+    """
+    if op not in _TABLE:
+        raise ValueError(f"explain: op must be one of {', '.join(sorted(_TABLE))}, got {op!r}")
+    wanted, chosen, lines = forced(), "", []
+    for candidate in _TABLE[op]:
+        reasons = candidate.reasons(*args)
+        if wanted and candidate.name != wanted:
+            reasons.append(f"backend {wanted!r} is forced")
+        if not reasons and not chosen:
+            chosen = candidate.name
+            lines.append(f"  {candidate.name}: runs")
+        else:
+            lines.append(f"  {candidate.name}: " + ("; ".join(reasons) or f"{chosen} is preferred"))
+    return "\n".join([f"{op}: {chosen or 'no backend'}", *lines])
+
+
+def backend_table() -> list[dict[str, Any]]:
+    """One row per op and backend: {"op", "backend", "available", "reason", "note"}; what `seed-fast info` prints."""
+    rows = []
+    for op, backends in sorted(_TABLE.items()):
+        for candidate in backends:
+            reason = candidate.unavailable()
+            rows.append(
+                {
+                    "op": op,
+                    "backend": candidate.name,
+                    "available": not reason,
+                    "reason": reason,
+                    "note": candidate.note,
+                }
+            )
+    return rows

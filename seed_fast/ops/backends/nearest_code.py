@@ -1,0 +1,125 @@
+"""nearest_code on the C++ CPU kernel, the CUDA kernel and the Triton kernel.
+
+Every function takes the op's arguments: z [N, D], codebook [K, D], packed (of the same device, or None), return_margin;
+and returns ids [N] int64, margin [N] float32 (or [0] where it was not asked for).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from seed_fast.ops import _native
+
+# sm_80 is where Triton has tensor cores and where its generated code is right; older GPUs have the CUDA kernel.
+TRITON_MINIMUM = (8, 0)
+OVERFLOW = "nearest_code: the squared norm of every {what} must be finite in float32, {what} {index} is not"
+
+
+def cpu(z: Tensor, codebook: Tensor, packed: Tensor | None, return_margin: bool) -> tuple[Tensor, Tensor]:
+    """csrc/cpu/nearest_code.cpp."""
+    module, _ = _native.load()
+    packed = pack_cpu(codebook) if packed is None else packed
+    ids, margin = _outputs(z, return_margin)
+    overflow = module.nearest_code_cpu(
+        z.data_ptr(), _native.DTYPE_CODES[z.dtype], *z.shape, *z.stride(), packed.data_ptr(), codebook.shape[0],
+        ids.data_ptr(), margin.data_ptr() if return_margin else 0, _native.threads(), _native.isa(),
+    )  # fmt: skip
+    if overflow >= 0:
+        raise ValueError(OVERFLOW.format(what="row of z", index=overflow))
+    return ids, margin
+
+
+def cpu_objections(z: Tensor, codebook: Tensor, *options: object) -> list[str]:
+    """Why the C++ kernel cannot run on these arguments."""
+    return _device_objections("cpu", z) + _dtype_objections(z, codebook)
+
+
+def pack_cpu(codebook: Tensor) -> Tensor:
+    """Layout of the C++ kernel: [bytes] uint8.
+
+    Raises:
+        ValueError: an entry's squared norm is not finite in float32.
+    """
+    module, _ = _native.load()
+    packed = torch.empty(module.nearest_code_cpu_packed_bytes(*codebook.shape), dtype=torch.uint8)
+    bad = module.pack_codebook_cpu(
+        codebook.data_ptr(), _native.DTYPE_CODES[codebook.dtype], *codebook.shape, *codebook.stride(),
+        packed.data_ptr(), _native.threads(),
+    )  # fmt: skip
+    if bad >= 0:
+        raise ValueError(OVERFLOW.format(what="codebook entry", index=bad))
+    return packed
+
+
+def cuda(z: Tensor, codebook: Tensor, packed: Tensor | None, return_margin: bool) -> tuple[Tensor, Tensor]:
+    """csrc/cuda/nearest_code.cu. A last axis that is not contiguous is copied first: O(N D), beside O(N K D) of work."""
+    module, _ = _native.load()
+    with torch.cuda.device(z.device):
+        packed = pack_cuda(codebook) if packed is None else packed
+        z = z if z.stride(1) == 1 else z.contiguous()
+        ids, margin = _outputs(z, return_margin)
+        multiprocessors = torch.cuda.get_device_properties(z.device).multi_processor_count
+        size = module.nearest_code_cuda_workspace_bytes(z.shape[0], codebook.shape[0], z.shape[1], multiprocessors)
+        workspace = torch.empty(size, dtype=torch.uint8, device=z.device)
+        module.nearest_code_cuda(
+            z.data_ptr(), _native.DTYPE_CODES[z.dtype], *z.shape, z.stride(0), packed.data_ptr(), codebook.shape[0],
+            ids.data_ptr(), margin.data_ptr() if return_margin else 0, workspace.data_ptr(), multiprocessors,
+            _native.stream(z),
+        )  # fmt: skip
+    return ids, margin
+
+
+def cuda_objections(z: Tensor, codebook: Tensor, *options: object) -> list[str]:
+    """Why the CUDA kernel cannot run on these arguments."""
+    return _device_objections("cuda", z) + _dtype_objections(z, codebook)
+
+
+def pack_cuda(codebook: Tensor) -> Tensor:
+    """Layout of the CUDA kernel: [bytes] uint8, its first int32 the index of an entry with a bad norm, or -1."""
+    module, _ = _native.load()
+    codebook = codebook if codebook.stride(1) == 1 else codebook.contiguous()
+    packed = torch.empty(
+        module.nearest_code_cuda_packed_bytes(*codebook.shape), dtype=torch.uint8, device=codebook.device
+    )
+    module.pack_codebook_cuda(
+        codebook.data_ptr(), _native.DTYPE_CODES[codebook.dtype], *codebook.shape, codebook.stride(0),
+        packed.data_ptr(), _native.stream(codebook),
+    )  # fmt: skip
+    return packed
+
+
+def triton(z: Tensor, codebook: Tensor, packed: Tensor | None, return_margin: bool) -> tuple[Tensor, Tensor]:
+    """kernels/triton_ops/nearest_code.py."""
+    from seed_fast.kernels.nearest_code import nearest_code_fwd
+
+    ids, margin = _outputs(z, return_margin)
+    nearest_code_fwd(z, codebook, ids, margin if return_margin else None)
+    return ids, margin
+
+
+def triton_objections(z: Tensor, codebook: Tensor, *options: object) -> list[str]:
+    """Why the Triton kernel cannot run on these arguments."""
+    if _native.triton_interprets():
+        return _dtype_objections(z, codebook)
+    reasons = _device_objections("cuda", z) + _dtype_objections(z, codebook)
+    if z.is_cuda and torch.cuda.get_device_capability(z.device) < TRITON_MINIMUM:
+        reasons.append("the GPU is older than sm_80")
+    return reasons
+
+
+def _outputs(z: Tensor, return_margin: bool) -> tuple[Tensor, Tensor]:
+    n = z.shape[0]
+    return z.new_empty(n, dtype=torch.int64), z.new_empty(n if return_margin else 0, dtype=torch.float32)
+
+
+def _device_objections(wanted: str, z: Tensor) -> list[str]:
+    return [] if z.device.type == wanted else [f"z is on {z.device}"]
+
+
+def _dtype_objections(z: Tensor, codebook: Tensor) -> list[str]:
+    return [
+        f"{name} is {str(tensor.dtype).removeprefix('torch.')}"
+        for name, tensor in (("z", z), ("codebook", getattr(codebook, "codebook", codebook)))
+        if tensor.dtype not in _native.DTYPE_CODES
+    ]
