@@ -28,13 +28,13 @@ std::pair<bool, std::string> cuda_available() {
 #if SEED_FAST_WITH_CUDA
   return cuda::available();
 #else
-  return {false, std::string("seed_fast._C was built without CUDA: ") + SEED_FAST_CUDA_REASON};
+  return {false, std::string("seed_fast._C was built without CUDA: ") + kCudaReason};
 #endif
 }
 
 py::dict build_info() {
   const py::object loads = py::module_::import("json").attr("loads");
-  py::dict info = loads(SEED_FAST_BUILD_INFO);
+  py::dict info = loads(kBuildInfo);
 #if SEED_FAST_WITH_CUDA
   info["cuda"]["device_code"] = loads(cuda::device_code_manifest());
 #endif
