@@ -201,8 +201,9 @@ def embedding_source(folder: Path, images: dict[str, bytes], manifest: dict) -> 
             path = json.dumps(str(folder / name))[1:-1]
             lines += [
                 f"// {name} sha256 {hashlib.sha256(images[name]).hexdigest()}",
-                f'__asm__(".pushsection .rodata,\\"a\\",@progbits\\n.balign 64\\n.hidden {symbol}\\n.globl {symbol}\\n"',
-                f'        "{symbol}:\\n.incbin \\"{path}\\"\\n.popsection\\n");',
+                '__asm__(".pushsection .rodata,\\"a\\",@progbits\\n.balign 64\\n"',
+                f'        ".hidden {symbol}\\n.globl {symbol}\\n{symbol}:\\n"',
+                f'        ".incbin \\"{path}\\"\\n.popsection\\n");',
                 f'extern "C" __attribute__((visibility("hidden"))) const unsigned char {symbol}[];',
             ]
     lines += ["", "namespace seed_fast::cuda {", ""]

@@ -15,11 +15,29 @@ class Variable(NamedTuple):
 
 
 VARIABLES = (
-    Variable("SEED_FAST_BACKEND", "", "run every op on this backend (reference, cpu, cuda, triton); raise where it can't"),
-    Variable("SEED_FAST_CPU_ISA", "", "highest instruction set of the C++ kernels (scalar, avx2, avx512); default: what the CPU has"),
+    Variable(
+        "SEED_FAST_BACKEND", "", "run every op on this backend (reference, cpu, cuda, triton); raise where it can't"
+    ),
+    Variable(
+        "SEED_FAST_CPU_ISA",
+        "",
+        "highest instruction set of the C++ kernels (scalar, avx2, avx512); default: what the CPU has",
+    ),
     Variable("SEED_FAST_CUDA_ARCH", "", "70: run the compute_70 image of the CUDA kernels on a newer GPU, for tests"),
-    Variable("SEED_FAST_FATBIN", "", "build time: a prebuilt fat binary to embed instead of compiling the device code"),
-    Variable("SEED_FAST_CUDA", "auto", "build time: auto (embed CUDA if its packages are there), 1 (fail if not), 0 (never)"),
+    Variable(
+        "SEED_FAST_NATIVE",
+        "auto",
+        "build time: auto (compile, or install pure Python and say why), 1 (fail), 0 (never)",
+    ),
+    Variable("SEED_FAST_CUDA", "auto", "build time: auto (embed CUDA if its packages are there), 1 (fail), 0 (never)"),
+    Variable(
+        "SEED_FAST_FATBIN",
+        "",
+        "build time: device code compiled elsewhere (`make fatbin`), embedded instead of compiling it",
+    ),
+    Variable(
+        "SEED_FAST_ZIG", "", "build time: 1 compiles with the package ziglang for manylinux_2_28, as release wheels do"
+    ),
 )
 _BY_NAME = {variable.name: variable for variable in VARIABLES}
 
