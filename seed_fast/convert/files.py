@@ -1,0 +1,149 @@
+"""Checkpoint files of others, read tensor by tensor, and our own, written tensor by tensor.
+
+A foreign pickle is only ever opened by `torch.load(weights_only=True)`: nothing in it runs. Files are memory-mapped,
+and the mapping is dropped and made again every `PIECE` bytes, so that pages already copied don't stay resident beside
+their copies.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+PIECE = 64 * 2**20  # bytes copied from one mapping; opening a file again takes a few ms
+_SAFETENSORS_TYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_WRAPPERS = ("model", "state_dict")  # LAVIS's training code saves {"model": ..., "optimizer": ...}
+
+
+class CheckpointError(ValueError):
+    """A file isn't a checkpoint, is damaged, or isn't the checkpoint it should be; the message names it."""
+
+
+class Entry(NamedTuple):
+    """Shape and type of one tensor in a file."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+class TensorFile:
+    """A `.safetensors` file or a PyTorch checkpoint (zip or legacy pickle).
+
+    Attributes:
+        entries: name to `Entry` of each tensor.
+        metadata: the header's strings (`.safetensors` only).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file isn't a checkpoint, is damaged, or its pickle wants more than tensors.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.metadata: dict[str, str] = {}
+        tensors = self._open()
+        self.entries = {name: Entry(tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+
+    def read(
+        self, names: Iterable[str], *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Yield (name, tensor). The tensors own their memory. `dtype` None keeps each one's type."""
+        tensors: dict[str, Any] = {}
+        copied = 0
+        for name in names:
+            if copied >= PIECE or not tensors:
+                # Two statements: the old mapping must be gone before the new one is made.
+                tensors, copied = {}, 0
+                tensors = self._open()
+            source = tensors.pop(name)
+            tensor = source.to(device=device, dtype=dtype or source.dtype, copy=True).contiguous()
+            copied += source.numel() * source.element_size()
+            del source
+            yield name, tensor
+
+    def _open(self) -> dict[str, Tensor]:
+        if not self.path.is_file():
+            raise FileNotFoundError(f"{self.path}: no such file")
+        return self._open_safetensors() if self.path.suffix == ".safetensors" else self._open_torch()
+
+    def _open_safetensors(self) -> dict[str, Tensor]:
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                self.metadata = file.metadata() or {}
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except SafetensorError as error:
+            raise CheckpointError(
+                f"{self.path}: must be a whole .safetensors file, got one that doesn't read: {error}"
+            ) from None
+
+    def _open_torch(self) -> dict[str, Tensor]:
+        with open(self.path, "rb") as file:
+            is_zip = file.read(2) == b"PK"  # the legacy format can't be mapped
+        try:
+            content = torch.load(self.path, map_location="cpu", weights_only=True, mmap=is_zip)
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # whatever a parser of foreign bytes trips over, the file is at fault
+            raise CheckpointError(f"{self.path}: {_explain(error)}") from error
+        for wrapper in _WRAPPERS:
+            if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+                content = content[wrapper]
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{self.path}: must hold a dict of tensors, got {type(content).__name__}")
+        tensors = {
+            name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)
+        }
+        if not tensors:
+            raise CheckpointError(f"{self.path}: must hold a dict of tensors, got one without any")
+        return tensors
+
+
+def _explain(error: Exception) -> str:
+    refused = re.search(r"GLOBAL (\S+)", str(error))
+    if isinstance(error, pickle.UnpicklingError) and refused:
+        return f"refused: its pickle wants {refused[1]}, and only tensors are read. Nothing in it was run"
+    return (
+        f"must be a whole PyTorch checkpoint, got a file that doesn't read as one ({str(error).splitlines()[0][:200]})"
+    )
+
+
+def write_safetensors(
+    path: Path, entries: Mapping[str, Entry], tensors: Iterable[tuple[str, Tensor]], metadata: Mapping[str, str]
+) -> None:
+    """Write tensors in the order of `entries` as they arrive. The library's `save_file` wants all of them at once.
+
+    Raises:
+        ValueError: a tensor isn't of a floating-point type, or isn't the one that `entries` announced.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, (shape, dtype) in entries.items():
+        if dtype not in _SAFETENSORS_TYPES:
+            raise ValueError(f"{path}: {name} must be of a floating-point type, got {dtype}")
+        begin, end = end, end + shape.numel() * dtype.itemsize
+        header[name] = {"dtype": _SAFETENSORS_TYPES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format aligns the data to 8 bytes
+    expected = iter(entries.items())
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name, tensor in tensors:
+            if (name, Entry(tensor.shape, tensor.dtype)) != next(expected, None):
+                raise ValueError(
+                    f"{path}: got {name} {list(tensor.shape)} {tensor.dtype}, not the next tensor announced"
+                )
+            file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        if next(expected, None) is not None:
+            raise ValueError(f"{path}: fewer tensors came than were announced")
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,111 @@
+"""Our checkpoint format: a folder with config.json, model.safetensors and README.md (the model card)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from seed_fast import __version__
+from seed_fast.convert.files import Entry, write_safetensors
+from seed_fast.model.config import SeedConfig
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+
+
+def write_folder(
+    folder: str | Path,
+    config: SeedConfig,
+    tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]],
+    *,
+    trained: bool,
+    entries: Mapping[str, Entry] | None = None,
+) -> Path:
+    """Write a checkpoint folder beside its place and rename it in when it is whole.
+
+    A folder that is already there keeps its files until all new ones are on disk; then each is replaced, weights last.
+
+    Args:
+        folder: where to; parents are made.
+        config: sizes of the model.
+        tensors: our names to tensors, or (name, tensor) pairs that come one at a time, which need `entries`.
+        trained: whether these are trained weights; kept in the weights' metadata and on the card.
+        entries: name, shape and type of what `tensors` yields, in its order. Default: read off the mapping.
+    """
+    if isinstance(tensors, Mapping):
+        entries = {name: Entry(tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+        tensors = tensors.items()
+    if entries is None:
+        raise TypeError("write_folder: entries must be given with an iterable of tensors, got None")
+    folder = Path(folder).absolute()
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder}: must be a folder, got a file")
+    staging = folder / ".partial" if folder.exists() else folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)  # of a save that was killed
+    staging.mkdir(parents=True)
+    try:
+        write_safetensors(staging / WEIGHTS, entries, tensors, {"format": "pt", "trained": json.dumps(trained)})
+        _write_text(staging / CONFIG, json.dumps(config.to_dict(), indent=2) + "\n")
+        _write_text(staging / CARD, model_card(folder.name, config, entries, trained=trained))
+        if staging.parent == folder:
+            for name in (CARD, CONFIG, WEIGHTS):
+                os.replace(staging / name, folder / name)
+        else:
+            os.rename(staging, folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return folder
+
+
+def _write_text(path: Path, text: str) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def model_card(name: str, config: SeedConfig, entries: Mapping[str, Entry], *, trained: bool) -> str:
+    """Model card in Markdown, with the front matter that the Hugging Face hub reads."""
+    count = sum(entry.shape.numel() for entry in entries.values())
+    types = ", ".join(sorted({str(entry.dtype).removeprefix("torch.") for entry in entries.values()}))
+    state = (
+        "Trained weights. Their licence is that of the checkpoint they come from."
+        if trained
+        else "**Untrained**: seeded initial weights. The codes are repeatable and mean nothing yet."
+    )
+    output = (
+        f"[{config.generation_tokens}, {config.generation_dim}]"
+        if config.generates_text
+        else f"[{config.generation_dim}]"
+    )
+    return f"""---
+library_name: seed_fast
+tags: [image-tokenizer, seed]
+---
+# {name}
+
+A SEED image tokenizer: an image of {config.image_size} x {config.image_size} px becomes {config.num_codes} causally \
+ordered codes out of {config.codebook_size}; codes become generation embeddings {output} through the `{config.head}` \
+head.
+
+{state}
+
+{count / 1e6:.1f} M parameters, stored as {types}; written by seed_fast {__version__}.
+
+```python
+from seed_fast import SeedTokenizer
+
+tok = SeedTokenizer.from_pretrained("path/to/{name}")
+codes = tok.encode("photo.jpg")  # [1, {config.num_codes}]
+```
+"""
+
+
+def entries_as(entries: Mapping[str, Entry], dtype: torch.dtype | None) -> dict[str, Entry]:
+    """The same entries with another type; None keeps each one's own."""
+    return {name: Entry(entry.shape, dtype or entry.dtype) for name, entry in entries.items()}

@@ -1,0 +1,82 @@
+"""`load_tokenizer`, behind `SeedTokenizer.from_pretrained`, and `convert`, behind `seed-fast convert`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from seed_fast.convert.folder import entries_as, write_folder
+from seed_fast.convert.official import adopt
+from seed_fast.convert.source import Checkpoint, open_checkpoint
+from seed_fast.model.config import SeedConfig
+from seed_fast.model.tokenizer import SeedTokenizer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_tokenizer(
+    name: str | Path | Sequence[str | Path],
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = None,
+    config: SeedConfig | None = None,
+) -> SeedTokenizer:
+    """See `SeedTokenizer.from_pretrained`. Holds the model once, and one tensor of a file at a time beside it."""
+    checkpoint = open_checkpoint(name, config)
+    tensors = dict(checkpoint.tensors(device=device or "cpu", dtype=_dtype(dtype) or torch.float32))
+    return adopt(checkpoint.config, tensors, trained=checkpoint.trained).eval()
+
+
+def convert(
+    source: str | Path | Sequence[str | Path],
+    destination: str | Path,
+    *,
+    preset: str | SeedConfig | None = None,
+    dtype: torch.dtype | str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Convert a checkpoint to a folder of ours; one tensor at a time is in memory.
+
+    Args:
+        source: whatever `SeedTokenizer.from_pretrained` takes.
+        destination: folder to write; a checkpoint that is there stays until the new one is whole.
+        preset: preset name or config of an official checkpoint. Default: what its tensors show.
+        dtype: type to store, "float32", "bfloat16" or "float16". Default: each tensor as it is, without loss.
+        progress: called with (bytes written, bytes in all) after each tensor.
+
+    Returns:
+        The folder.
+
+    Raises:
+        as `SeedTokenizer.from_pretrained`.
+    """
+    config = SeedConfig.preset(preset) if isinstance(preset, str) else preset
+    stored = _dtype(dtype)
+    checkpoint = open_checkpoint(source, config)
+    entries = entries_as(checkpoint.entries, stored)
+    tensors = _counted(checkpoint, stored, progress)
+    return write_folder(destination, checkpoint.config, tensors, trained=checkpoint.trained, entries=entries)
+
+
+def _counted(
+    checkpoint: Checkpoint, dtype: torch.dtype | None, progress: Callable[[int, int], None] | None
+) -> Iterator[tuple[str, Tensor]]:
+    entries = entries_as(checkpoint.entries, dtype).values()
+    total = sum(entry.shape.numel() * entry.dtype.itemsize for entry in entries)
+    done = 0
+    for name, tensor in checkpoint.tensors(dtype=dtype):
+        yield name, tensor
+        done += tensor.numel() * tensor.element_size()
+        if progress is not None:
+            progress(done, total)
+
+
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    if dtype is None or dtype in DTYPES.values():
+        return dtype  # type: ignore[return-value]
+    if isinstance(dtype, str) and dtype in DTYPES:
+        return DTYPES[dtype]
+    raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")

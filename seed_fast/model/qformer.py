@@ -1,0 +1,111 @@
+"""Q-Former: learned queries read features by cross-attention.
+
+Causal over the image (the tokenizer), or in both directions over the decoded codes (the generation head's Reverse
+Q-Former).
+
+Source: official models/seed_qformer/qformer_causual.py, a BERT-base of post-LN layers with exact GELU. Queries have no
+position embedding: the causal mask and their own values order them. Only the query branch is here. The text branch
+(word embeddings, `intermediate`, `output`) serves contrastive training alone, and so does BERT's dropout of 0.1, after
+each `out` and `down` and on the attention weights; codes are made without either.
+
+Shapes: B images, N queries, L features, C query width, E feature width, H heads.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from seed_fast.model.config import QFormerConfig
+
+BERT_NORM_EPS = 1e-12  # BERT's layer_norm_eps
+
+
+class Attention(nn.Module):
+    """Multi-head attention with BERT's output step: norm(queries + out(attention))."""
+
+    def __init__(self, dim: int, heads: int, encoder_dim: int, *, causal: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.causal = causal
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(encoder_dim, dim)
+        self.value = nn.Linear(encoder_dim, dim)
+        self.out = nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim, eps=BERT_NORM_EPS)
+
+    def forward(self, x_BNC: Tensor, memory_BLE: Tensor) -> Tensor:
+        """Queries from x, keys and values from memory (x itself for self-attention). Return [B, N, C]."""
+        q_BHNd, k_BHLd, v_BHLd = (
+            projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for projected in (self.query(x_BNC), self.key(memory_BLE), self.value(memory_BLE))
+        )
+        # The official mask adds -10000 to the scores of later queries. Their softmax weights underflow to exactly 0 in
+        # float32 (exp(-104) does), so leaving those keys out, as is_causal does, gives the same sums.
+        attended = F.scaled_dot_product_attention(q_BHNd, k_BHLd, v_BHLd, is_causal=self.causal)
+        return self.norm(x_BNC + self.out(attended.transpose(1, 2).flatten(2)))
+
+
+class FeedForward(nn.Module):
+    """norm(x + down(GELU(up(x)))), with the exact (erf) GELU."""
+
+    def __init__(self, dim: int, ffn_dim: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(dim, ffn_dim)
+        self.down = nn.Linear(ffn_dim, dim)
+        self.norm = nn.LayerNorm(dim, eps=BERT_NORM_EPS)
+
+    def forward(self, x_BNC: Tensor) -> Tensor:
+        return self.norm(x_BNC + self.down(F.gelu(self.up(x_BNC))))
+
+
+class Layer(nn.Module):
+    """Self-attention, cross-attention in every `cross_attention_every`-th layer, feed-forward; each one post-LN."""
+
+    def __init__(self, config: QFormerConfig, index: int) -> None:
+        super().__init__()
+        dim, heads = config.dim, config.heads
+        self.self_attention = Attention(dim, heads, dim, causal=config.causal)
+        self.cross_attention = (
+            Attention(dim, heads, config.encoder_dim, causal=False)
+            if index % config.cross_attention_every == 0
+            else None
+        )
+        self.ffn = FeedForward(dim, config.ffn_dim)
+
+    def forward(self, x_BNC: Tensor, features_BLE: Tensor) -> Tensor:
+        x_BNC = self.self_attention(x_BNC, x_BNC)
+        if self.cross_attention is not None:
+            x_BNC = self.cross_attention(x_BNC, features_BLE)
+        return self.ffn(x_BNC)
+
+
+class QFormer(nn.Module):
+    """Features [B, L, E] to query embeddings [B, N, C].
+
+    With `config.causal`, embedding i depends on queries 0..i, and on all features.
+    """
+
+    def __init__(self, config: QFormerConfig) -> None:
+        super().__init__()
+        self.query_tokens = nn.Parameter(torch.empty(1, config.num_queries, config.dim))
+        self.norm = nn.LayerNorm(config.dim, eps=BERT_NORM_EPS)
+        self.layers = nn.ModuleList(Layer(config, index) for index in range(config.depth))
+
+    def forward(self, features_BLE: Tensor) -> Tensor:
+        x_BNC = self.norm(self.query_tokens).expand(len(features_BLE), -1, -1)
+        for layer in self.layers:
+            x_BNC = layer(x_BNC, features_BLE)
+        return x_BNC
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Draw BERT's initial weights: N(0, 0.02), biases 0, norms 1."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+        nn.init.normal_(self.query_tokens, std=0.02)

@@ -1,0 +1,225 @@
+"""`SeedTokenizer`: images to 32 causally ordered codes, and codes to what an image generator reads.
+
+Source: official models/seed_qformer/qformer_quantizer.py (SEED-2) and branch v1, models/visual_tokenizer.py (SEED-1).
+
+"Exact" means float32 with `torch.backends.cuda.matmul.allow_tf32` False, PyTorch's default. bfloat16 and float16 are
+asked for by `dtype=` and may change codes whose best and second-best entries are close.
+
+Shapes: B images, S image side in px, L ViT tokens, E ViT width, N codes, C Q-Former width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from seed_fast.model.config import SeedConfig
+from seed_fast.model.decoder import Decoder, build_head
+from seed_fast.model.qformer import QFormer
+from seed_fast.model.quantizer import Quantizer
+from seed_fast.model.vit import ViT
+
+VISION_NORM_EPS = 1e-5  # PyTorch's default, which ln_vision keeps, unlike the ViT's own norms
+
+
+class SeedTokenizer(nn.Module):
+    """The SEED tokenizer of `config`, with random weights from the official initialisation.
+
+    Args:
+        config: sizes; see `SeedConfig.preset`.
+        device: where to make the weights. Default: PyTorch's, so `with torch.device("meta")` makes shapes alone.
+        dtype: float32 (default), bfloat16 or float16.
+
+    Attributes:
+        config: the sizes it was built with.
+        trained: False until weights were trained or loaded from a trained checkpoint.
+
+    Example:
+        >>> tok = SeedTokenizer.from_pretrained("seed-tiny")
+        >>> tok.encode(torch.zeros(2, 3, 64, 64)).shape
+        torch.Size([2, 32])
+    """
+
+    def __init__(
+        self, config: SeedConfig, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.trained = False
+        device = torch.empty(0, device=device).device
+        # Shapes first, memory once, values once: PyTorch's own initial values would be drawn only to be replaced.
+        with torch.device("meta"):
+            self.vit = ViT(config)
+            self.vision_norm = nn.LayerNorm(config.vit_dim, eps=VISION_NORM_EPS)
+            self.qformer = QFormer(config.qformer)
+            self.quantizer = Quantizer(config)
+            self.reconstructor = Decoder(config) if config.has_reconstructor else None
+            self.generator = Decoder(config)
+            self.head = build_head(config)
+        self.to(dtype=dtype or torch.get_default_dtype())
+        if device.type != "meta":
+            self.to_empty(device=device)
+            self.init_weights()
+
+    def init_weights(self) -> None:
+        """Draw new weights in place, each part by the official rule; `torch.manual_seed` makes it repeatable."""
+        self.vit.init_weights()
+        self.vision_norm.reset_parameters()
+        self.qformer.init_weights()
+        self.quantizer.init_weights()
+        if self.reconstructor is not None:
+            self.reconstructor.init_weights()
+        self.generator.init_weights()
+        self.head.init_weights()
+        self.trained = False
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path | Sequence[str | Path],
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        config: SeedConfig | None = None,
+    ) -> SeedTokenizer:
+        """Load a tokenizer; official checkpoints are converted on the way.
+
+        Args:
+            name: "seed-tiny" (inside the package); a folder written by `save_pretrained` or `seed-fast convert`; an
+                official folder (`seed_quantizer.pt`, or `causal_qformer.pth` and `seed_tokenizer.pth`, with
+                `eva_vit_g.pth`); a list of these files; or the Hugging Face hub id of such a folder.
+            device: where to put the weights (default: CPU).
+            dtype: float32 (default), bfloat16 or float16, whatever the file holds.
+            config: sizes of an official checkpoint, if not the published ones. Default: the preset its tensors show.
+
+        Raises:
+            FileNotFoundError: a file is missing; the message names it and says where it comes from.
+            OSError: the hub can't be reached, or has no such model.
+            ValueError: a file isn't a checkpoint, is damaged, wants to run code, or lacks tensors.
+        """
+        from seed_fast.convert.load import load_tokenizer
+
+        return load_tokenizer(name, device=device, dtype=dtype, config=config)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json`, `model.safetensors` (in this dtype) and a model card.
+
+        The files are written beside and renamed: what `folder` held stays until the new save is whole.
+        """
+        from seed_fast.convert.folder import write_folder
+
+        write_folder(folder, self.config, self.state_dict(), trained=self.trained)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.quantizer.codebook.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights, in which the model computes."""
+        return self.quantizer.codebook.dtype
+
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels [B, 3, S, S] to normed ViT features [B, L, E]."""
+        features = self.vit(self._check_pixels(pixels))
+        if features.dtype in (torch.bfloat16, torch.float16):
+            # As the official ln_vision: statistics and affine map in float32.
+            weight, bias = self.vision_norm.weight.float(), self.vision_norm.bias.float()
+            return F.layer_norm(features.float(), weight.shape, weight, bias, VISION_NORM_EPS).to(features.dtype)
+        return self.vision_norm(features)
+
+    def query_embeddings(self, features: Tensor) -> Tensor:
+        """ViT features [B, L, E] to causal embeddings [B, N, C]."""
+        return self.qformer(features)
+
+    def causal_embeddings(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels [B, 3, S, S] to causal embeddings [B, N, C]; the first k don't see later queries."""
+        return self.query_embeddings(self.image_features(pixels))
+
+    def lookup(self, causal: Tensor) -> Tensor:
+        """Causal embeddings [B, N, C] to codes [B, N] int64; -1 where an embedding isn't finite."""
+        return self.quantizer.lookup(causal)
+
+    def preprocess(self, images: Any) -> Tensor:
+        """Images as `encode` takes them to normalised pixels [B, 3, S, S]; a float tensor passes through."""
+        from seed_fast.data.image_processor import ImageProcessor
+
+        return ImageProcessor(self.config.image_size, self.config.resize)(images)
+
+    @torch.inference_mode()
+    def encode(self, images: Any) -> Tensor:
+        """Images to codes.
+
+        Args:
+            images: a PIL image, a path, a uint8 array [H, W, 3], or a list of these; or a float tensor [B, 3, S, S]
+                that is already resized and normalised.
+
+        Returns:
+            Codes [B, N] int64 on the model's device; B is 1 for a single image.
+
+        Raises:
+            ValueError: an image can't be read (`ImageError`), an array has the wrong shape, or an image gives
+                embeddings that aren't finite.
+            TypeError: something isn't an image.
+        """
+        causal = self.causal_embeddings(self.preprocess(images))
+        # Before the lookup: tanh would turn an infinite embedding into an ordinary code.
+        self._check_images(images, causal.isfinite().flatten(1).all(dim=1))
+        codes = self.lookup(causal)
+        self._check_images(images, (codes >= 0).all(dim=1))
+        return codes
+
+    @torch.inference_mode()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes [B, N] to generation embeddings: text features [B, 77, 768] (SEED-1) or an image's [B, 1024] (SEED-2).
+
+        Raises:
+            TypeError: `codes` isn't of an integer type.
+            ValueError: the shape isn't [B, N], or a code isn't an entry of the codebook.
+        """
+        return self.head(self.generator(self.quantizer(self._check_codes("decode", codes))))
+
+    @torch.inference_mode()
+    def reconstruct(self, codes: Tensor) -> Tensor:
+        """Codes [B, N] to reconstructed causal embeddings [B, N, C], the "causal code" of the paper's retrieval table.
+
+        Raises:
+            TypeError, ValueError: as `decode`; SEED-1's released model has no such decoder.
+        """
+        if self.reconstructor is None:
+            raise ValueError(
+                "reconstruct: the model must have a decoder for causal embeddings, got SEED-1, which has none"
+            )
+        return self.reconstructor(self.quantizer(self._check_codes("reconstruct", codes)))
+
+    def _check_images(self, images: Any, finite_B: Tensor) -> None:
+        for index in finite_B.logical_not().nonzero().flatten().tolist():
+            image = images[index] if isinstance(images, (list, tuple)) else images
+            name = str(image) if isinstance(image, (str, Path)) else f"image {index}"
+            raise ValueError(f"encode: embeddings of {name} must be finite, got NaN or infinity in {self.dtype}")
+
+    def _check_pixels(self, pixels: Tensor) -> Tensor:
+        size = self.config.image_size
+        if not isinstance(pixels, Tensor) or not pixels.is_floating_point():
+            got = pixels.dtype if isinstance(pixels, Tensor) else type(pixels).__name__
+            raise TypeError(f"pixels must be a float tensor [B, 3, {size}, {size}], got {got}")
+        if pixels.ndim != 4 or pixels.shape[1:] != (3, size, size):
+            raise ValueError(f"pixels must be [B, 3, {size}, {size}], got {list(pixels.shape)}")
+        return pixels.to(self.device, self.dtype)
+
+    def _check_codes(self, caller: str, codes: Tensor) -> Tensor:
+        codes = torch.as_tensor(codes)
+        if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+            raise TypeError(f"{caller}: codes must be integers, got {codes.dtype}")
+        count, size = self.config.num_codes, self.config.codebook_size
+        if codes.ndim != 2 or codes.shape[1] != count:
+            raise ValueError(f"{caller}: codes must be [B, {count}], got {list(codes.shape)}")
+        if codes.numel() and not 0 <= (low := int(codes.min())) <= (high := int(codes.max())) < size:
+            raise ValueError(f"{caller}: codes must be in 0..{size - 1}, got {low}..{high}")
+        return codes.to(self.device, torch.int64)
