@@ -11,7 +11,7 @@ export PATH := $(abspath $(VENV)/bin):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 BIN  := $(VENV)/bin
-PIP  := $(BIN)/python -m pip --quiet install -c constraints.txt
+PIP  := $(BIN)/python -m pip -qq install -c constraints.txt
 # One torch thread per worker: two workers with two threads each would fight over two cores.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
 

@@ -33,11 +33,11 @@ def collect() -> dict[str, Any]:
         >>> info.collect()["versions"]["seed_fast"] == info.seed_fast.__version__
         True
     """
-    module, reason = _native()
+    module, missing = _native()
     return {
         "versions": _versions(),
         "devices": _devices(module),
-        "build": _build(module, reason),
+        "build": _build(module, missing),
         "ops": importlib.import_module("seed_fast.ops").backend_table(),
     }
 
@@ -56,9 +56,9 @@ def render(info: dict[str, Any]) -> str:
 
 
 def build_summary() -> str:
-    """One line on the compiled module: whether it is there and what it holds."""
-    module, reason = _native()
-    return "compiled module: " + "; ".join(value for _, value in _build_lines(_build(module, reason)))
+    """One line on the compiled module: whether it is there, and whether it holds the CUDA kernels."""
+    lines = dict(_build_lines(_build(*_native())))
+    return "; ".join(f"{name}: {lines[name]}" for name in ("compiled", "CUDA embedded") if name in lines)
 
 
 def _native() -> tuple[ModuleType | None, str]:
@@ -119,9 +119,9 @@ def _devices(module: ModuleType | None) -> dict[str, Any]:
     }
 
 
-def _build(module: ModuleType | None, reason: str) -> dict[str, Any]:
+def _build(module: ModuleType | None, missing: str) -> dict[str, Any]:
     if module is None:
-        return {"compiled": False, "reason": reason}
+        return {"compiled": False, "reason": missing}
     usable, cuda_reason = module.cuda_available()
     build = {"compiled": True, "reason": "", "file": module.__file__, **module.build_info()}
     build["cuda"].update(usable=usable, unusable_reason=cuda_reason)
