@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,11 @@ def load() -> tuple[ModuleType | None, str]:
     return _C, ""
 
 
+def module() -> Any:
+    """The compiled module; for code that runs only where `cpu_unavailable()` or `cuda_unavailable()` is ""."""
+    return load()[0]
+
+
 def cpu_unavailable() -> str:
     """Why the C++ CPU kernels cannot run on this machine, or ""."""
     return load()[1]
@@ -33,14 +39,11 @@ def cpu_unavailable() -> str:
 @lru_cache(maxsize=1)
 def cuda_unavailable() -> str:
     """Why the CUDA kernels of the compiled module cannot run on this machine, or ""."""
-    module, missing = load()
-    if module is None:
-        return missing
-    if not hasattr(module, "nearest_code_cuda"):
-        return "seed_fast._C was built without CUDA (see `seed-fast info`)"
-    available, reason = module.cuda_available()
+    if load()[0] is None:
+        return load()[1]
+    available, reason = module().cuda_available()
     if not available:
-        return reason
+        return str(reason)
     return "" if torch.cuda.is_available() else "this torch sees no CUDA device"
 
 

@@ -53,7 +53,7 @@ def reference(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
         scores_NK[row, code] = norms[code] - 2 * (rows_ND[row] * codebook[code]).sum(1)
         ids[at : at + CHUNK] = scores_NK.argmin(1)
         best = scores_NK.topk(min(2, len(codebook)), dim=1, largest=False).values
-        margin[at : at + CHUNK] = (best[:, 1] - best[:, 0] if len(codebook) > 1 else math.inf)
+        margin[at : at + CHUNK] = best[:, 1] - best[:, 0] if len(codebook) > 1 else math.inf
     return ids.where(valid, -1), margin.where(valid, math.nan)
 
 

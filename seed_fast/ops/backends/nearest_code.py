@@ -18,7 +18,7 @@ OVERFLOW = "nearest_code: the squared norm of every {what} must be finite in flo
 
 def cpu(z: Tensor, codebook: Tensor, packed: Tensor | None, return_margin: bool) -> tuple[Tensor, Tensor]:
     """csrc/cpu/nearest_code.cpp."""
-    module, _ = _native.load()
+    module = _native.module()
     packed = pack_cpu(codebook) if packed is None else packed
     ids, margin = _outputs(z, return_margin)
     overflow = module.nearest_code_cpu(
@@ -41,7 +41,7 @@ def pack_cpu(codebook: Tensor) -> Tensor:
     Raises:
         ValueError: an entry's squared norm is not finite in float32.
     """
-    module, _ = _native.load()
+    module = _native.module()
     packed = torch.empty(module.nearest_code_cpu_packed_bytes(*codebook.shape), dtype=torch.uint8)
     bad = module.pack_codebook_cpu(
         codebook.data_ptr(), _native.DTYPE_CODES[codebook.dtype], *codebook.shape, *codebook.stride(),
@@ -53,8 +53,8 @@ def pack_cpu(codebook: Tensor) -> Tensor:
 
 
 def cuda(z: Tensor, codebook: Tensor, packed: Tensor | None, return_margin: bool) -> tuple[Tensor, Tensor]:
-    """csrc/cuda/nearest_code.cu. A last axis that is not contiguous is copied first: O(N D), beside O(N K D) of work."""
-    module, _ = _native.load()
+    """csrc/cuda/nearest_code.cu. Copies z where its last axis is not contiguous: O(N D), beside O(N K D) work."""
+    module = _native.module()
     with torch.cuda.device(z.device):
         packed = pack_cuda(codebook) if packed is None else packed
         z = z if z.stride(1) == 1 else z.contiguous()
@@ -77,7 +77,7 @@ def cuda_objections(z: Tensor, codebook: Tensor, *options: object) -> list[str]:
 
 def pack_cuda(codebook: Tensor) -> Tensor:
     """Layout of the CUDA kernel: [bytes] uint8, its first int32 the index of an entry with a bad norm, or -1."""
-    module, _ = _native.load()
+    module = _native.module()
     codebook = codebook if codebook.stride(1) == 1 else codebook.contiguous()
     packed = torch.empty(
         module.nearest_code_cuda_packed_bytes(*codebook.shape), dtype=torch.uint8, device=codebook.device
