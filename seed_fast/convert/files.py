@@ -41,6 +41,7 @@ class TensorFile:
 
     Attributes:
         entries: name to `Entry` of each tensor.
+        is_mapped: whether reading maps the file, a piece at a time, or holds it as a whole (legacy pickles).
         metadata: the header's strings (`.safetensors` only).
 
     Raises:
@@ -50,6 +51,7 @@ class TensorFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.is_mapped = True
         self.metadata: dict[str, str] = {}
         tensors = self._open()
         self.entries = {name: Entry(tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
@@ -58,17 +60,16 @@ class TensorFile:
         self, names: Iterable[str], *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
     ) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, tensor). The tensors own their memory. `dtype` None keeps each one's type."""
-        tensors: dict[str, Any] = {}
+        tensors: dict[str, Tensor] = {}
         copied = 0
         for name in names:
-            if copied >= PIECE or not tensors:
-                # Two statements: the old mapping must be gone before the new one is made.
-                tensors, copied = {}, 0
+            if not tensors or (self.is_mapped and copied >= PIECE):
+                tensors, copied = {}, 0  # the old mapping goes before the new one comes
                 tensors = self._open()
             source = tensors.pop(name)
-            tensor = source.to(device=device, dtype=dtype or source.dtype, copy=True).contiguous()
             copied += source.numel() * source.element_size()
-            del source
+            tensor = source.to(device=device, dtype=dtype or source.dtype, copy=self.is_mapped).contiguous()
+            del source  # while the caller holds the tensor, the memory that it was read into goes
             yield name, tensor
 
     def _open(self) -> dict[str, Tensor]:
@@ -80,6 +81,7 @@ class TensorFile:
         try:
             with safe_open(self.path, framework="pt") as file:
                 self.metadata = file.metadata() or {}
+                # Views of the mapping: nothing is read before a tensor is.
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except SafetensorError as error:
             raise CheckpointError(
@@ -88,9 +90,9 @@ class TensorFile:
 
     def _open_torch(self) -> dict[str, Tensor]:
         with open(self.path, "rb") as file:
-            is_zip = file.read(2) == b"PK"  # the legacy format can't be mapped
+            self.is_mapped = file.read(2) == b"PK"  # a zip; the legacy format can only be read as a whole
         try:
-            content = torch.load(self.path, map_location="cpu", weights_only=True, mmap=is_zip)
+            content = torch.load(self.path, map_location="cpu", weights_only=True, mmap=self.is_mapped)
         except (OSError, MemoryError):
             raise
         except Exception as error:  # whatever a parser of foreign bytes trips over, the file is at fault

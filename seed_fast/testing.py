@@ -1,0 +1,50 @@
+"""Helpers that tests share: random official checkpoints, and the error budget of a float32 computation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from seed_fast.convert import official_shapes
+from seed_fast.convert.names import POSITION_IDS, constant_names
+from seed_fast.model.config import SeedConfig
+
+
+def random_official_state_dict(
+    config: SeedConfig, seed: int, *, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
+    """A state dict with official names and random weights under which each image has its own codes.
+
+    Maps keep the scale of what they map, norms are near 1, and nothing is zero, so that a tensor that is missing, swapped
+    or transposed changes the codes.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for name, shape in official_shapes(config).items():
+        values = torch.randn(shape, generator=generator, dtype=dtype)
+        if len(shape) == 1:
+            is_scale = name.endswith("weight")
+            values.mul_(0.1).add_(1.0 if is_scale else 0.0)
+        elif not name.endswith(("embedding.weight", "tokens", "token")) and "pos_embed" not in name:
+            values.mul_(shape[1:].numel() ** -0.5)
+        weights[name] = values
+    for name in constant_names(config):
+        weights[name] = torch.arange(POSITION_IDS.numel()).view(POSITION_IDS)
+    return weights
+
+
+def error_ratio(actual: Tensor, peer: Tensor, truth: Tensor) -> float:
+    """Root-mean-square error of `actual` against `truth`, as a multiple of the error of `peer`.
+
+    Args:
+        actual: what is tested; any dtype.
+        peer: the same quantity by the computation whose rounding sets the budget.
+        truth: the same quantity in float64.
+    """
+    if truth.dtype != torch.float64:
+        raise TypeError(f"error_ratio: truth must be float64, got {truth.dtype}")
+    error = (actual.double() - truth).square().mean().sqrt().item()
+    budget = (peer.double() - truth).square().mean().sqrt().item()
+    if not budget > 0:
+        raise ValueError("error_ratio: peer must differ from truth, or it is no budget")
+    return error / budget
