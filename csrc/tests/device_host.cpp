@@ -1,0 +1,218 @@
+#include "device_host.h"
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <exception>
+#include <map>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define SEED_FAST_ASAN 1
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+#define SEED_FAST_ASAN 1
+#endif
+#ifdef SEED_FAST_ASAN
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+namespace seed_fast::device::host {
+namespace {
+
+constexpr std::size_t kStackBytes = 256 << 10;  // address sanitizer's frames are large
+constexpr std::size_t kSlotBytes = 8;           // of one lane in a shuffle
+
+// AddressSanitizer follows one stack, so it is told of every switch to another.
+void before_switch(void** own_fake_stack, const void* bottom, std::size_t size) {
+#ifdef SEED_FAST_ASAN
+  __sanitizer_start_switch_fiber(own_fake_stack, bottom, size);
+#else
+  (void)own_fake_stack, (void)bottom, (void)size;
+#endif
+}
+void after_switch(void* own_fake_stack, const void** from_bottom, std::size_t* from_size) {
+#ifdef SEED_FAST_ASAN
+  __sanitizer_finish_switch_fiber(own_fake_stack, from_bottom, from_size);
+#else
+  (void)own_fake_stack, (void)from_bottom, (void)from_size;
+#endif
+}
+
+enum class State { ready, at_barrier, at_shuffle, returned };
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack{new char[kStackBytes]};
+  void* fake_stack = nullptr;
+  State state = State::ready;
+  int line = 0;      // where it waits
+  int shuffles = 0;  // so far; parity picks the slots, so that a fast lane can't overwrite what a slow one will read
+};
+
+struct Warp {
+  unsigned char slots[2][kWarp][kSlotBytes];
+};
+
+// The blocks of one launch, run one after another on the same fibers.
+class Launch {
+ public:
+  Launch(int threads, unsigned seed, const std::function<void()>& kernel)
+      : fibers_(static_cast<std::size_t>(threads)), warps_(static_cast<std::size_t>(threads / kWarp)), kernel_(kernel),
+        random_(seed), shuffled_(seed != 0) {}
+
+  void run_block(int x, int y) {
+    block_x = x;
+    block_y = y;
+    shared_.clear();
+    ready_.clear();
+    for (std::size_t i = 0; i < fibers_.size(); ++i) {
+      prepare(fibers_[i]);
+      make_ready(static_cast<int>(i));
+    }
+    for (std::size_t returned = 0; returned < fibers_.size();) {
+      if (ready_.empty()) throw KernelError(describe_stall());
+      thread = take_ready();
+      resume(fibers_[static_cast<std::size_t>(thread)]);
+      if (failure_) std::rethrow_exception(failure_);
+      returned += fibers_[static_cast<std::size_t>(thread)].state == State::returned;
+    }
+  }
+
+  void enter_shared(void* address, std::size_t bytes) {
+    if (std::find(shared_.begin(), shared_.end(), address) != shared_.end()) return;
+    std::memset(address, 0xff, bytes);  // NaN, as floats
+    shared_.push_back(address);
+  }
+
+  void wait_for_block(int line) { wait(State::at_barrier, line, 0, static_cast<int>(fibers_.size())); }
+
+  void exchange(const void* mine, void* theirs, std::size_t bytes, int mask, int line) {
+    if (bytes > kSlotBytes) throw KernelError("shuffle of more than 8 bytes");
+    const int lane = thread % kWarp;
+    auto& slots = warps_[static_cast<std::size_t>(thread / kWarp)].slots[current().shuffles++ % 2];
+    std::memcpy(slots[lane], mine, bytes);
+    wait(State::at_shuffle, line, thread / kWarp * kWarp, kWarp);
+    std::memcpy(theirs, slots[(lane ^ mask) % kWarp], bytes);
+  }
+
+  int thread = 0, block_x = 0, block_y = 0;
+
+ private:
+  static void start();
+
+  void prepare(Fiber& fiber) {
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = kStackBytes;
+    fiber.context.uc_link = &main_;
+    fiber.shuffles = 0;
+    fiber.fake_stack = nullptr;
+    makecontext(&fiber.context, &Launch::start, 0);
+  }
+
+  Fiber& current() { return fibers_[static_cast<std::size_t>(thread)]; }
+
+  void make_ready(int index) {
+    fibers_[static_cast<std::size_t>(index)].state = State::ready;
+    ready_.push_back(index);
+  }
+
+  int take_ready() {
+    const std::size_t pick = shuffled_ ? random_() % ready_.size() : 0;
+    const int index = ready_[pick];
+    ready_.erase(ready_.begin() + static_cast<std::ptrdiff_t>(pick));
+    return index;
+  }
+
+  // Blocks the running fiber until all of [first, first + count) wait in this state at this line.
+  void wait(State state, int line, int first, int count) {
+    Fiber& self = current();
+    self.state = state;
+    self.line = line;
+    const auto begin = fibers_.begin() + first, end = begin + count;
+    if (std::all_of(begin, end, [&](const Fiber& f) { return f.state == state && f.line == line; })) {
+      for (int i = first; i < first + count; ++i) make_ready(i);
+    }
+    before_switch(&self.fake_stack, main_bottom_, main_size_);
+    swapcontext(&self.context, &main_);
+    after_switch(self.fake_stack, &main_bottom_, &main_size_);
+  }
+
+  void resume(Fiber& fiber) {
+    before_switch(&main_fake_stack_, fiber.stack.get(), kStackBytes);
+    swapcontext(&main_, &fiber.context);
+    after_switch(main_fake_stack_, nullptr, nullptr);
+  }
+
+  std::string describe_stall() const {
+    std::map<std::string, int> where;
+    for (const Fiber& fiber : fibers_) {
+      ++where[fiber.state == State::returned ? "have returned"
+              : fiber.state == State::at_barrier
+                  ? "wait at the barrier in line " + std::to_string(fiber.line)
+                  : "wait at the shuffle in line " + std::to_string(fiber.line)];
+    }
+    std::string text = "block (" + std::to_string(block_x) + ", " + std::to_string(block_y) + ") is stuck:";
+    for (const auto& [what, count] : where) text += " " + std::to_string(count) + " threads " + what + ";";
+    return text;
+  }
+
+  std::vector<Fiber> fibers_;
+  std::vector<Warp> warps_;
+  const std::function<void()>& kernel_;
+  std::mt19937 random_;
+  const bool shuffled_;
+  std::vector<int> ready_;
+  std::vector<void*> shared_;
+  std::exception_ptr failure_;
+  ucontext_t main_;
+  void* main_fake_stack_ = nullptr;
+  const void* main_bottom_ = nullptr;
+  std::size_t main_size_ = 0;
+};
+
+Launch* running = nullptr;
+
+void Launch::start() {
+  Launch& launch = *running;
+  after_switch(nullptr, &launch.main_bottom_, &launch.main_size_);
+  try {
+    launch.kernel_();
+  } catch (...) {
+    launch.failure_ = std::current_exception();
+  }
+  launch.current().state = State::returned;
+  before_switch(nullptr, launch.main_bottom_, launch.main_size_);  // returning leads to main_ (uc_link)
+}
+
+}  // namespace
+
+void launch(int grid_x, int grid_y, int threads, unsigned seed, const std::function<void()>& kernel) {
+  if (running) throw KernelError("launch inside a kernel");
+  if (threads < kWarp || threads % kWarp) throw KernelError("a block needs whole warps");
+  Launch launch(threads, seed, kernel);
+  struct Guard {
+    ~Guard() { running = nullptr; }
+  } guard;
+  running = &launch;
+  for (int y = 0; y < grid_y; ++y) {
+    for (int x = 0; x < grid_x; ++x) launch.run_block(x, y);
+  }
+}
+
+int thread_index() { return running->thread; }
+int block_index_x() { return running->block_x; }
+int block_index_y() { return running->block_y; }
+void enter_shared(void* address, std::size_t bytes) { running->enter_shared(address, bytes); }
+void wait_for_block(int line) { running->wait_for_block(line); }
+void exchange(const void* mine, void* theirs, std::size_t bytes, int mask, int line) {
+  running->exchange(mine, theirs, bytes, mask, line);
+}
+
+}  // namespace seed_fast::device::host

@@ -1,0 +1,95 @@
+// Host version of csrc/cuda/device.h, for tests: the threads of a block are fibers of one thread, so that a kernel runs
+// under sanitizers and a debugger, and mistakes that a GPU would let pass are errors here:
+//   - a barrier or shuffle that some thread of the block or warp doesn't reach, or reaches at another line
+//   - shared memory read before it is written: it starts as NaN in every block
+//   - a missing barrier: threads run in order or, with a seed, in random order, up to their next barrier or shuffle
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <stdexcept>
+
+#include "dtype.h"
+
+#define SEED_FAST_DEVICE inline
+#define SEED_FAST_DEVICE_NOINLINE inline
+#define SEED_FAST_KERNEL(threads, blocks) inline void
+#define SEED_FAST_SHARED(type, name, extents)  \
+  alignas(16) static type name extents;        \
+  seed_fast::device::host::enter_shared(&name, sizeof name)
+#define SEED_FAST_UNROLL
+#define SEED_FAST_NO_UNROLL
+
+struct __attribute__((may_alias, aligned(16))) float4 {
+  float x, y, z, w;
+};
+
+namespace seed_fast::device {
+
+constexpr int kWarp = 32;
+
+namespace host {
+
+// What a kernel did that no GPU defines.
+class KernelError : public std::logic_error {
+  using std::logic_error::logic_error;
+};
+
+// Runs the kernel once per thread of a grid of grid_x * grid_y blocks, one block after another. Seed 0: threads take
+// turns in order; any other: in an order drawn from the seed. Throws KernelError, or what the kernel throws.
+void launch(int grid_x, int grid_y, int threads, unsigned seed, const std::function<void()>& kernel);
+
+// What the running thread asks for.
+int thread_index();
+int block_index_x();
+int block_index_y();
+void enter_shared(void* address, std::size_t bytes);
+void wait_for_block(int line);
+void exchange(const void* mine, void* theirs, std::size_t bytes, int mask, int line);
+
+}  // namespace host
+
+inline int thread_index() { return host::thread_index(); }
+inline long long block_index_x() { return host::block_index_x(); }
+inline long long block_index_y() { return host::block_index_y(); }
+
+inline void barrier(int line = __builtin_LINE()) { host::wait_for_block(line); }
+
+template <class T>
+T shuffle_xor(T value, int mask, int line = __builtin_LINE()) {
+  T other;
+  host::exchange(&value, &other, sizeof value, mask, line);
+  return other;
+}
+
+// Fibers of one thread need no atomic instruction.
+inline void atomic_min(unsigned* address, unsigned value) {
+  if (value < *address) *address = value;
+}
+
+inline unsigned float_bits(float value) {
+  unsigned bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+inline float float_from_bits(unsigned bits) { return bits_to_float(bits); }
+inline float infinity() { return std::numeric_limits<float>::infinity(); }
+inline float not_a_number() { return std::numeric_limits<float>::quiet_NaN(); }
+inline float float_from_half(unsigned short bits) { return half_to_float(bits); }
+
+inline float float_round_up(double value) {
+  if (value > static_cast<double>(std::numeric_limits<float>::max())) return infinity();
+  const float nearest = static_cast<float>(value);
+  return nearest < value ? std::nextafter(nearest, infinity()) : nearest;
+}
+
+inline float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
+inline double multiply_add(double a, double b, double c) { return std::fma(a, b, c); }
+inline float minimum(float a, float b) { return std::fmin(a, b); }
+inline float maximum(float a, float b) { return std::fmax(a, b); }
+inline double square_root(double a) { return std::sqrt(a); }
+
+}  // namespace seed_fast::device
