@@ -1,7 +1,8 @@
 """Images in, pixels out: what the SEED tokenizers see, bit for bit what torchvision on Pillow images gives.
 
-`load_image` opens anything a data set holds and returns an RGB image or one clear `ImageError`; `ImageProcessor` resizes
-and normalises. Workers of `seed-fast tokenize` import this file, so torch is imported only where pixels become a tensor.
+`load_image` opens anything a data set holds and returns an RGB image or one clear `ImageError`; `ImageProcessor`
+resizes and normalises. Workers of `seed-fast tokenize` import this file, so torch is imported only where pixels become
+a tensor.
 
 Against the official `Image.open(path).convert("RGB")`, on purpose:
 - EXIF orientation is applied (officially it is ignored: a photograph held upright is tokenised lying).
@@ -178,13 +179,10 @@ def _orientation(image: Image.Image) -> Any:
 
 
 def _to_8_bit(image: Image.Image, name: str) -> Image.Image:
-    """Grayscale of more than 8 bits as mode L. Full scale is 65535 for integers; 1 for floats, or 255 if any exceeds 1."""
+    """Deep grayscale as mode L. Full scale is 65535 for integers; for floats 1, or 255 if any value exceeds 1."""
     values = np.asarray(image).astype(np.float64)
     low, high = float(values.min()), float(values.max())
-    if image.mode == "F":
-        full_scale = 1.0 if high <= 1 else 255.0
-    else:
-        full_scale = 65535.0
+    full_scale = 65535.0 if image.mode != "F" else 1.0 if high <= 1 else 255.0
     if not (low >= 0 and high <= full_scale):  # false for NaN
         raise ImageError(f"{name}: a mode {image.mode} image must lie in 0..{full_scale:g}, got {low:g}..{high:g}")
     return Image.fromarray(np.rint(values * (255.0 / full_scale)).astype(np.uint8))

@@ -1,0 +1,194 @@
+"""The `seed-fast` command. Nothing heavy is imported before a command needs it, so `--help` answers at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+import seed_fast
+
+app = typer.Typer(
+    name="seed-fast",
+    help="The SEED image tokenizer: an image becomes 32 causally ordered codes, and back.",
+    epilog="Start with: seed-fast tokenize photos/ --output codes.jsonl",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+class Format(str, Enum):
+    """What tokenize writes."""
+
+    jsonl = "jsonl"
+    npz = "npz"
+
+
+class Dtype(str, Enum):
+    """In what the model computes."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Resize(str, Enum):
+    """The official resizes."""
+
+    bicubic = "bicubic"
+    bilinear = "bilinear"
+    bilinear_crop = "bilinear_crop"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"seed-fast {seed_fast.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def tokenize(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUTS...",
+            help="Images, folders (walked to the end), globs ('photos/**/*.jpg'), tar shards ('train-{000..099}.tar').",
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write, or with --format npz the folder.")],
+    format: Annotated[
+        Format,
+        typer.Option(
+            help='jsonl: lines {"path", "codes"}. npz: numbered parts holding arrays paths and codes (uint16).'
+        ),
+    ] = Format.jsonl,
+    model: Annotated[
+        str, typer.Option(help="seed-tiny (inside the package, for trying out), a folder, or a Hugging Face hub id.")
+    ] = "seed-tiny",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    dtype: Annotated[
+        Dtype, typer.Option(help="float32 gives the official codes; the others are faster and may change some.")
+    ] = Dtype.float32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass. Doesn't change the codes.")] = 32,
+    workers: Annotated[
+        Optional[int],  # noqa: UP045 - typer evaluates it on Python 3.10
+        typer.Option(min=0, help="Processes that read and decode. 0: none. Default: one per spare core, at most 8."),
+    ] = None,
+    shard: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Part i/n of the work, such as 0/4; writes NAME.0000i-of-0000n. torchrun sets it by itself."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a killed run stopped, or start.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run wrote.")] = False,
+    resize: Annotated[
+        Optional[Resize],  # noqa: UP045
+        typer.Option(help="How images are resized; codes depend on it. Default: what the model's config says."),
+    ] = None,
+    random_weights: Annotated[
+        bool,
+        typer.Option("--random-weights", help="Use a preset (seed-2, ...) without weights: for measuring speed only."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the closing summary as one JSON object.")] = False,
+) -> None:
+    """Turn images into codes.
+
+    A bad image is skipped and named on stderr. The output gets its name when it is whole; until then it is
+    OUTPUT.partial, from which --resume goes on after any kind of end.
+
+    \b
+    Examples:
+      seed-fast tokenize photos/ -o codes.jsonl
+      seed-fast tokenize 'train-{000..099}.tar' -o codes/ --format npz --model ./seed-2 --device cuda --resume
+      torchrun --nproc-per-node 8 --no-python seed-fast tokenize data/ -o codes.jsonl --model ./seed-2
+      seed-fast tokenize photos/ -o /tmp/codes.jsonl --model seed-2 --random-weights --dtype bfloat16 --json
+
+    \b
+    Exit codes:
+      0    every image has its codes
+      1    the run failed
+      2    the command was wrong; nothing was done
+      3    done, but some images or inputs were bad
+      130  interrupted (143: terminated); resume with --resume
+    """
+    from seed_fast import commands
+
+    options = commands.TokenizeOptions(
+        inputs=tuple(inputs),
+        output=output,
+        format=format.value,
+        model=model,
+        device=device,
+        dtype=dtype.value,
+        batch_size=batch_size,
+        workers=workers,
+        shard=shard,
+        resume=resume,
+        overwrite=overwrite,
+        resize=resize.value if resize else None,
+        random_weights=random_weights,
+        as_json=as_json,
+    )
+    raise typer.Exit(commands.tokenize(options))
+
+
+@app.command()
+def convert(
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE... DEST",
+            help="A folder, a hub id, or official files (seed_quantizer.pt eva_vit_g.pth), then the folder to write.",
+        ),
+    ],
+    preset: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="seed-1, seed-2 or seed-2-rqf. Default: what the tensors show."),
+    ] = None,
+    dtype: Annotated[
+        Optional[Dtype],  # noqa: UP045
+        typer.Option(help="Type to store. Default: each tensor as it is."),
+    ] = None,
+) -> None:
+    """Convert an official checkpoint to a folder that loads anywhere.
+
+    \b
+    Example:
+      seed-fast convert seed_quantizer.pt eva_vit_g.pth ./seed-2
+      seed-fast tokenize photos/ -o codes.jsonl --model ./seed-2
+    """
+    from seed_fast import commands
+
+    raise typer.Exit(commands.convert(paths, preset, dtype.value if dtype else None))
+
+
+@app.command()
+def info(as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False) -> None:
+    """Show versions, devices, the compiled module, and which backend runs each op and why."""
+    from seed_fast.info import collect, render
+
+    found = collect()
+    typer.echo(json.dumps(found) if as_json else render(found))
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,266 @@
+"""What the commands of `seed-fast` do: checking options, loading, exit codes. The command line itself is in `cli`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+from seed_fast.data.decode import WorkerDied
+from seed_fast.data.image_processor import ImageProcessor
+from seed_fast.data.journal import OutputError
+from seed_fast.data.shards import WHOLE, Split
+from seed_fast.data.writers import JsonlWriter, NpzWriter, Writer
+from seed_fast.report import Progress, printable, render
+
+if TYPE_CHECKING:
+    import torch
+
+    from seed_fast.model.tokenizer import SeedTokenizer
+
+EXIT_FAILED, EXIT_USAGE = 1, 2
+MOST_WORKERS = 8
+
+
+class UsageError(ValueError):
+    """The options can't be meant like this. Nothing has been done."""
+
+
+class Stopped(BaseException):
+    """SIGINT or SIGTERM came. Not an `Exception`: nothing on the way may take it for a bad image."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@dataclass(frozen=True)
+class TokenizeOptions:
+    """The options of `seed-fast tokenize`, as given."""
+
+    inputs: tuple[str, ...]
+    output: Path
+    format: str = "jsonl"
+    model: str = "seed-tiny"
+    device: str = "auto"
+    dtype: str = "float32"
+    batch_size: int = 32
+    workers: int | None = None
+    shard: str | None = None
+    resume: bool = False
+    overwrite: bool = False
+    resize: str | None = None
+    random_weights: bool = False
+    as_json: bool = False
+
+
+def tokenize(options: TokenizeOptions) -> int:
+    """Run `seed-fast tokenize`. Returns the exit code."""
+    with _stopping_signals():
+        try:
+            return _tokenize(options)
+        except (UsageError, OutputError) as error:
+            return _fail(error, EXIT_USAGE)
+        except (WorkerDied, OSError) as error:
+            return _fail(error, EXIT_FAILED)
+        except Stopped as stop:
+            _complain(f"stopped by {signal.Signals(stop.number).name}; what is done is kept, go on with --resume")
+            return 128 + stop.number
+
+
+def _tokenize(options: TokenizeOptions) -> int:
+    split = _split(options.shard)
+    _check_output(options, split)
+    device = _device(options.device)
+    tok = _load_model(options, device)
+    writer = _writer(options, split, tok.config.codebook_size)
+
+    from seed_fast import pipeline
+
+    workers = _spare_cores() if options.workers is None else options.workers
+    job = pipeline.Job(options.inputs, options.batch_size, workers, split, options.resume)
+    processor = ImageProcessor(tok.config.image_size, options.resize or tok.config.resize)
+    model = options.model + (" (random weights)" if options.random_weights else "")
+    progress = Progress()
+    try:
+        summary = pipeline.tokenize(tok, job, processor, writer, model, progress)
+    except pipeline.NoImages as error:
+        raise UsageError(str(error)) from None
+    except _out_of_memory() as error:
+        raise OSError(f"the device has no memory for a batch of {options.batch_size}: lower --batch-size") from error
+    finally:
+        progress.close()
+    if options.as_json:
+        about = {"output": str(writer.output), "model": options.model, "random_weights": options.random_weights}
+        about |= {"device": str(device), "dtype": options.dtype, "resize": processor.resize, "shard": str(split)}
+        about |= {"batch_size": job.batch_size, "workers": workers}
+        print(json.dumps(about | summary.to_dict()), flush=True)
+    else:
+        print(render(summary, job, str(device)), printable(str(writer.output)), sep="\n", flush=True)
+    _wait_for_other_ranks()
+    return summary.exit_code
+
+
+def _split(shard: str | None) -> Split:
+    try:
+        of_torchrun = Split.of_environment()
+        asked = None if shard is None else Split.parse(shard)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if of_torchrun and asked:
+        raise UsageError(f"--shard {asked} can't be used under torchrun, which has made this rank {of_torchrun}")
+    return of_torchrun or asked or WHOLE
+
+
+def _writer(options: TokenizeOptions, split: Split, codebook_size: int = 0) -> Writer:
+    if options.format == "npz":
+        return NpzWriter(options.output, split, codebook_size=codebook_size)
+    return JsonlWriter(options.output, split)
+
+
+def _check_output(options: TokenizeOptions, split: Split) -> None:
+    """Refuse before anything is loaded, let alone written."""
+    output = options.output
+    if options.resume and options.overwrite:
+        raise UsageError("--resume goes on with what is there, --overwrite drops it: give one of them")
+    if options.format == "jsonl" and output.is_dir():
+        raise UsageError(f"{output}: must be a file name, got a folder; parts in a folder are --format npz")
+    if options.format == "npz" and output.exists() and not output.is_dir():
+        raise UsageError(f"{output}: must be a folder with --format npz, got a file")
+    leftovers = _writer(options, split).leftovers()
+    if leftovers and not (options.resume or options.overwrite):
+        what = "an unfinished run" if leftovers[0].suffix == ".partial" else "an earlier run"
+        raise UsageError(f"{leftovers[0]}: left by {what}; --resume goes on with it, --overwrite drops it")
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    local_rank = os.environ.get("LOCAL_RANK", "0")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}") from None
+    if device.type == "cpu":
+        return device
+    if device.type != "cuda" or not torch.cuda.is_available():
+        raise UsageError(f"--device {name}: PyTorch {torch.__version__} sees no such device here")
+    index = int(local_rank) if device.index is None else device.index
+    if index >= torch.cuda.device_count():
+        raise UsageError(f"--device cuda:{index}: this machine has {torch.cuda.device_count()} CUDA device(s)")
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def _load_model(options: TokenizeOptions, device: torch.device) -> SeedTokenizer:
+    import torch
+
+    from seed_fast import SeedConfig, SeedTokenizer
+    from seed_fast.model.config import PRESETS
+
+    name, dtype = options.model, getattr(torch, options.dtype)
+    if options.random_weights:
+        if name not in PRESETS:
+            raise UsageError(f"--random-weights needs a preset as --model ({', '.join(PRESETS)}), got {name!r}")
+        torch.manual_seed(0)
+        _complain(f"{name}: random weights; the codes mean nothing")
+        return SeedTokenizer(SeedConfig.preset(name), device=device, dtype=dtype).eval()
+    if name in PRESETS and name != "seed-tiny" and not Path(name).exists():
+        raise UsageError(
+            f"--model {name}: the weights of this preset don't come with the package: give a folder or a hub id "
+            "(`seed-fast convert --help` makes a folder), or --random-weights to measure speed"
+        )
+    try:
+        tok = SeedTokenizer.from_pretrained(name, device=device, dtype=dtype)
+    except ValueError as error:
+        raise OSError(str(error)) from error
+    if not tok.trained:
+        _complain(f"{name}: these weights are untrained (the seeded initial ones); the codes mean nothing yet")
+    return tok
+
+
+def _out_of_memory() -> type[BaseException]:
+    import torch
+
+    return torch.cuda.OutOfMemoryError
+
+
+def _spare_cores() -> int:
+    """Processes for decoding: one core stays with the model."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(0, min(MOST_WORKERS, cores - 1))
+
+
+def _wait_for_other_ranks() -> None:
+    """torchrun ends every rank as soon as one exits with another code than 0; bad images must not stop the others."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
+        return
+    from datetime import timedelta
+
+    import torch.distributed
+
+    torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def convert(paths: list[str], preset: str | None, dtype: str | None) -> int:
+    """Run `seed-fast convert`. Returns the exit code."""
+    if len(paths) < 2:
+        _complain("convert: expected SOURCE... DEST, got one path")
+        return EXIT_USAGE
+    from tqdm import tqdm
+
+    from seed_fast.convert import convert as convert_checkpoint
+
+    *sources, destination = paths
+    with tqdm(unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar, _stopping_signals():
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        try:
+            source = sources if len(sources) > 1 else sources[0]
+            folder = convert_checkpoint(source, destination, preset=preset, dtype=dtype, progress=progress)
+        except (ValueError, OSError) as error:
+            return _fail(error, EXIT_FAILED)
+        except Stopped as stop:
+            return 128 + stop.number
+    print(printable(str(folder)))
+    return 0
+
+
+@contextmanager
+def _stopping_signals() -> Iterator[None]:
+    """Turn the first SIGINT or SIGTERM into `Stopped`; a second one ends the process at once."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        for each in before:
+            signal.signal(each, signal.SIG_DFL)
+        raise Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _fail(error: Exception, code: int) -> int:
+    _complain(f"error: {error}")
+    return code
+
+
+def _complain(text: str) -> None:
+    print(f"seed-fast: {printable(text)}", file=sys.stderr, flush=True)

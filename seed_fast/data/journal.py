@@ -1,0 +1,119 @@
+"""An append-only file of codes that survives a kill at any moment, and the description of the run that writes it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from seed_fast._files import write_beside
+
+
+class OutputError(ValueError):
+    """The output exists, belongs to another run, or is in use. The message starts with its path."""
+
+
+class Journal:
+    """A file of `{"path": ..., "codes": [...]}` lines. A kill can tear at most the last; opening cuts such a tail off.
+
+    The file is locked while it is open, so that a job started twice can't write every line twice.
+
+    Args:
+        path: the file; made if it is missing.
+        fresh: drop what it holds.
+
+    Raises:
+        OutputError: another process has it open.
+    """
+
+    def __init__(self, path: Path, *, fresh: bool = False) -> None:
+        self.path = path
+        self._file: BinaryIO = open(path, "a+b", buffering=0)  # noqa: SIM115 - open until close()
+        try:
+            _lock(self._file)
+        except BlockingIOError:
+            self._file.close()
+            raise OutputError(f"{path}: another process is writing it") from None
+        self._file.truncate(0 if fresh else _end_of_last_line(self._file))
+
+    def append(self, paths: Sequence[str], codes: np.ndarray) -> None:
+        """Append one line per image. When this returns, the operating system has them: a kill can't lose them."""
+        rows = zip(paths, codes.tolist(), strict=True)
+        lines = (json.dumps({"path": path, "codes": row}, separators=(",", ":")) + "\n" for path, row in rows)
+        left = memoryview("".join(lines).encode())
+        while left:
+            left = left[self._file.write(left) :]
+
+    def close(self, *, sync: bool = False) -> None:
+        """Close the file; with `sync` only after it has reached the disk."""
+        if not self._file.closed:
+            if sync:
+                os.fsync(self._file.fileno())
+            self._file.close()
+
+
+def read_journal(path: Path) -> Iterator[tuple[str, list[int]]]:
+    """Path and codes of each line, in order.
+
+    Raises:
+        OutputError: a line is something else.
+    """
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                record = json.loads(line)
+                yield record["path"], record["codes"]
+            except (ValueError, KeyError, TypeError):
+                raise OutputError(f'{path}: line {number} must be {{"path", "codes"}}, got {line[:80]!r}') from None
+
+
+def check_run(path: Path, run: dict[str, Any], output: Path) -> None:
+    """Compare the description of the run that began an output with that of the run which wants to go on.
+
+    Raises:
+        OutputError: they differ; says in what.
+    """
+    try:
+        before = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise OutputError(f"{path}: must describe a run, got something else ({error}); use --overwrite") from None
+    changes = [f"{key} was {before.get(key)}, is {run.get(key)}" for key in run if before.get(key) != run.get(key)]
+    if changes:
+        raise OutputError(
+            f"{output}: begun by another run: {'; '.join(changes)}. Resume with the same options, or --overwrite it"
+        )
+
+
+def write_run(path: Path, run: dict[str, Any]) -> None:
+    """Write the description of a run."""
+    write_beside(path, (json.dumps(run, indent=1) + "\n").encode())
+
+
+def _end_of_last_line(file: BinaryIO) -> int:
+    """Bytes up to and with the last line end, read backwards block by block."""
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - 65536)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0
+
+
+def _lock(file: BinaryIO) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:  # a network file system without locks
+        return

@@ -1,0 +1,251 @@
+"""The work of `seed-fast tokenize`: images in, codes out, in order, resumable, with the time of each stage."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+
+from seed_fast.data.decode import Decoded, Decoder
+from seed_fast.data.image_processor import ImageProcessor
+from seed_fast.data.journal import OutputError
+from seed_fast.data.shards import WHOLE, Entry, Split, list_entries
+from seed_fast.data.writers import Writer
+from seed_fast.profiling import Stage, StageTimer
+
+if TYPE_CHECKING:
+    from seed_fast.model.tokenizer import SeedTokenizer
+
+EXIT_BAD_IMAGES = 3
+
+
+class NoImages(ValueError):
+    """The inputs hold no image at all."""
+
+
+class Report(Protocol):
+    """Where a run tells how it goes."""
+
+    def line(self, text: str) -> None:
+        """One line for the person who watches."""
+
+    def advance(self, images: int) -> None:
+        """So many more images are done."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to tokenise and how. Neither `batch_size` nor `workers` changes a code."""
+
+    inputs: tuple[str, ...]
+    batch_size: int = 32  # images per forward pass
+    workers: int = 0  # decoding processes; 0: this one decodes
+    split: Split = WHOLE
+    resume: bool = False
+
+
+@dataclass
+class Summary:
+    """How a run went; `to_dict` is the object that `--json` prints."""
+
+    written: int = 0  # images encoded and recorded by this run
+    resumed: int = 0  # images recorded before
+    skipped: int = 0  # images that gave no codes, each named in the report
+    bad_inputs: int = 0  # shards, folders and globs that could not be listed to their end
+    seconds: float = 0.0  # wall time, without loading the model
+    waiting_seconds: float = 0.0  # of it, this process stood still until workers delivered
+    stages: list[Stage] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 3 if anything was left out."""
+        return EXIT_BAD_IMAGES if self.skipped or self.bad_inputs else 0
+
+    @property
+    def images_per_second(self) -> float:
+        """Images encoded by this run per second of wall time."""
+        return self.written / self.seconds if self.seconds else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        own = asdict(self) | {"stages": [stage._asdict() for stage in self.stages]}
+        return own | {"images_per_second": self.images_per_second, "exit_code": self.exit_code}
+
+
+def describe_run(tok: SeedTokenizer, model: str, processor: ImageProcessor, job: Job) -> dict[str, Any]:
+    """What a resumed run must share with the run that began: everything on which a code or an image's turn depends."""
+    return {
+        "model": model,
+        "weights": fingerprint(tok),
+        "dtype": str(tok.dtype).removeprefix("torch."),
+        "image_size": processor.image_size,
+        "resize": processor.resize,
+        "shard": str(job.split),
+        "inputs": list(job.inputs),
+    }
+
+
+def fingerprint(tok: SeedTokenizer) -> str:
+    """A hash of every tensor's name, shape and up to 64 of its values: tells two checkpoints apart, in no time."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(tok.state_dict().items()):
+        values = tensor.detach().flatten()
+        sample = values[:: max(1, len(values) // 64)][:64].float().cpu().numpy()
+        digest.update(f"{name}{list(tensor.shape)}".encode() + sample.tobytes())
+    return digest.hexdigest()
+
+
+def tokenize(
+    tok: SeedTokenizer, job: Job, processor: ImageProcessor, writer: Writer, model: str, report: Report
+) -> Summary:
+    """Encode every image of `job.inputs` and record the codes with `writer`.
+
+    Images that can't be used are named in `report` and counted. Interrupting (any exception) leaves what `writer` needs
+    to go on with `job.resume`.
+
+    Args:
+        tok: the model, on its device.
+        job: what to do.
+        processor: how to resize; its `image_size` must be the model's.
+        writer: where codes go; opened, finished and closed here.
+        model: what the model is called, for the description of the run.
+        report: told each skipped image, and progress.
+
+    Raises:
+        NoImages: no input holds an image.
+        OutputError: the output belongs to another run or another process.
+        WorkerDied: a decoding process was killed.
+    """
+    start = time.perf_counter()
+    summary = Summary()
+    host = "workers" if job.workers else "main"
+    stages = {"list": "main", "read": host, "decode+resize": host, "normalise": "device", "ViT": "device"}
+    timer = StageTimer(stages | {"Q-Former": "device", "nearest code": "device", "write": "main"}, tok.device)
+
+    def bad_input(line: str) -> None:
+        summary.bad_inputs += 1
+        report.line(f"bad input: {line}")
+
+    def skip(line: str) -> None:
+        summary.skipped += 1
+        report.line(f"skipped: {line}")
+
+    listing = list_entries(job.inputs, bad_input)
+    first = next(listing, None)
+    if first is None and not summary.bad_inputs:
+        raise NoImages(f"no image found in {', '.join(job.inputs)}")
+    entries = job.split.take(chain([first] if first else [], listing))
+    try:
+        writer.open(describe_run(tok, model, processor, job), resume=job.resume)
+        if job.resume:
+            entries = unrecorded(entries, writer.recorded(), summary)
+        if writer.complete:
+            for entry in entries:
+                skip(f"{entry.path}: not in {writer.output}, which an earlier run has finished without it")
+        else:
+            _encode_all(tok, job, processor, _timed(entries, timer), writer, timer, summary, skip, report)
+        writer.finish()
+    finally:
+        writer.close()
+    summary.stages = timer.stages()
+    summary.seconds = time.perf_counter() - start
+    return summary
+
+
+def unrecorded(entries: Iterable[Entry], recorded: Iterable[str], summary: Summary) -> Iterator[Entry]:
+    """The entries whose paths were not recorded yet, in order.
+
+    Both streams have the same order, except that images skipped by one run and usable in a later one were recorded
+    late. So memory holds only the images that were skipped before; they are tried again, first.
+
+    Raises:
+        OutputError: something was recorded that is not among the entries.
+    """
+    entries = iter(entries)
+    waiting: dict[str, list[Entry]] = {}
+    for path in recorded:
+        while path not in waiting:
+            entry = next(entries, None)
+            if entry is None:
+                raise OutputError(f"{path} was recorded by an earlier run, but is not among the inputs any more")
+            waiting.setdefault(entry.path, []).append(entry)
+        summary.resumed += 1
+        waiting[path].pop(0)
+        if not waiting[path]:
+            del waiting[path]
+    yield from chain.from_iterable(waiting.values())
+    yield from entries
+
+
+def _encode_all(
+    tok: SeedTokenizer,
+    job: Job,
+    processor: ImageProcessor,
+    entries: Iterator[Entry],
+    writer: Writer,
+    timer: StageTimer,
+    summary: Summary,
+    skip: Callable[[str], None],
+    report: Report,
+) -> None:
+    batch: list[Decoded] = []
+
+    def flush() -> None:
+        codes = encode(tok, processor, np.stack([image.pixels for image in batch]), timer)
+        finite = (codes >= 0).all(axis=1)
+        for image, usable in zip(batch, finite, strict=True):
+            if not usable:
+                skip(f"{image.path}: its embedding in {tok.dtype} is not finite, so it has no codes")
+        with timer.measure("write"):
+            paths = [image.path for image, usable in zip(batch, finite, strict=True) if usable]
+            writer.append(paths, codes[finite])
+        summary.written += len(paths)
+        report.advance(len(paths))
+        batch.clear()
+
+    with Decoder(processor, job.workers, ahead=2 * job.batch_size) as decoder:
+        for image in decoder.map(entries):
+            timer.add("read", image.read_seconds)
+            timer.add("decode+resize", image.decode_seconds)
+            if image.error is not None:
+                skip(image.error)
+                continue
+            batch.append(image)
+            if len(batch) == job.batch_size:
+                flush()
+        if batch:
+            flush()
+        summary.waiting_seconds = decoder.waiting_seconds
+
+
+def encode(tok: SeedTokenizer, processor: ImageProcessor, pixels: np.ndarray, timer: StageTimer) -> np.ndarray:
+    """Codes [B, N] of resized images, uint8 [B, S, S, 3], stage by stage; -1 where an embedding is not finite."""
+    with torch.inference_mode():
+        with timer.measure("normalise"):
+            normalised = processor.normalize(torch.from_numpy(pixels).to(tok.device))
+        with timer.measure("ViT"):
+            features = tok.image_features(normalised)
+        with timer.measure("Q-Former"):
+            causal = tok.query_embeddings(features)
+        with timer.measure("nearest code"):
+            ids = tok.lookup(causal)
+        codes = ids.cpu().numpy()
+    timer.resolve()
+    return codes
+
+
+def _timed(entries: Iterable[Entry], timer: StageTimer) -> Iterator[Entry]:
+    """The entries, with the time of finding each counted as "list"."""
+    entries = iter(entries)
+    while True:
+        with timer.measure("list"):
+            entry = next(entries, None)
+        if entry is None:
+            return
+        yield entry

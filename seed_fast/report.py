@@ -1,0 +1,84 @@
+"""What `seed-fast tokenize` shows: progress on stderr while it runs, and the closing table."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from seed_fast.pipeline import Job, Summary
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+    """A bar with images/s on a terminal, and a plain line every ten seconds anywhere else.
+
+    Args:
+        stream: where to write; default: stderr.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._start = self._last = time.monotonic()
+        self._images = 0
+        self._bar = None
+        if self._stream.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(unit=" images", file=self._stream, dynamic_ncols=True)
+
+    def line(self, text: str) -> None:
+        """One line of text, whatever bytes the file names in it hold."""
+        text = printable(text)
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def advance(self, images: int) -> None:
+        """So many more images are done."""
+        self._images += images
+        if self._bar is not None:
+            self._bar.update(images)
+            return
+        now = time.monotonic()
+        if now - self._last >= SECONDS_BETWEEN_LINES:
+            self._last = now
+            self.line(f"{self._images} images, {self._images / (now - self._start):.1f} images/s")
+
+    def close(self) -> None:
+        """End the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def printable(text: str) -> str:
+    """Text with line ends, control characters and undecodable bytes of file names written as escapes."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def render(summary: Summary, job: Job, device: str) -> str:
+    """The closing table: each stage, who did it, its seconds, and its share of the seconds of all stages."""
+    where = {"main": "main process", "device": device, "workers": f"{job.workers} worker{'s' * (job.workers != 1)}"}
+    rows = [f"{'stage':<14} {'where':<14} {'seconds':>9} {'ms/image':>9} {'share':>7}"]
+    for stage in summary.stages:
+        each = f"{1000 * stage.seconds / summary.written:9.2f}" if summary.written else f"{'-':>9}"
+        rows.append(f"{stage.name:<14} {where[stage.where]:<14} {stage.seconds:9.2f} {each} {100 * stage.share:6.1f}%")
+    own = sum(stage.seconds for stage in summary.stages if stage.where != "workers")
+    busy = sum(stage.seconds for stage in summary.stages)
+    other = max(0.0, summary.seconds - own - summary.waiting_seconds)
+    rows += [
+        f"A share is of the {busy:.2f} s that all stages took together.",
+        f"Wall time {summary.seconds:.2f} s = {own:.2f} s stages of the main process and {device}"
+        + (f" + {summary.waiting_seconds:.2f} s waiting for workers" if job.workers else "")
+        + f" + {other:.2f} s other."
+        + (" Workers ran beside it; their seconds are summed." if job.workers else ""),
+        f"{summary.written} images encoded, {summary.images_per_second:.1f} images/s"
+        + (f"; {summary.resumed} were there before" if summary.resumed else "")
+        + (f"; {summary.skipped} skipped" if summary.skipped else "")
+        + (f"; {summary.bad_inputs} inputs could not be listed" if summary.bad_inputs else ""),
+    ]
+    return "\n".join(rows)
