@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Optional
@@ -188,7 +187,3 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="As one JSON objec
 def main() -> None:
     """Entry point of the console script."""
     app()
-
-
-if __name__ == "__main__":
-    sys.exit(main())
