@@ -20,6 +20,9 @@ namespace py = pybind11;
 namespace seed_fast {
 
 void bind_nearest_code(py::module_&);
+#if SEED_FAST_WITH_CUDA
+void bind_nearest_code_cuda(py::module_&);
+#endif
 
 namespace {
 
@@ -52,6 +55,7 @@ PYBIND11_MODULE(_C, m) {
   bind_nearest_code(m);
 #if SEED_FAST_WITH_CUDA
   py::register_exception<cuda::CudaError>(m, "CudaError", PyExc_RuntimeError);
+  bind_nearest_code_cuda(m);
 #endif
 }
 

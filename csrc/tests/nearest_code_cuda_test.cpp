@@ -10,6 +10,7 @@
 #include "check.h"
 #include "dtype.h"
 #include "nearest_code.cu"
+#include "nearest_code_plan.h"
 
 namespace {
 
@@ -297,7 +298,7 @@ TEST(exact_ties_between_different_codes_give_the_lowest_index) {
 }
 
 TEST(magnitudes_from_subnormal_to_the_edge_of_overflow) {
-  for (float scale : {1e-43f, 1e-38f, 1e-30f, 1e-20f, 1e-10f, 1e10f, 1e18f}) {
+  for (float scale : {1e-43f, 1e-38f, 1e-30f, 1e-22f, 1e-20f, 1e-10f, 1e10f, 1e18f}) {
     const Matrix z = random_matrix(33, 32, 41, scale), codes = random_matrix(200, 32, 42, scale);
     check_search(z, codes);
   }
@@ -313,7 +314,13 @@ TEST(sums_that_overflow_on_the_way_are_still_decided) {
   for (int row = 0; row < 9; ++row) z.set(row, row % 4, row % 2 ? big : -big), z.set(row, (row + 1) % 4, 0x1p40f);
   for (int k = 0; k < 130; ++k) codes.set(k, k % 4, k % 3 ? big : -big), codes.set(k, (k + 1) % 4, 0x1p35f * k);
   check_search(z, codes);
-  CHECK_EQUAL(search(z, random_matrix(1, 4, 53, 0x1p60f)).result.ids[0], 0);
+  // The first code is the best by far, but adding its terms in turn passes the largest float32 and can't come back.
+  const float side = 0x1.4p63f;
+  Matrix corner(1, 2), pair(2, 2);
+  corner.set(0, 0, -side), corner.set(0, 1, side);
+  pair.set(0, 0, side), pair.set(0, 1, side), pair.set(1, 0, 0.8f * side), pair.set(1, 1, 0);
+  CHECK_EQUAL(float32_mistakes(corner, pair), 1);
+  check_search(corner, pair);
 }
 
 TEST(rows_without_a_finite_norm_get_no_id_and_leave_the_others_alone) {
