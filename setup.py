@@ -81,7 +81,7 @@ class CMakeBuild(build_ext):
             built = self._build()
         except NativeBuildError as error:
             if _env.get("SEED_FAST_NATIVE") == "1":
-                raise
+                raise SystemExit(f"seed_fast: the compiled module could not be built: {error}") from None
             target.parent.mkdir(parents=True, exist_ok=True)
             failure.write_text(f"{error}\n")
             self.warn(f"seed_fast is installed as pure Python, the compiled module could not be built: {error}")
