@@ -15,8 +15,8 @@ def random_official_state_dict(
 ) -> dict[str, Tensor]:
     """A state dict with official names and random weights under which each image has its own codes.
 
-    Maps keep the scale of what they map, norms are near 1, and nothing is zero, so that a tensor that is missing, swapped
-    or transposed changes the codes.
+    Maps keep the scale of what they map, norms are near 1, and nothing is zero, so that a tensor that is missing,
+    swapped or transposed changes the codes.
     """
     generator = torch.Generator().manual_seed(seed)
     weights = {}

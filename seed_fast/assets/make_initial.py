@@ -1,9 +1,9 @@
 """Write the embedded seed-tiny with initial weights: `python -m seed_fast.assets.make_initial [folder]`.
 
-The weights are the official initialisation at a fixed seed, with one change: the codebook. Its official start, 1/K around
-zero, gives nearly every photograph the same few codes. Here its entries are the encoded queries of seeded random pictures
-(smooth noise of many scales), so codes differ between photographs and a demo has something to show. They mean nothing
-until seed-tiny is trained.
+The weights are the official initialisation at a fixed seed, with one change: the codebook. Its official start, 1/K
+around zero, gives nearly every photograph the same few codes. Here its entries are the encoded queries of seeded random
+pictures (smooth noise of many scales), so codes differ between photographs and a demo has something to show. They mean
+nothing until seed-tiny is trained.
 """
 
 from __future__ import annotations

@@ -220,6 +220,8 @@ class SeedTokenizer(nn.Module):
         count, size = self.config.num_codes, self.config.codebook_size
         if codes.ndim != 2 or codes.shape[1] != count:
             raise ValueError(f"{caller}: codes must be [B, {count}], got {list(codes.shape)}")
-        if codes.numel() and not 0 <= (low := int(codes.min())) <= (high := int(codes.max())) < size:
-            raise ValueError(f"{caller}: codes must be in 0..{size - 1}, got {low}..{high}")
+        if codes.numel():
+            low, high = int(codes.min()), int(codes.max())
+            if low < 0 or high >= size:
+                raise ValueError(f"{caller}: codes must be in 0..{size - 1}, got {low}..{high}")
         return codes.to(self.device, torch.int64)
