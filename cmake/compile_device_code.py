@@ -30,7 +30,7 @@ import cuda_wheels
 CUBIN_ARCHITECTURES = (70, 75, 80, 86, 89, 90, 100, 120)
 PTX_ARCHITECTURES = (70, 90)
 FORCED_PTX = 70
-OPTIONS = ("--std=c++17", "--ptxas-options=-v", "-Wno-deprecated-gpu-targets")
+OPTIONS = ("--std=c++17", "--ptxas-options=-v")
 MANIFEST = "device_code.json"
 _QUOTED_INCLUDE = re.compile(rb'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 

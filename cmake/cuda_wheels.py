@@ -23,6 +23,10 @@ PACKAGES = {
 }
 
 
+# On every compilation for sm_70, and no option turns it off. Volta is why this compiler is used.
+_VOLTA_WARNING = "nvrtc: warning: Architectures prior to '<compute/sm>_75' are deprecated"
+
+
 class CompileError(Exception):
     """NVRTC or nvFatbin refused; the text is what it said."""
 
@@ -130,7 +134,8 @@ def compile_source(source: Path, arch: int, include_dirs: list[Path], nvrtc_path
         flags = [f"--gpu-architecture=sm_{arch}", *options, *(f"-I{folder}" for folder in include_dirs)]
         array = (ctypes.c_char_p * len(flags))(*(flag.encode() for flag in flags))
         result = nvrtc.nvrtcCompileProgram(program, len(flags), array)
-        log = fetch("ProgramLog").rstrip(b"\0").decode(errors="replace")
+        lines = fetch("ProgramLog").rstrip(b"\0").decode(errors="replace").splitlines()
+        log = "\n".join(line for line in lines if not line.startswith(_VOLTA_WARNING))
         if result:
             raise CompileError(log or nvrtc.nvrtcGetErrorString(result).decode())
         return Compiled(cubin=fetch("CUBIN"), ptx=fetch("PTX"), log=log)
