@@ -1,15 +1,12 @@
 """Read, decode and resize images in worker processes, in order and with bounded memory.
 
 Workers are spawned, not forked: by then the parent has run torch, and the thread pool of its OpenMP does not survive a
-fork (a forked worker hangs in it). A spawned worker imports Pillow and numpy only, with one BLAS thread, ignores Ctrl-C
-(the parent ends it), and ends itself when the parent is gone.
+fork (a forked worker hangs in it). See `worker` for what a spawned one is.
 """
 
 from __future__ import annotations
 
-import os
 import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -17,16 +14,16 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from typing import NamedTuple
 
 import numpy as np
 
 from seed_fast.data.image_processor import ImageError, ImageProcessor, load_image
 from seed_fast.data.shards import Entry, read_entry
+from seed_fast.data.worker import start_worker
 
 CHUNK = 8  # images per message between processes: few messages, and a worker is never far behind the others
-_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 class WorkerDied(RuntimeError):
@@ -72,9 +69,10 @@ class Decoder:
     def __init__(self, processor: ImageProcessor, workers: int, ahead: int) -> None:
         self._processor = processor
         self._window = max(1, -(-ahead // CHUNK), 2 * workers)  # chunks in flight
-        start = time.perf_counter()
-        self._pool = _start_pool(workers) if workers else None
-        self.waiting_seconds = time.perf_counter() - start if workers else 0.0  # of the caller, for workers
+        self._pool = None
+        if workers:
+            self._pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=start_worker)
+        self.waiting_seconds = 0.0  # of the caller, for workers
 
     def __enter__(self) -> Decoder:
         return self
@@ -93,7 +91,8 @@ class Decoder:
         try:
             while True:
                 while len(in_flight) < self._window and (chunk := list(islice(entries, CHUNK))):
-                    in_flight.append((self._pool.submit(_decode_chunk, chunk, self._processor), chunk))
+                    with _interrupts_blocked():
+                        in_flight.append((self._pool.submit(_decode_chunk, chunk, self._processor), chunk))
                 if not in_flight:
                     return
                 start = time.perf_counter()
@@ -112,42 +111,9 @@ def _decode_chunk(entries: list[Entry], processor: ImageProcessor) -> list[Decod
     return [decode_entry(entry, processor) for entry in entries]
 
 
-def _start_pool(workers: int) -> ProcessPoolExecutor:
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent)
-    with _environment(_ONE_THREAD), _interrupts_blocked():
-        pool.submit(int).result()  # the first task starts every worker, under this environment and signal mask
-    return pool
-
-
-def _end_with_parent() -> None:
-    """In a worker: exit when the parent is gone, even by SIGKILL; the pool's pipes alone would keep it waiting."""
-    parent = parent_process()
-    if parent is not None:
-
-        def watch() -> None:
-            parent.join()
-            os._exit(1)
-
-        threading.Thread(target=watch, daemon=True).start()
-
-
-@contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Processes started inside inherit the mask: Ctrl-C reaches the parent alone, and no worker prints a traceback."""
+    """Workers are started by submitting, and inherit the mask: Ctrl-C in a starting worker would print a traceback."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

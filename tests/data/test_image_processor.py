@@ -32,7 +32,7 @@ def test_resize_equals_official_in_every_bit(resize: str, official: dict[str, np
 def test_normalised_pixels_equal_official_in_every_bit(resize: str, official: dict[str, np.ndarray]) -> None:
     pixels = ImageProcessor(224, resize)(Image.fromarray(official["in/image_u8"]))
     name = f"out/{OFFICIAL_NAMES[resize]}"
-    assert pixels.dtype == torch.float32 and pixels.shape == (1, 3, 224, 224)
+    assert (pixels.dtype, pixels.shape) == (torch.float32, (1, 3, 224, 224))
     np.testing.assert_array_equal(pixels[0, :, 100:116, 100:116].numpy(), official[f"{name}_norm_crop"])
     np.testing.assert_array_equal(pixels[0].double().sum((1, 2)).numpy(), official[f"{name}_norm_sum"])
 

