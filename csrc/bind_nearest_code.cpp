@@ -12,10 +12,11 @@ namespace seed_fast {
 namespace {
 
 Isa parse_isa(const std::string& name) {
-  if (name.empty() || name == "avx512") return Isa::avx512;
+  if (name.empty() || name == "avx512bf16") return Isa::avx512bf16;
+  if (name == "avx512") return Isa::avx512;
   if (name == "avx2") return Isa::avx2;
   if (name == "scalar") return Isa::scalar;
-  throw std::invalid_argument("SEED_FAST_CPU_ISA: expected scalar, avx2 or avx512, got '" + name + "'");
+  throw std::invalid_argument("SEED_FAST_CPU_ISA: expected scalar, avx2, avx512 or avx512bf16, got '" + name + "'");
 }
 
 }  // namespace

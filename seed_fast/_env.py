@@ -21,7 +21,7 @@ VARIABLES = (
     Variable(
         "SEED_FAST_CPU_ISA",
         "",
-        "highest instruction set of the C++ kernels (scalar, avx2, avx512); default: what the CPU has",
+        "highest instruction set of the C++ kernels (scalar, avx2, avx512, avx512bf16)",
     ),
     Variable("SEED_FAST_CUDA_ARCH", "", "70: run the compute_70 image of the CUDA kernels on a newer GPU, for tests"),
     Variable(

@@ -1,8 +1,9 @@
 // Layout of a packed codebook, and the table of kernels that each instruction set provides.
 //
-// The screen computes s_k = z.e_k - ||e_k||^2 / 2 in float32 (its argmax is the argmin of the distance) and keeps only
-// the maximum over each group of kGroup codes, so a row needs K / kGroup floats whatever N is. A group whose maximum
-// could, within the error bound, hold the winner is scored again in float64.
+// With a centre c, z' = z - c and e' = e - c, the screen computes s_k = z'.e'_k - ||e'_k||^2 / 2, whose argmax is the
+// argmin of the distance, and keeps only the maximum over each group of kTiles codes, so a row needs K / kTiles floats
+// whatever N is. A group whose maximum could, within the error bound, hold the winner is scored again in float64 from
+// the entries themselves. The centre makes the bound follow the spread of the codebook, not its distance from zero.
 #pragma once
 
 #include <cstddef>
@@ -10,24 +11,30 @@
 
 namespace seed_fast {
 
-constexpr int kLanes = 16;             // codes side by side in a tile
-constexpr int kTiles = 8;              // tiles that share one row of group maxima
-constexpr int kGroup = kTiles;         // codes per group: one lane through all tiles
-constexpr int kBlock = kLanes * kTiles;  // codes per block of groups
-constexpr uint8_t kRepeats = 1;        // equal to an entry before it: never wins, so it is left out of the search
-constexpr uint8_t kRepeated = 2;       // an entry after it is equal: the margin is 0
+constexpr int kLanes = 16;               // codes side by side in a tile
+constexpr int kTiles = 8;                // tiles per block: a group is one lane through all of them
+constexpr int kBlock = kLanes * kTiles;  // codes per block
+constexpr uint8_t kRepeats = 1;          // equal to an entry before it: never wins, so it is left out of the search
+constexpr uint8_t kRepeated = 2;         // an entry after it is equal: the margin is 0
 
 struct PackedCodebook {
-  int64_t K, D, blocks;  // blocks = ceil(K / kBlock)
-  float* tiles;          // [blocks * kTiles, D, kLanes] entries, transposed; zeros where there is none
-  float* start;          // [blocks * kTiles, kLanes] -||e||^2 / 2, -inf where there is none
-  float* norm_bound;     // [blocks, kLanes] largest ||e|| of the group, rounded up
-  float* square_bound;   // [blocks, kLanes] its square over 2, rounded up
-  float* entries;        // [K, D]
-  double* norms;         // [K] ||e||^2
-  uint8_t* marks;        // [K] kRepeats | kRepeated
-  double* largest;       // [1] largest ||e||
+  int64_t K, D, blocks, pairs;  // blocks = ceil(K / kBlock), pairs = ceil(D / 2)
+  float* tiles;                 // [blocks * kTiles, D, kLanes] e', transposed; zeros where there is none
+  uint32_t* pair_tiles;         // [blocks * kTiles, pairs, kLanes] e' as two bfloat16; null where this CPU has no use for it
+  float* start;                 // [blocks * kTiles, kLanes] -||e'||^2 / 2, -inf where there is none
+  float* norm_bound;            // [blocks, kLanes] largest ||e'|| of the group, rounded up
+  float* square_bound;          // [blocks, kLanes] its square over 2, rounded up
+  float* center;                // [D] c
+  float* entries;               // [K, D] e
+  double* norms;                // [K] ||e||^2
+  uint8_t* marks;               // [K] kRepeats | kRepeated
+  struct Summary {
+    double largest;         // largest ||e||
+    double largest_spread;  // largest ||e'||
+    bool pairs_useful;      // whether bfloat16 tells most codes apart
+  }* summary;               // [1]
 
+  // Finds the parts in a buffer of `bytes`.
   PackedCodebook(const void* base, int64_t K, int64_t D);
   size_t bytes;
 };
@@ -37,16 +44,34 @@ struct NearestCode {
   double margin;
 };
 
+// One row of z, as the kernels want it.
+struct Row {
+  const float* z;        // [D]
+  const float* maxima;   // [blocks, kLanes] group maxima of s
+  double spread;         // ||z'||, rounded up
+  bool pairs;            // whether the maxima come from bfloat16
+  bool want_margin;
+};
+
 struct NearestCodeKernels {
-  // maxima[row, block, lane] = group maximum of s, for rows [0, rows) of z [rows, D] and blocks [begin, end).
+  // maxima[row, block, lane] = group maximum of s, for z' [rows, D] and blocks [begin, end).
   void (*screen)(const float* z, int64_t rows, const PackedCodebook& codes, int64_t begin, int64_t end, float* maxima);
-  // The exact winner for one row of z [D], given its maxima [blocks, kLanes].
-  NearestCode (*rescore)(const float* z, const PackedCodebook& codes, const float* maxima, bool want_margin);
+  // The same for z' [rows, pairs] as two bfloat16 each; null where the instruction set has no such product.
+  void (*screen_pairs)(const uint32_t* z, int64_t rows, const PackedCodebook& codes, int64_t begin, int64_t end,
+                       float* maxima);
+  // The exact winner.
+  NearestCode (*rescore)(const Row& row, const PackedCodebook& codes);
+  // Groups that the bound leaves open.
+  int64_t (*survivors)(const Row& row, const PackedCodebook& codes);
 };
 
 extern const NearestCodeKernels nearest_code_scalar;
 extern const NearestCodeKernels nearest_code_avx2;
 extern const NearestCodeKernels nearest_code_avx512;
+extern const NearestCodeKernels nearest_code_avx512bf16;
+
+// Above this many open groups, scoring every code by tiles is cheaper than group by group.
+inline int64_t most_survivors(const PackedCodebook& codes) { return codes.blocks * kLanes / 8 + 4; }
 
 // Whether score(a) < score(b), or they are equal and a < b, in exact arithmetic; score(e) = ||e||^2 - 2 z.e.
 bool nearest_code_exactly_before(const float* z, const PackedCodebook& codes, int64_t a, int64_t b);

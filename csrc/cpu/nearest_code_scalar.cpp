@@ -4,5 +4,5 @@
 #include "nearest_code_kernel.h"
 
 namespace seed_fast {
-const NearestCodeKernels nearest_code_scalar = {screen, rescore};
+const NearestCodeKernels nearest_code_scalar = {screen<Single>, nullptr, rescore, survivors};
 }

@@ -8,7 +8,7 @@
 
 namespace seed_fast {
 
-enum class Isa : int { scalar = 0, avx2 = 1, avx512 = 2 };
+enum class Isa : int { scalar = 0, avx2 = 1, avx512 = 2, avx512bf16 = 3 };
 
 // Best instruction set of this CPU that is compiled in.
 Isa best_isa();

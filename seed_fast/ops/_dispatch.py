@@ -32,7 +32,7 @@ class Backend:
         name: one of `NAMES`.
         run: the implementation; takes the op's arguments.
         unavailable: why this machine cannot run it at all, or "" where it can.
-        objections: why these arguments cannot go through it; called only where it is available.
+        objections: why these arguments cannot go through it; asks nothing of the machine, so it is asked first.
         note: what a reader of `seed-fast info` should know (for example that it never ran on real hardware).
     """
 
@@ -44,8 +44,9 @@ class Backend:
 
     def reasons(self, *args: Any) -> list[str]:
         """Why this backend cannot run on `args`; empty where it can."""
-        missing = self.unavailable()
-        return [missing] if missing else self.objections(*args)
+        reasons = self.objections(*args)
+        missing = "" if reasons else self.unavailable()
+        return [missing] if missing else reasons
 
 
 _TABLE: dict[str, tuple[Backend, ...]] = {}
@@ -98,15 +99,16 @@ def select(op: str, *args: Any) -> Backend:
             return candidate
         if wanted:
             raise BackendError(f"{op}: backend {wanted!r} was asked for but cannot run: {'; '.join(reasons)}")
-        _log_once(op, candidate, reasons)
+        if not candidate.objections(*args):
+            _log_once(op, candidate.name, reasons)
     raise BackendError(f"{op}: no backend {wanted!r} is registered for it")
 
 
-def _log_once(op: str, skipped: Backend, reasons: list[str]) -> None:
-    # A fallback that surprises nobody (a CUDA kernel on a CPU tensor) is not worth a line; a missing build is.
-    if skipped.unavailable() and skipped.name == "cpu" and (op, skipped.name) not in _logged:
-        _logged.add((op, skipped.name))
-        logger.warning("%s: falling back from backend %r: %s", op, skipped.name, "; ".join(reasons))
+def _log_once(op: str, name: str, reasons: list[str]) -> None:
+    # Only what this machine lacks: that a CUDA kernel does not take a CPU tensor surprises nobody.
+    if (op, name) not in _logged:
+        _logged.add((op, name))
+        logger.warning("%s: falling back from backend %r: %s", op, name, "; ".join(reasons))
 
 
 def explain(op: str, *args: Any) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from seed_fast import _env
+from seed_fast.ops import _dispatch
 
 # Element types as csrc/include/dtype.h numbers them.
 DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
@@ -63,6 +64,13 @@ def triton_unavailable() -> str:
 def triton_interprets() -> bool:
     """Whether Triton kernels run in its interpreter, on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET", "0") in ("1", "true", "on")
+
+
+def triton_device_objections(tensor: Tensor) -> list[str]:
+    """Why a Triton kernel cannot take a tensor where it is. The interpreter takes CPU tensors, but only on request."""
+    if tensor.is_cuda or (triton_interprets() and _dispatch.forced() == "triton"):
+        return []
+    return [f"the tensor is on {tensor.device}"]
 
 
 def threads() -> int:

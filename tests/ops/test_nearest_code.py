@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from seed_fast.ops import _native, backend, nearest_code, pack_codebook
 from seed_fast.ops.nearest_code import reference
 
-ISAS = ("scalar", "avx2", "avx512")
+ISAS = ("scalar", "avx2", "avx512", "avx512bf16")
 needs_native = pytest.mark.skipif(bool(_native.cpu_unavailable()), reason=_native.cpu_unavailable() or "native")
 
 

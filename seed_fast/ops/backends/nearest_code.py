@@ -100,9 +100,7 @@ def triton(z: Tensor, codebook: Tensor, packed: Tensor | None, return_margin: bo
 
 def triton_objections(z: Tensor, codebook: Tensor, *options: object) -> list[str]:
     """Why the Triton kernel cannot run on these arguments."""
-    if _native.triton_interprets():
-        return _dtype_objections(z, codebook)
-    reasons = _device_objections("cuda", z) + _dtype_objections(z, codebook)
+    reasons = _native.triton_device_objections(z) + _dtype_objections(z, codebook)
     if z.is_cuda and torch.cuda.get_device_capability(z.device) < TRITON_MINIMUM:
         reasons.append("the GPU is older than sm_80")
     return reasons

@@ -1,0 +1,383 @@
+// The kernel of attention, written once with the compiler's vector types. Each attention_<isa>.cpp defines
+// SEED_FAST_LANES (floats per register) and SEED_FAST_TILE (accumulators that stay in registers), and includes this.
+// With SEED_FAST_PAIRS, products are of pairs of bfloat16: a 32-bit word holds two neighbours of the summed axis.
+// Everything here has internal linkage: a function that the linker merged across files could carry AVX-512 code into
+// the scalar path.
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "attention_layout.h"
+#if SEED_FAST_PAIRS
+#include <immintrin.h>
+#endif
+
+namespace seed_fast {
+namespace {
+
+constexpr int kWidth = SEED_FAST_LANES;
+constexpr int kVectors = 4;       // registers of V in a tile at most
+constexpr int kTallest = 12;      // rows of a tile at most
+constexpr int kValueKeys = 64;    // keys of V that stay in the L1 cache while all queries pass
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr int rows_of(int vectors) { return std::min(kTallest, SEED_FAST_TILE / vectors); }
+static_assert(kBlock % kWidth == 0, "a block is whole registers");
+
+typedef float Floats __attribute__((vector_size(kWidth * sizeof(float)), aligned(2), may_alias));
+typedef int32_t Ints __attribute__((vector_size(kWidth * sizeof(int32_t)), aligned(4), may_alias));
+typedef uint32_t Bits __attribute__((vector_size(kWidth * sizeof(uint32_t)), aligned(4), may_alias));
+typedef float Quad __attribute__((vector_size(4 * sizeof(float)), aligned(2), may_alias));
+
+inline Floats load(const void* from) { return *static_cast<const Floats*>(from); }
+inline void store(void* to, Floats value) { *static_cast<Floats*>(to) = value; }
+inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+inline Floats splat(float value) { return value - Floats{}; }
+
+#if SEED_FAST_PAIRS
+constexpr int kPair = 2;
+typedef uint32_t Word __attribute__((aligned(2), may_alias));
+inline Floats multiply_add(Floats sum, Word a, Floats b) {
+  return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(int(a)), (__m512bh)b);
+}
+#else
+constexpr int kPair = 1;
+typedef float Word __attribute__((aligned(4), may_alias));
+inline Floats multiply_add(Floats sum, Word a, Floats b) { return sum + a * b; }
+#endif
+
+inline Word word_at(const char* base, int64_t offset) { return *reinterpret_cast<const Word*>(base + offset); }
+
+// R keys against N registers of queries: queries [depth, kBlock] words, keys [R, depth] words -> scores [R, kBlock].
+template <int R, int N>
+void score_tile(const float* queries, int64_t depth, const char* keys, int64_t stride, float scale, float* scores) {
+  Floats acc[R][N] = {};
+  for (int64_t d = 0; d < depth; ++d) {
+    Floats query[N];
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) query[n] = load(queries + d * kBlock + n * kWidth);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const Word key = word_at(keys, r * stride + d * 4);
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) acc[r][n] = multiply_add(acc[r][n], key, query[n]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) store(scores + r * kBlock + n * kWidth, acc[r][n] * scale);
+}
+
+template <int R, int N>
+void score_rest(int64_t rows, const float* queries, int64_t depth, const char* keys, int64_t stride, float scale,
+                float* scores) {
+  if constexpr (R > 0) {
+    if (rows == R) return score_tile<R, N>(queries, depth, keys, stride, scale, scores);
+    score_rest<R - 1, N>(rows, queries, depth, keys, stride, scale, scores);
+  }
+}
+
+// Scores of keys [begin, end) against N registers of queries.
+template <int N>
+void score(const float* queries, int64_t depth, const char* keys, int64_t stride, int64_t begin, int64_t end,
+           float scale, float* scores) {
+  constexpr int kRows = rows_of(N);
+  for (; begin + kRows <= end; begin += kRows)
+    score_tile<kRows, N>(queries, depth, keys + begin * stride, stride, scale, scores + begin * kBlock);
+  score_rest<kRows - 1, N>(end - begin, queries, depth, keys + begin * stride, stride, scale, scores + begin * kBlock);
+}
+
+// What happens to a row of the output around a sum over keys: out = (before * factor + sum) * inverse.
+struct RowUpdate {
+  const float* before;   // [rows, D], or null for zeros
+  int64_t before_stride;
+  const float* factor;   // [rows]
+  const float* inverse;  // [rows], or null for ones
+  float* out;            // [rows, D]
+  int64_t out_stride;
+};
+
+// R queries against N registers of V, the last one `last` words after the first (it may overlap its neighbour):
+// weights [depth, kBlock] words, values [depth, D] words.
+template <int R, int N>
+void value_tile(const float* weights, int64_t depth, const char* values, int64_t stride, int64_t last,
+                const RowUpdate& row, int64_t first_row, int64_t first_word) {
+  Floats acc[R][N] = {};
+  if (row.before != nullptr)
+    for (int r = 0; r < R; ++r)
+      for (int n = 0; n < N; ++n)
+        acc[r][n] = row.factor[first_row + r] * load(row.before + (first_row + r) * row.before_stride + first_word +
+                                                      (n < N - 1 ? n * kWidth : last));
+  for (int64_t k = 0; k < depth; ++k) {
+    Floats value[N];
+    const char* at = values + k * stride + first_word * 4;
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) value[n] = load(at + (n < N - 1 ? n * kWidth : last) * 4);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const Word weight = word_at(reinterpret_cast<const char*>(weights), (k * kBlock + first_row + r) * 4);
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) acc[r][n] = multiply_add(acc[r][n], weight, value[n]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    const float inverse = row.inverse == nullptr ? 1.0f : row.inverse[first_row + r];
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n)
+      store(row.out + (first_row + r) * row.out_stride + first_word + (n < N - 1 ? n * kWidth : last),
+            acc[r][n] * inverse);
+  }
+}
+
+template <int R, int N>
+void value_rest(int64_t rows, const float* weights, int64_t depth, const char* values, int64_t stride, int64_t last,
+                const RowUpdate& row, int64_t first_row, int64_t first_word) {
+  if constexpr (R > 0) {
+    if (rows == R) return value_tile<R, N>(weights, depth, values, stride, last, row, first_row, first_word);
+    value_rest<R - 1, N>(rows, weights, depth, values, stride, last, row, first_row, first_word);
+  }
+}
+
+// `visible(row)` keys of the block count for the queries up to `row`.
+template <int N, class Visible>
+void value_rows(const float* weights, const Visible& visible, const char* values, int64_t stride, int64_t rows,
+                int64_t last, const RowUpdate& row, int64_t first_word) {
+  constexpr int kRows = rows_of(N);
+  int64_t r = 0;
+  for (; r + kRows <= rows; r += kRows)
+    value_tile<kRows, N>(weights, visible(r + kRows - 1), values, stride, last, row, r, first_word);
+  value_rest<kRows - 1, N>(rows - r, weights, visible(rows - 1), values, stride, last, row, r, first_word);
+}
+
+// One block of keys against all queries, in groups of registers that are as even as can be.
+template <class Visible>
+void value_block(const float* weights, const Visible& visible, const char* values, int64_t stride, int64_t rows,
+                 int64_t D, const RowUpdate& row) {
+  const int64_t vectors = (D + kWidth - 1) / kWidth, groups = (vectors + kVectors - 1) / kVectors;
+  for (int64_t group = 0; group < groups; ++group) {
+    const int64_t begin = group * vectors / groups, end = (group + 1) * vectors / groups, first = begin * kWidth;
+    const int64_t last = std::min((end - 1) * kWidth, D - kWidth) - first;
+    switch (end - begin) {
+      case 1: value_rows<1>(weights, visible, values, stride, rows, last, row, first); break;
+      case 2: value_rows<2>(weights, visible, values, stride, rows, last, row, first); break;
+      case 3: value_rows<3>(weights, visible, values, stride, rows, last, row, first); break;
+      default: value_rows<4>(weights, visible, values, stride, rows, last, row, first); break;
+    }
+  }
+}
+
+// e^x to about one unit in the last place for x <= 0; NaN stays NaN, what would be subnormal is 0.
+// e^x = 2^n e^r, |r| <= log(2) / 2, and e^r = 1 + r + r^2 p(r) with p fitted for the least largest relative error.
+inline Floats exponential(Floats x) {
+  constexpr float kRound = 0x1.8p23f;  // adding it leaves the nearest integer in the low bits
+  const Floats shifted = x * 1.44269504f + kRound;
+  const Floats n = shifted - kRound;
+  const Floats r = (x - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f;  // log(2) in two parts: the first product is exact
+  Floats p = r * 1.381454011e-3f + 8.368745143e-3f;
+  p = p * r + 4.166839079e-2f;
+  p = p * r + 0.166665204f;
+  p = p * r + 0.4999999343f;
+  p = p * (r * r) + r + 1.0f;
+  const Floats power = (Floats)(((Bits)shifted << 23) + 0x3f800000u);
+  return x < -87.0f ? Floats{} : p * power;
+}
+
+// Softmax over keys [0, count) of one register of queries, in place, continuing from largest and sum; keys in
+// [visible, count) get weight 0. Query `lane` sees the keys up to diagonal + lane.
+void softmax_lanes(float* scores, int64_t count, int64_t diagonal, float* largest, float* sum, float* factor) {
+  int64_t visible = count;
+  if (diagonal < count - 1) {
+    Ints lane;
+    for (int i = 0; i < kWidth; ++i) lane[i] = i;
+    visible = std::max<int64_t>(0, std::min(count, diagonal + kWidth));
+    for (int64_t k = std::max<int64_t>(0, diagonal + 1); k < visible; ++k) {
+      const Ints hidden = lane < Ints{} + int32_t(k - diagonal);
+      store(scores + k * kBlock, hidden ? splat(-kInfinity) : load(scores + k * kBlock));
+    }
+    for (int64_t k = visible; k < count; ++k) store(scores + k * kBlock, Floats{});
+  }
+  const Floats before = load(largest);
+  Floats top[4] = {before, before, before, before};
+  int64_t k = 0;
+  for (; k + 4 <= visible; k += 4)
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) top[i] = larger(load(scores + (k + i) * kBlock), top[i]);
+  for (; k < visible; ++k) top[0] = larger(load(scores + k * kBlock), top[0]);
+  const Floats best = larger(larger(top[0], top[1]), larger(top[2], top[3]));
+  // Where every score so far is -infinity, 0 stands in for it: -infinity - -infinity would be NaN too early.
+  const Floats reference = best == splat(-kInfinity) ? Floats{} : best;
+  const Floats rescale = exponential(before - reference);
+  Floats total = load(sum) * rescale;
+  for (k = 0; k < visible; k += kPair) {
+#if SEED_FAST_PAIRS
+    // Rounded to bfloat16, two keys to a word; the sum is of what is kept, so that the weights add up to 1.
+    Bits pair = {};
+    for (int i = 0; i < 2 && k + i < count; ++i) {
+      const Bits weight = (Bits)exponential(load(scores + (k + i) * kBlock) - reference);
+      const Bits rounded = (weight + 0x7fff + ((weight >> 16) & 1)) & 0xffff0000u;
+      total += (Floats)rounded;
+      pair = i == 0 ? rounded >> 16 : pair | rounded;
+    }
+    store(scores + k / 2 * kBlock, (Floats)pair);
+#else
+    const Floats weight = exponential(load(scores + k * kBlock) - reference);
+    store(scores + k * kBlock, weight);
+    total += weight;
+#endif
+  }
+#if SEED_FAST_PAIRS
+  for (k = (visible + 1) / 2; k < (count + 1) / 2; ++k) store(scores + k * kBlock, Floats{});
+#endif
+  store(largest, best);
+  store(sum, total);
+  store(factor, rescale);
+}
+
+inline Quad load_quad(const char* from) { return *reinterpret_cast<const Quad*>(from); }
+inline void store_quad(float* to, Quad value) { *reinterpret_cast<Quad*>(to) = value; }
+
+#if defined(__clang__)
+#define SEED_FAST_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SEED_FAST_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Indices{__VA_ARGS__})
+typedef int32_t Indices __attribute__((vector_size(16)));
+#endif
+
+// Rows of words [count, depth] -> [depth, kBlock], with zeros for the rows that are missing. depth is a multiple of 4.
+void transpose(const char* rows, int64_t stride, int64_t count, int64_t depth, float* out) {
+  for (int64_t first = 0; first < (count + kWidth - 1) / kWidth * kWidth; first += 4)
+    for (int64_t d = 0; d < depth; d += 4) {
+      Quad row[4];
+      for (int i = 0; i < 4; ++i) row[i] = first + i < count ? load_quad(rows + (first + i) * stride + d * 4) : Quad{};
+      const Quad a = SEED_FAST_SHUFFLE(row[0], row[1], 0, 4, 1, 5), b = SEED_FAST_SHUFFLE(row[2], row[3], 0, 4, 1, 5);
+      const Quad c = SEED_FAST_SHUFFLE(row[0], row[1], 2, 6, 3, 7), e = SEED_FAST_SHUFFLE(row[2], row[3], 2, 6, 3, 7);
+      float* to = out + d * kBlock + first;
+      store_quad(to, SEED_FAST_SHUFFLE(a, b, 0, 1, 4, 5));
+      store_quad(to + kBlock, SEED_FAST_SHUFFLE(a, b, 2, 3, 6, 7));
+      store_quad(to + 2 * kBlock, SEED_FAST_SHUFFLE(c, e, 0, 1, 4, 5));
+      store_quad(to + 3 * kBlock, SEED_FAST_SHUFFLE(c, e, 2, 3, 6, 7));
+    }
+}
+
+// [count, D] of any type and stride -> float32 [count, D].
+void widen(const AttentionProblem& problem, const AttentionOperand& from, const char* rows, int64_t count, float* out) {
+  const int64_t D = problem.D;
+  for (int64_t row = 0; row < count; ++row) {
+    const char* at = rows + row * from.stride_l;
+    if (problem.dtype == DType::bfloat16 && from.stride_d == 2) {
+      const uint16_t* bits = reinterpret_cast<const uint16_t*>(at);
+      for (int64_t d = 0; d < D; ++d) out[row * D + d] = bits_to_float(uint32_t(bits[d]) << 16);
+    } else {
+      for (int64_t d = 0; d < D; ++d) out[row * D + d] = load_as_float(at + d * from.stride_d, 0, problem.dtype);
+    }
+  }
+}
+
+#if SEED_FAST_PAIRS
+// bfloat16 [count, D] -> [ceil(count / 2), D] words of two neighbouring rows, zero where there is no second one.
+void pair_rows(const char* rows, int64_t stride, int64_t count, int64_t D, float* out) {
+  for (int64_t row = 0; row < count; row += 2) {
+    const uint16_t* low = reinterpret_cast<const uint16_t*>(rows + row * stride);
+    const uint16_t* high = reinterpret_cast<const uint16_t*>(rows + (row + 1) * stride);
+    Word* to = reinterpret_cast<Word*>(out + row / 2 * D);
+    if (row + 1 < count)
+      for (int64_t d = 0; d < D; ++d) to[d] = uint32_t(high[d]) << 16 | low[d];
+    else
+      for (int64_t d = 0; d < D; ++d) to[d] = low[d];
+  }
+}
+#endif
+
+inline uint16_t float_to_half(float value) {
+  // TODO
+  return 0;
+}
+
+void attend(const AttentionProblem& p, int64_t item, AttentionScratch& scratch) {
+  const int64_t blocks = (p.Lq + p.block - 1) / p.block;
+  const int64_t first = item % blocks * p.block, h = item / blocks % p.H, b = item / blocks / p.H;
+  const int64_t queries = std::min(p.block, p.Lq - first), lanes = (queries + kWidth - 1) / kWidth * kWidth;
+  const int64_t keys = p.causal ? std::min(p.Lk, first + queries) : p.Lk, D = p.D;
+  const bool in_place = SEED_FAST_PAIRS || (p.dtype == DType::float32 && p.contiguous_heads());
+  const int64_t depth = D / kPair;  // words per row of Q and K
+
+  if (in_place) {
+    transpose(p.q.at(b, first, h), p.q.stride_l, queries, depth, scratch.queries);
+  } else {
+    widen(p, p.q, p.q.at(b, first, h), queries, scratch.values);
+    transpose(reinterpret_cast<const char*>(scratch.values), D * 4, queries, D, scratch.queries);
+  }
+  std::fill_n(scratch.largest, lanes, -kInfinity);
+  std::fill_n(scratch.sum, lanes, 0.0f);
+
+  const bool direct = p.dtype == DType::float32;  // the last sum writes the output itself
+  const int64_t out_offset = ((b * p.Lq + first) * p.H + h) * D;
+  for (int64_t chunk = 0; chunk < keys; chunk += kChunk) {
+    const int64_t count = std::min<int64_t>(kChunk, keys - chunk);
+    const char* key = p.k.at(b, chunk, h);
+    const char* value = p.v.at(b, chunk, h);
+    int64_t key_stride = p.k.stride_l, value_stride = p.v.stride_l;
+    if (!in_place) {
+      widen(p, p.k, key, count, scratch.keys);
+      widen(p, p.v, value, count, scratch.values);
+      key = reinterpret_cast<const char*>(scratch.keys);
+      value = reinterpret_cast<const char*>(scratch.values);
+      key_stride = value_stride = D * 4;
+    }
+#if SEED_FAST_PAIRS
+    pair_rows(value, value_stride, count, D, scratch.values);
+    value = reinterpret_cast<const char*>(scratch.values);
+    value_stride = D * 4;
+#endif
+
+    // With causality a register of queries needs the keys up to its last query alone.
+    const auto reach = [&](int64_t lane) {
+      return p.causal ? std::max<int64_t>(0, std::min(count, first + lane + kWidth - chunk)) : count;
+    };
+    for (int64_t lane = 0; lane < lanes; lane += 2 * kWidth) {
+      const bool two = lane + kWidth < lanes;
+      const int64_t both = reach(lane);
+      if (two) {
+        score<2>(scratch.queries + lane, depth, key, key_stride, 0, both, p.scale, scratch.scores + lane);
+        score<1>(scratch.queries + lane + kWidth, depth, key, key_stride, both, reach(lane + kWidth), p.scale,
+                 scratch.scores + lane + kWidth);
+      } else {
+        score<1>(scratch.queries + lane, depth, key, key_stride, 0, both, p.scale, scratch.scores + lane);
+      }
+    }
+    for (int64_t lane = 0; lane < lanes; lane += kWidth)
+      softmax_lanes(scratch.scores + lane, count, p.causal ? first + lane - chunk : count, scratch.largest + lane,
+                    scratch.sum + lane, scratch.factor + lane);
+    if (chunk + count == keys)
+      for (int64_t lane = 0; lane < lanes; ++lane) scratch.sum[lane] = 1.0f / scratch.sum[lane];
+
+    for (int64_t begin = 0; begin < count; begin += kValueKeys) {
+      const int64_t end = std::min<int64_t>(count, begin + kValueKeys);
+      const bool finish = chunk + end == keys;
+      static constexpr auto kOnes = [] {
+        struct Row {
+          float value[kBlock];
+        } ones{};
+        for (float& one : ones.value) one = 1.0f;
+        return ones;
+      }();
+      const RowUpdate row{chunk + begin == 0 ? nullptr : scratch.out,
+                          D,
+                          begin == 0 ? scratch.factor : kOnes.value,
+                          finish ? scratch.sum : nullptr,
+                          finish && direct ? reinterpret_cast<float*>(p.out) + out_offset : scratch.out,
+                          finish && direct ? p.H * D : D};
+      const auto visible = [&](int64_t query) {
+        const int64_t stop = p.causal ? std::min(end, first + query + 1 - chunk) : end;
+        return std::max<int64_t>(0, (stop - begin + kPair - 1) / kPair);
+      };
+      value_block(scratch.scores + begin / kPair * kBlock, visible, value + begin / kPair * value_stride, value_stride,
+                  queries, D, row);
+    }
+  }
+  if (!direct) narrow(p, scratch.out, queries, out_offset);
+}
+
+}  // namespace
+}  // namespace seed_fast

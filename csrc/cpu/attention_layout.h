@@ -1,0 +1,60 @@
+// What one work item of attention reads and writes, and the kernel that each instruction set provides.
+//
+// A work item is (batch, head, block of up to kBlock queries). Queries lie in the lanes of a register, so that softmax
+// over the keys needs no sum across lanes, and K and V are read where they are:
+//   scores [keys, kBlock] = K Q^T      each K element is broadcast against a register of queries
+//   out [queries, D] = P V             each weight is broadcast against a register of V
+#pragma once
+
+#include <cstdint>
+
+#include "dtype.h"
+
+namespace seed_fast {
+
+constexpr int kBlock = 32;       // queries per work item at most
+constexpr int kChunk = 512;      // keys whose scores are held at a time; fewer keys need no rescaling
+constexpr int kMaxHeadDim = 128;
+
+// A tensor [B, L, H, D]; strides count bytes.
+struct AttentionOperand {
+  const char* data;
+  int64_t stride_b, stride_l, stride_h, stride_d;
+
+  const char* at(int64_t b, int64_t l, int64_t h) const { return data + b * stride_b + l * stride_l + h * stride_h; }
+};
+
+struct AttentionProblem {
+  AttentionOperand q, k, v;
+  char* out;  // [B, Lq, H, D] contiguous
+  DType dtype;
+  int64_t B, H, Lq, Lk, D;
+  float scale;
+  bool causal;
+  int64_t block;  // queries per work item
+
+  int64_t element_bytes() const { return dtype == DType::float32 ? 4 : 2; }
+  bool contiguous_heads() const {
+    return q.stride_d == element_bytes() && k.stride_d == element_bytes() && v.stride_d == element_bytes();
+  }
+};
+
+// Working memory of one thread. Uninitialised; about half a megabyte, of which a block of short rows touches little.
+struct alignas(64) AttentionScratch {
+  float queries[kMaxHeadDim * kBlock];    // [D, kBlock]
+  float scores[kChunk * kBlock];          // [keys, kBlock]
+  float out[kBlock * kMaxHeadDim];        // [kBlock, D]
+  float largest[kBlock], sum[kBlock], factor[kBlock];
+  float keys[kChunk * kMaxHeadDim];       // [keys, D], where K cannot be read where it is
+  float values[kChunk * kMaxHeadDim];     // [keys, D], or pairs of keys [keys / 2, D]
+};
+
+// Work items are numbered with the query block fastest, then the head, then the batch.
+using AttentionKernel = void (*)(const AttentionProblem& problem, int64_t item, AttentionScratch& scratch);
+
+extern const AttentionKernel attention_scalar;
+extern const AttentionKernel attention_avx2;
+extern const AttentionKernel attention_avx512;
+extern const AttentionKernel attention_avx512bf16;  // bfloat16 with contiguous heads alone
+
+}  // namespace seed_fast

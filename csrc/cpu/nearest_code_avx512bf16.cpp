@@ -1,0 +1,24 @@
+#include <immintrin.h>
+
+#define SEED_FAST_LANES 16
+#define SEED_FAST_ROWS 12
+#define SEED_FAST_VECTORS 2
+#include "nearest_code_kernel.h"
+
+namespace seed_fast {
+namespace {
+
+// Two bfloat16 products per lane and step, added in float32.
+struct Pair {
+  using Element = uint32_t;
+  static int64_t steps(const PackedCodebook& codes) { return codes.pairs; }
+  static const Element* tiles(const PackedCodebook& codes) { return codes.pair_tiles; }
+  static Floats multiply_add(Floats sum, Element z, Floats codes) {
+    return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32(int(z)), (__m512bh)(__m512)codes);
+  }
+};
+
+}  // namespace
+
+const NearestCodeKernels nearest_code_avx512bf16 = {screen<Single>, screen<Pair>, rescore, survivors};
+}  // namespace seed_fast
