@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 SITE_PACKAGES = Path(sysconfig.get_path("purelib"))
 # What a build needs besides a compiler, as top-level entries of site-packages; NVIDIA's packages are not among them.
-BUILD_TOOLS = ("setuptools", "_distutils_hack", "pkg_resources", "wheel", "packaging", "cmake", "ninja", "pybind11")
+BUILD_TOOLS = ("setuptools", "_distutils_hack", "wheel", "packaging", "cmake", "ninja", "pybind11")
 REPORT = """
 import json, seed_fast, seed_fast._C as c
 import seed_fast.kernels
@@ -79,23 +79,31 @@ def report(site: Path) -> dict:
     return answer
 
 
+def fresh_environment(folder: Path) -> tuple[Path, Path]:
+    """(python, site-packages) of a new virtual environment with nothing but pip."""
+    venv.create(folder, with_pip=True)
+    site = next(folder.glob("lib/python*/site-packages"))
+    for pattern in ("setuptools*", "pkg_resources", "_distutils_hack", "distutils-precedence.pth"):
+        for entry in site.glob(pattern):  # some Pythons bring one that is too old
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    return folder / "bin" / "python", site
+
+
 @pytest.fixture
 def bare_python(tmp_path: Path) -> Path:
     """A Python whose environment has the build tools but no NVIDIA package (and no torch)."""
-    folder = tmp_path / "bare"
-    venv.create(folder, with_pip=True)
-    site = next(folder.glob("lib/python*/site-packages"))
+    python, site = fresh_environment(tmp_path / "bare")
     for entry in SITE_PACKAGES.iterdir():
-        name = entry.name.split("-")[0].lower()
-        if name in BUILD_TOOLS and not (site / entry.name).exists():
+        if entry.name.split("-")[0].lower() in BUILD_TOOLS:
             (site / entry.name).symlink_to(entry)
-    return folder / "bin" / "python"
+    return python
 
 
 def test_an_isolated_build_needs_no_torch_and_works_elsewhere(tree):
     result, wheel = build_wheel(tree, SEED_FAST_NATIVE="1")
     assert result.returncode == 0, result.stderr
-    collected = [line.split()[1] for line in result.stdout.splitlines() if line.strip().startswith("Collecting")]
+    lines = (result.stdout + result.stderr).splitlines()
+    collected = [line.split()[1] for line in lines if line.strip().startswith("Collecting")]
     assert collected, "pip should have installed the build requirements"
     assert [name for name in collected if name.startswith("torch")] == []
     assert content_objections(wheel) == []
@@ -106,10 +114,7 @@ def test_an_isolated_build_needs_no_torch_and_works_elsewhere(tree):
 
 
 def test_an_editable_install_runs_the_sources_in_place(tree):
-    folder = tree.parent / "venv"
-    venv.create(folder, with_pip=True)
-    python = folder / "bin" / "python"
-    site = next(folder.glob("lib/python*/site-packages"))
+    python, site = fresh_environment(tree.parent / "venv")
     (site / "dependencies.pth").write_text(f"{SITE_PACKAGES}\n")  # torch and the build tools, without installing them
     command = [python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", tree]
     result = run(command, env=environment(SEED_FAST_NATIVE="1"), cwd=tree.parent)

@@ -23,7 +23,7 @@ pytestmark = [
 
 @pytest.fixture
 def release_wheel(tree: Path) -> Path:  # noqa: F811
-    command = ["make", "-C", str(tree), "dist-wheel", f"BIN={Path(sys.executable).parent}"]
+    command = ["make", "-C", str(tree), "dist-wheel", f"VENV={sys.prefix}"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     (wheel,) = (tree / "dist").glob("*.whl")
