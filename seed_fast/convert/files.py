@@ -12,6 +12,7 @@ import os
 import pickle
 import re
 import struct
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,13 +91,16 @@ class TensorFile:
 
     def _open_torch(self) -> dict[str, Tensor]:
         with open(self.path, "rb") as file:
-            self.is_mapped = file.read(2) == b"PK"  # a zip; the legacy format can only be read as a whole
+            head = file.read(4)
+        self.is_mapped = head == b"PK\x03\x04"  # a zip; the legacy format can only be read as a whole
         try:
-            content = torch.load(self.path, map_location="cpu", weights_only=True, mmap=self.is_mapped)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about pickles that torch.save didn't write: they fail right after
+                content = torch.load(self.path, map_location="cpu", weights_only=True, mmap=self.is_mapped)
         except (OSError, MemoryError):
             raise
         except Exception as error:  # whatever a parser of foreign bytes trips over, the file is at fault
-            raise CheckpointError(f"{self.path}: {_explain(error)}") from error
+            raise CheckpointError(f"{self.path}: {_explain(error, is_pickle=head[:1] == pickle.PROTO)}") from error
         for wrapper in _WRAPPERS:
             if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
                 content = content[wrapper]
@@ -110,13 +114,16 @@ class TensorFile:
         return tensors
 
 
-def _explain(error: Exception) -> str:
-    refused = re.search(r"GLOBAL (\S+)", str(error))
-    if isinstance(error, pickle.UnpicklingError) and refused:
-        return f"refused: its pickle wants {refused[1]}, and only tensors are read. Nothing in it was run"
-    return (
-        f"must be a whole PyTorch checkpoint, got a file that doesn't read as one ({str(error).splitlines()[0][:200]})"
-    )
+def _explain(error: Exception, *, is_pickle: bool) -> str:
+    text = str(error)
+    wanted = re.search(r"GLOBAL (\S+)", text)
+    if isinstance(error, pickle.UnpicklingError) and (wanted or (is_pickle and "Unsupported operand" in text)):
+        return (
+            f"refused: its pickle wants {wanted[1] if wanted else 'more'}, and only tensors are read; nothing of it ran"
+        )
+    # Not torch's text for an UnpicklingError, which advises to load with weights_only=False.
+    reason = "" if isinstance(error, pickle.UnpicklingError) or not text else f": {text.splitlines()[0][:200]}"
+    return f"must be a whole PyTorch checkpoint, got a file that doesn't read as one ({type(error).__name__}{reason})"
 
 
 def write_safetensors(

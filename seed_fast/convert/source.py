@@ -63,7 +63,7 @@ def open_checkpoint(source: str | Path | Sequence[str | Path], config: SeedConfi
         return _open_official([Path(path) for path in source], config)
     path = Path(str(source))
     if str(source) == EMBEDDED:
-        return _open_own(ASSETS / EMBEDDED)
+        return _open_own(ASSETS / EMBEDDED, config)
     if str(source) in PRESETS:
         raise ValueError(
             f"{source}: no weights of this preset are shipped; give a folder, files or a hub id "
@@ -74,17 +74,19 @@ def open_checkpoint(source: str | Path | Sequence[str | Path], config: SeedConfi
     if not path.is_dir():
         path = _download(str(source))
     if (path / WEIGHTS).is_file():
-        return _open_own(path)
+        return _open_own(path, config)
     files = [path / name for name in OFFICIAL if (path / name).is_file()]
     if not files:
         raise FileNotFoundError(f"{path}: must hold {WEIGHTS}, or one of {', '.join(OFFICIAL)}; got none of them")
     return _open_official(files, config)
 
 
-def _open_own(folder: Path) -> Checkpoint:
+def _open_own(folder: Path, wanted: SeedConfig | None) -> Checkpoint:
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"{folder / CONFIG}: no such file; a folder with {WEIGHTS} needs it")
     config = SeedConfig.from_file(folder / CONFIG)
+    if wanted is not None and wanted != config:
+        raise ValueError(f"{folder / CONFIG}: must be the config asked for, {wanted}, got {config}")
     file = TensorFile(folder / WEIGHTS)
     shapes = parameter_shapes(config)
     for name, shape in shapes.items():
