@@ -4,12 +4,12 @@
 // 2. nearest_code_fwd_kernel scores rows x codes in float32 on chip, so that [N, K] never exists in memory, and keeps
 //    the best and the second score of each row in each share of the codebook.
 // 3. nearest_code_finish_kernel merges the shares. A row whose gap exceeds twice the error bound of a float32 score is
-//    decided; any other is rescored (nearest_code_rescore.h).
+//    decided; any other is rescored (nearest_code_rescore.h), and so is every row if its margin is asked for.
 //
 // Error bound of a score, with u = 2^-24, M the largest code norm and gamma(m) = m u / (1 - m u): a chain of D fused
 // multiply-adds that starts at the rounded ||e||^2 errs by at most gamma(D + 2) (M^2 + 2 ||z|| M) and D + 1 underflows,
 // which are budgeted as if subnormal inputs and results were flushed to zero. Where M^2 + 2 ||z|| M nears the largest
-// float32, a sum could overflow on the way, and the screen decides nothing.
+// float32, sums can pass it on the way (upwards: no part falls below -||z||^2), and the screen decides nothing.
 #include "nearest_code_rescore.h"
 
 namespace seed_fast::nearest_code {
@@ -203,7 +203,7 @@ nearest_code_finish_kernel(const void* z, int dtype, long long n, int d, long lo
     const double underflow = (d + 1) * 0x1p-125 * (1 + square_root(z_norm) + square_root(code_norm));
     const bool overflows = magnitude > 0x1p127;
     const double error = overflows ? infinity() : gamma * magnitude + underflow;
-    if (!(gap > 2 * error)) {
+    if (margin || !(gap > 2 * error)) {
       // Whatever is exactly second best scores no higher than this.
       const float threshold = float_round_up(static_cast<double>(found.second) + 2 * error);
       const double error64 = (2 * d + 4) * 0x1p-53 * magnitude;

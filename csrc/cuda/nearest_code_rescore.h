@@ -161,9 +161,9 @@ SEED_FAST_DEVICE Candidate rescore(const Row& z, const Codes& codes, float thres
         score[c] = multiply_add(z_value, column[i * kTileCodes + c * kWarp], score[c]);
       }
     }
-    bool open = false;  // written so that a NaN, from an overflow on the way, stays in
+    bool open = false;
     SEED_FAST_UNROLL
-    for (int c = 0; c < kPerLane; ++c) open |= !(score[c] > threshold);
+    for (int c = 0; c < kPerLane; ++c) open |= score[c] <= threshold;
     if (!open) continue;
 
     double score64[kPerLane];
@@ -179,8 +179,7 @@ SEED_FAST_DEVICE Candidate rescore(const Row& z, const Codes& codes, float thres
     }
     SEED_FAST_UNROLL
     for (int c = 0; c < kPerLane; ++c) {
-      const bool exists = code + c * kWarp < codes.k;
-      if (exists && !(score[c] > threshold)) {
+      if (score[c] <= threshold) {  // may hold for the filling of the last tile, whose float64 score is +inf
         found = merge(z, codes, error, found, Candidate{score64[c], infinity(), code + c * kWarp});
       }
     }

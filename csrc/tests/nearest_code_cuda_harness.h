@@ -1,0 +1,175 @@
+// Runs the kernels of csrc/cuda/nearest_code.cu on the host (device_host.h), and computes what they should find.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "check.h"
+#include "dtype.h"
+#include "nearest_code.cu"
+
+namespace seed_fast::nearest_code::testing {
+
+constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+constexpr long long kPoison = -77;
+
+// A matrix of one of the dtypes with a row stride; the gaps between rows hold NaN.
+struct Matrix {
+  int rows, columns, stride;
+  DType dtype;
+  std::vector<unsigned char> bytes;
+
+  Matrix(int rows, int columns, DType dtype = DType::float32, int gap = 0)
+      : rows(rows), columns(columns), stride(columns + gap), dtype(dtype),
+        bytes(static_cast<std::size_t>(rows * stride - gap) * size(), 0xff) {}
+
+  std::size_t size() const { return dtype == DType::float32 ? 4 : 2; }
+  float operator()(int row, int column) const {
+    return load_as_float(bytes.data(), static_cast<int64_t>(row) * stride + column, dtype);
+  }
+  // Truncates to the dtype; halves only in the range of normal halves.
+  void set(int row, int column, float value) {
+    unsigned char* const at = &bytes[static_cast<std::size_t>(row * stride + column) * size()];
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    if (dtype == DType::float32) std::memcpy(at, &bits, 4);
+    uint16_t half = static_cast<uint16_t>(bits >> 16);
+    if (dtype == DType::float16) {
+      const uint32_t magnitude = bits & 0x7fffffff;
+      const uint32_t normal = magnitude < 0x38800000 ? 0 : (magnitude - 0x38000000) >> 13;
+      half = static_cast<uint16_t>((bits >> 16 & 0x8000) | (magnitude >= 0x7f800000 ? 0x7c00 : normal));
+    }
+    if (dtype != DType::float32) std::memcpy(at, &half, 2);
+  }
+};
+
+inline Matrix random_matrix(int rows, int columns, unsigned seed, float scale = 1, DType dtype = DType::float32,
+                            int gap = 0) {
+  Matrix matrix(rows, columns, dtype, gap);
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal;
+  for (int r = 0; r < rows; ++r) {
+    for (int c = 0; c < columns; ++c) matrix.set(r, c, scale * normal(random));
+  }
+  return matrix;
+}
+
+// Sign of score(a) - score(b) from a floating-point expansion (Shewchuk 1997), which shares nothing with the kernel.
+inline int exact_order(const Matrix& z, int row, const Matrix& codes, int a, int b) {
+  std::vector<double> sum;
+  const auto add = [&](double x) {
+    std::vector<double> next;
+    for (double component : sum) {
+      const double total = x + component, part = total - x;
+      const double error = (x - (total - part)) + (component - part);
+      if (error != 0) next.push_back(error);
+      x = total;
+    }
+    next.push_back(x);
+    sum = next;
+  };
+  for (int d = 0; d < z.columns; ++d) {
+    const double p = codes(a, d), q = codes(b, d), two_z = 2.0 * z(row, d);
+    for (double term : {p * p, -(q * q), -two_z * p, two_z * q}) add(term);
+  }
+  return (sum.back() > 0) - (sum.back() < 0);
+}
+
+inline double score64(const Matrix& z, int row, const Matrix& codes, int k) {
+  double score = 0;
+  for (int d = 0; d < z.columns; ++d) score += codes(k, d) * (codes(k, d) - 2.0 * z(row, d));
+  return score;
+}
+
+struct Result {
+  std::vector<long long> ids;
+  std::vector<float> margin;
+};
+
+inline double magnitude64(const Matrix& z, int row, const Matrix& codes) {
+  double z_norm = 0, code_norm = 0;
+  for (int d = 0; d < z.columns; ++d) z_norm += static_cast<double>(z(row, d)) * z(row, d);
+  for (int k = 0; k < codes.rows; ++k) {
+    double norm = 0;
+    for (int d = 0; d < z.columns; ++d) norm += static_cast<double>(codes(k, d)) * codes(k, d);
+    code_norm = std::max(code_norm, norm);
+  }
+  return code_norm + 2 * std::sqrt(z_norm * code_norm);
+}
+
+// The definition. Scores further apart than any float64 rounding are compared in float64, all others exactly.
+inline Result reference(const Matrix& z, const Matrix& codes) {
+  Result result;
+  std::vector<double> scores(static_cast<std::size_t>(codes.rows));
+  for (int row = 0; row < z.rows; ++row) {
+    const double clear = 1e-12 * magnitude64(z, row, codes);
+    int best = 0;
+    for (int k = 0; k < codes.rows; ++k) {
+      scores[k] = score64(z, row, codes, k);
+      const double gap = scores[k] - scores[best];
+      if (k > 0 && (gap < -clear || (gap <= clear && exact_order(z, row, codes, k, best) < 0))) best = k;
+    }
+    double second = kInf;
+    for (int k = 0; k < codes.rows; ++k) {
+      if (k != best) second = std::min(second, scores[k]);
+    }
+    result.ids.push_back(best);
+    result.margin.push_back(static_cast<float>(std::max(0.0, second - scores[best])));
+  }
+  return result;
+}
+
+struct Options {
+  int block_rows = 64, tiles_per_block = 1 << 20;
+  unsigned seed = 0;
+};
+
+struct Search {
+  std::vector<unsigned char> packed;
+  std::vector<Partial> partials;
+  Result result;
+
+  const PackedHeader& header() const { return *reinterpret_cast<const PackedHeader*>(packed.data()); }
+};
+
+inline Search search(const Matrix& z, const Matrix& codes, Options options = {}) {
+  using device::host::launch;
+  const int d = z.columns, k = codes.rows, tiles = code_tiles(k);
+  const int n = z.rows, shares = (tiles - 1) / std::min(tiles, options.tiles_per_block) + 1;
+  Search done;
+  done.packed.assign(static_cast<std::size_t>(PackedLayout(k, d).bytes), 0xff);
+  unsigned char* const packed = done.packed.data();
+  launch(tiles, 1, kThreads, options.seed, [&] {
+    pack_codebook_kernel(codes.bytes.data(), static_cast<int>(codes.dtype), k, d, codes.stride, packed);
+  });
+  done.partials.assign(static_cast<std::size_t>(shares * n), Partial{kNan, kNan, -1});
+  launch((n - 1) / options.block_rows + 1, shares, kThreads, options.seed, [&] {
+    (options.block_rows == 64 ? nearest_code_fwd_kernel : nearest_code_fwd_rows32_kernel)(
+        z.bytes.data(), static_cast<int>(z.dtype), n, d, z.stride, packed, k, options.tiles_per_block,
+        done.partials.data());
+  });
+  const auto finish = [&](float* margin) {
+    done.result.ids.assign(static_cast<std::size_t>(n + 1), kPoison);
+    constexpr int kWarps = kThreads / device::kWarp;
+    launch((n - 1) / kWarps + 1, 1, kThreads, options.seed, [&] {
+      nearest_code_finish_kernel(z.bytes.data(), static_cast<int>(z.dtype), n, d, z.stride, packed, k, shares,
+                                 done.partials.data(), done.result.ids.data(), margin);
+    });
+    CHECK_EQUAL(done.result.ids.back(), kPoison);
+    done.result.ids.pop_back();
+  };
+  finish(nullptr);  // rescores what the screen leaves open
+  const std::vector<long long> ids = done.result.ids;
+  done.result.margin.assign(static_cast<std::size_t>(n), -7.0f);
+  finish(done.result.margin.data());  // rescores every row
+  CHECK(done.result.ids == ids);
+  return done;
+}
+
+}  // namespace seed_fast::nearest_code::testing
