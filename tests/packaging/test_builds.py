@@ -70,23 +70,35 @@ def unpack(wheel: Path) -> Path:
     return target
 
 
-def report(site: Path) -> dict:
+def with_dependencies(python: Path, site: Path) -> Path:
+    """Lets an environment see torch and the build tools of this one; not its editable install of seed_fast."""
+    (site / "dependencies.pth").write_text(f"{SITE_PACKAGES}\n")
+    return python
+
+
+def report(site: Path, python: Path) -> dict:
     """What the package in `site` says of itself, asked from another directory."""
-    result = run([sys.executable, "-c", REPORT], env=environment(PYTHONPATH=str(site)), cwd=site.parent)
+    result = run([python, "-c", REPORT], env=environment(PYTHONPATH=str(site)), cwd=site.parent)
     assert result.returncode == 0, result.stderr
     answer = json.loads(result.stdout)
     assert answer["file"].startswith(str(site))
     return answer
 
 
-def fresh_environment(folder: Path) -> tuple[Path, Path]:
+def fresh_environment(folder: Path, with_pip: bool = True) -> tuple[Path, Path]:
     """(python, site-packages) of a new virtual environment with nothing but pip."""
-    venv.create(folder, with_pip=True)
+    venv.create(folder, with_pip=with_pip)
     site = next(folder.glob("lib/python*/site-packages"))
     for pattern in ("setuptools*", "pkg_resources", "_distutils_hack", "distutils-precedence.pth"):
         for entry in site.glob(pattern):  # some Pythons bring one that is too old
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     return folder / "bin" / "python", site
+
+
+@pytest.fixture(scope="module")
+def user_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python that has all dependencies and no seed_fast."""
+    return with_dependencies(*fresh_environment(tmp_path_factory.mktemp("user"), with_pip=False))
 
 
 @pytest.fixture
@@ -99,7 +111,7 @@ def bare_python(tmp_path: Path) -> Path:
     return python
 
 
-def test_an_isolated_build_needs_no_torch_and_works_elsewhere(tree):
+def test_an_isolated_build_needs_no_torch_and_works_elsewhere(tree, user_python):
     result, wheel = build_wheel(tree, SEED_FAST_NATIVE="1")
     assert result.returncode == 0, result.stderr
     lines = (result.stdout + result.stderr).splitlines()
@@ -107,15 +119,14 @@ def test_an_isolated_build_needs_no_torch_and_works_elsewhere(tree):
     assert collected, "pip should have installed the build requirements"
     assert [name for name in collected if name.startswith("torch")] == []
     assert content_objections(wheel) == []
-    answer = report(unpack(wheel))
+    answer = report(unpack(wheel), user_python)
     assert answer["kernels"].endswith("seed_fast/kernels/__init__.py")
     if sys.platform == "linux":
         assert answer["build"]["cuda"]["embedded"]
 
 
 def test_an_editable_install_runs_the_sources_in_place(tree):
-    python, site = fresh_environment(tree.parent / "venv")
-    (site / "dependencies.pth").write_text(f"{SITE_PACKAGES}\n")  # torch and the build tools, without installing them
+    python = with_dependencies(*fresh_environment(tree.parent / "venv"))
     command = [python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", tree]
     result = run(command, env=environment(SEED_FAST_NATIVE="1"), cwd=tree.parent)
     assert result.returncode == 0, result.stderr + result.stdout
@@ -130,35 +141,35 @@ def test_an_editable_install_runs_the_sources_in_place(tree):
     assert result.stdout.strip() == "True", result.stderr
 
 
-def test_cuda_switched_off_is_said(tree):
+def test_cuda_switched_off_is_said(tree, user_python):
     result, wheel = build_wheel(tree, "--no-build-isolation", SEED_FAST_CUDA="0", SEED_FAST_NATIVE="1")
     assert result.returncode == 0, result.stdout
-    answer = report(unpack(wheel))
+    answer = report(unpack(wheel), user_python)
     assert answer["build"]["cuda"] == {"embedded": False, "reason": "switched off (SEED_FAST_CUDA=0)"}
     assert answer["cuda"][0] is False
     assert "switched off" in answer["cuda"][1]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="CUDA is built on Linux only")
-def test_missing_cuda_packages_are_named_and_the_rest_is_built(tree, bare_python):
+def test_missing_cuda_packages_are_named_and_the_rest_is_built(tree, bare_python, user_python):
     options = {"python": bare_python, "SEED_FAST_NATIVE": "1"}
     result, wheel = build_wheel(tree, "--no-build-isolation", **options)
     assert result.returncode == 0, result.stdout
-    cuda = report(unpack(wheel))["build"]["cuda"]
+    cuda = report(unpack(wheel), user_python)["build"]["cuda"]
     assert cuda["embedded"] is False
     assert "missing packages: nvidia-cuda-nvrtc-cu12 (device compiler)" in cuda["reason"]
 
     result, _ = build_wheel(tree, "--no-build-isolation", SEED_FAST_CUDA="1", **options)
     assert result.returncode != 0
-    assert "SEED_FAST_CUDA=1, but: missing packages" in result.stdout
+    assert "SEED_FAST_CUDA=1, but: missing packages" in result.stdout + result.stderr
 
 
-def test_without_a_compiler_it_installs_as_pure_python_and_says_why(tree):
+def test_without_a_compiler_it_installs_as_pure_python_and_says_why(tree, user_python):
     broken = {"CXX": "/nonexistent/c++"}
     result, wheel = build_wheel(tree, "--no-build-isolation", **broken)
     assert result.returncode == 0, result.stdout
     site = unpack(wheel)
-    result = run([sys.executable, "-m", "seed_fast.info"], env=environment(PYTHONPATH=str(site)), cwd=site.parent)
+    result = run([user_python, "-m", "seed_fast.info"], env=environment(PYTHONPATH=str(site)), cwd=site.parent)
     assert "it could not be built at installation: cmake failed" in result.stdout, result.stderr
     assert "/nonexistent/c++" in result.stdout
 
