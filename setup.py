@@ -58,8 +58,17 @@ def _run(command: list[str]) -> None:
             sys.stdout.write(line)
             tail.append(line.strip())
     if process.returncode:
-        telling = [line for line in tail if "error" in line.lower()] or list(tail) or ["no output"]
-        raise NativeBuildError(f"{Path(command[0]).name} failed: {telling[0]}")
+        raise NativeBuildError(f"{Path(command[0]).name} failed: {_telling_line(list(tail))}")
+
+
+def _telling_line(lines: list[str]) -> str:
+    """What went wrong, from the end of a build log."""
+    for index, line in enumerate(lines):
+        if line.startswith("CMake Error"):  # this line says where, the next ones say what
+            return " ".join(filter(None, lines[index + 1 : index + 6]))
+        if "error" in line.lower():
+            return line
+    return lines[-1] if lines else "no output"
 
 
 def _zig() -> str:
