@@ -27,7 +27,7 @@ def load_tokenizer(
     """See `SeedTokenizer.from_pretrained`. Holds the model once, and one tensor of a file at a time beside it."""
     checkpoint = open_checkpoint(name, config)
     tensors = dict(checkpoint.tensors(device=device or "cpu", dtype=_dtype(dtype) or torch.float32))
-    return adopt(checkpoint.config, tensors, trained=checkpoint.trained).eval()
+    return adopt(checkpoint.config, tensors, trained=checkpoint.trained)
 
 
 def convert(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import reduce
 
 import torch
@@ -60,7 +60,7 @@ def adopt(config: SeedConfig, tensors: Mapping[str, Tensor], *, trained: bool) -
     tok = SeedTokenizer(config, device="meta")
     tok.load_state_dict(dict(tensors), assign=True)
     tok.trained = trained
-    return tok
+    return tok.eval()
 
 
 def check_tensors(shapes: Mapping[str, torch.Size], config: SeedConfig, *, source: str) -> None:
@@ -89,9 +89,11 @@ def _some(names: list[str], count: int = 5) -> str:
     return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
 
 
-def _kinds(names: Iterable[str], limit: int = 20) -> str:
-    """All names, or with layer numbers written as * where there are many."""
-    names = list(names)
+def _kinds(names: list[str], limit: int = 20) -> str:
+    """All names; where there are many, those that differ in a layer number alone as one, with * for it."""
     if len(names) > limit:
-        names = list(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in names))
+        kinds: dict[str, list[str]] = {}
+        for name in names:
+            kinds.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "*", name), []).append(name)
+        names = [kind if len(members) > 1 else members[0] for kind, members in kinds.items()]
     return ", ".join(names)

@@ -95,6 +95,13 @@ def test_many_surplus_names_are_listed_by_kind(seed2, weights, caplog):
     assert caplog.text.count("layer.*.output.dense.weight") == 1
 
 
+def test_a_surplus_name_that_is_alone_of_its_kind_keeps_its_number(seed2, weights, caplog):
+    surplus = {f"text.{i}.weight": torch.zeros(1) for i in range(30)} | {"visual_encoder.blocks.39.x": torch.zeros(1)}
+    with caplog.at_level(logging.WARNING):
+        from_official({**weights, **surplus}, seed2)
+    assert caplog.messages[0].endswith(": text.*.weight, visual_encoder.blocks.39.x")
+
+
 def test_nothing_is_logged_without_surplus_names(config, caplog):
     with caplog.at_level(logging.WARNING, logger="seed_fast.convert"):
         from_official(random_official_state_dict(config, seed=0), config)

@@ -50,6 +50,11 @@ def test_a_batch_has_the_codes_of_its_images(tok, photo):
     assert len(batch.unique(dim=0)) == 3
 
 
+def test_an_empty_batch_has_no_codes(tok):
+    assert tok.encode([]).shape == (0, 32)
+    assert tok.decode(torch.zeros(0, 32, dtype=torch.int64)).shape == (0, 128)
+
+
 def test_stages_compose_to_encode(tok, photo):
     pixels = tok.preprocess([photo])
     features = tok.image_features(pixels)
