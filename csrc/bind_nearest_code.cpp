@@ -1,7 +1,6 @@
 // seed_fast._C: nearest_code on the CPU. Addresses are integers; strides count elements.
 #include <pybind11/pybind11.h>
 
-#include <stdexcept>
 #include <string>
 
 #include "nearest_code_cpu.h"
@@ -9,17 +8,6 @@
 namespace py = pybind11;
 
 namespace seed_fast {
-namespace {
-
-Isa parse_isa(const std::string& name) {
-  if (name.empty() || name == "avx512bf16") return Isa::avx512bf16;
-  if (name == "avx512") return Isa::avx512;
-  if (name == "avx2") return Isa::avx2;
-  if (name == "scalar") return Isa::scalar;
-  throw std::invalid_argument("SEED_FAST_CPU_ISA: expected scalar, avx2, avx512 or avx512bf16, got '" + name + "'");
-}
-
-}  // namespace
 
 void bind_nearest_code(py::module_& m) {
   m.def("nearest_code_cpu_packed_bytes", &nearest_code_cpu_packed_bytes, py::arg("k"), py::arg("d"));

@@ -19,7 +19,9 @@ namespace py = pybind11;
 
 namespace seed_fast {
 
+void bind_attention(py::module_&);
 void bind_nearest_code(py::module_&);
+void bind_vector_quantize(py::module_&);
 #if SEED_FAST_WITH_CUDA
 void bind_nearest_code_cuda(py::module_&);
 #endif
@@ -52,7 +54,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_features", &cpu_feature_names, "Instruction sets the CPU kernels can use here: avx2, avx512, ...");
   m.def("cuda_available", &cuda_available, py::call_guard<py::gil_scoped_release>(),
         "(True, '') where the CUDA kernels can run, else (False, reason).");
+  bind_attention(m);
   bind_nearest_code(m);
+  bind_vector_quantize(m);
 #if SEED_FAST_WITH_CUDA
   py::register_exception<cuda::CudaError>(m, "CudaError", PyExc_RuntimeError);
   bind_nearest_code_cuda(m);

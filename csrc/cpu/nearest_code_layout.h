@@ -9,6 +9,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "nearest_code_cpu.h"
+
 namespace seed_fast {
 
 constexpr int kLanes = 16;               // codes side by side in a tile
@@ -69,6 +71,12 @@ extern const NearestCodeKernels nearest_code_scalar;
 extern const NearestCodeKernels nearest_code_avx2;
 extern const NearestCodeKernels nearest_code_avx512;
 extern const NearestCodeKernels nearest_code_avx512bf16;
+
+// The kernels of an instruction set, or of the best one that this CPU has.
+const NearestCodeKernels& kernels_for(Isa isa);
+
+// x - c in float32 and, where pairs is not null, as pairs of bfloat16; returns ||x - c||, rounded up.
+double center_row(const float* x, const PackedCodebook& codes, float* centered, uint32_t* pairs);
 
 // Above this many open groups, scoring every code by tiles is cheaper than group by group.
 inline int64_t most_survivors(const PackedCodebook& codes) { return codes.blocks * kLanes / 8 + 4; }

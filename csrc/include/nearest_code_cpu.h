@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 #include "dtype.h"
 
@@ -12,6 +13,9 @@ enum class Isa : int { scalar = 0, avx2 = 1, avx512 = 2, avx512bf16 = 3 };
 
 // Best instruction set of this CPU that is compiled in.
 Isa best_isa();
+
+// "scalar", "avx2", "avx512", "avx512bf16"; "" is the highest. Throws std::invalid_argument.
+Isa parse_isa(const std::string& name);
 
 // Bytes that pack_codebook_cpu writes for a codebook [K, D].
 size_t nearest_code_cpu_packed_bytes(int64_t K, int64_t D);
@@ -25,5 +29,11 @@ int64_t pack_codebook_cpu(const void* codebook, DType dtype, int64_t K, int64_t 
 // norm is not finite in float32 (then ids and margin hold nothing of use). Rows with NaN get id -1, margin NaN.
 int64_t nearest_code_cpu(const void* z, DType dtype, int64_t N, int64_t D, int64_t stride_n, int64_t stride_d,
                          const void* packed, int64_t K, int64_t* ids, float* margin, int threads, Isa isa);
+
+// The same lookup with its epilogue: z_q [N, D] of z's type, contiguous, = the chosen entries; squares [N] = ||e - z||^2.
+// Rows with NaN get NaN in both.
+int64_t vector_quantize_cpu(const void* z, DType dtype, int64_t N, int64_t D, int64_t stride_n, int64_t stride_d,
+                            const void* packed, int64_t K, void* z_q, int64_t* ids, double* squares, int threads,
+                            Isa isa);
 
 }  // namespace seed_fast

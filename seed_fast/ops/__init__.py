@@ -2,5 +2,15 @@
 
 from seed_fast.ops._dispatch import BackendError, backend, backend_table, explain
 from seed_fast.ops.nearest_code import PackedCodebook, nearest_code, pack_codebook
+from seed_fast.ops.vector_quantize import vector_quantize
 
-__all__ = ["BackendError", "PackedCodebook", "backend", "backend_table", "explain", "nearest_code", "pack_codebook"]
+__all__ = [
+    "BackendError",
+    "PackedCodebook",
+    "backend",
+    "backend_table",
+    "explain",
+    "nearest_code",
+    "pack_codebook",
+    "vector_quantize",
+]

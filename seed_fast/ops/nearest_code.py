@@ -117,7 +117,7 @@ def pack_codebook(codebook: Tensor) -> PackedCodebook:
     Raises:
         TypeError, ValueError: not such a tensor, or an entry whose squared norm overflows float32.
     """
-    _check_codebook(codebook)
+    _check_codebook("pack_codebook", codebook)
     codebook = codebook.detach().clone()
     _check_norms("codebook entry", codebook, torch.zeros_like(codebook[:, 0], dtype=torch.bool))
     packed = None
@@ -129,13 +129,29 @@ def pack_codebook(codebook: Tensor) -> PackedCodebook:
     return PackedCodebook(codebook, packed)
 
 
-def _check_codebook(codebook: Tensor) -> None:
+def _check_codebook(op: str, codebook: Tensor) -> None:
     if not isinstance(codebook, Tensor):
-        raise TypeError(f"nearest_code: codebook must be a Tensor or a PackedCodebook, got {type(codebook).__name__}")
+        raise TypeError(f"{op}: codebook must be a Tensor or a PackedCodebook, got {type(codebook).__name__}")
     if codebook.dim() != 2 or 0 in codebook.shape:
-        raise ValueError(f"nearest_code: codebook must be [K, D] with K, D >= 1, got {list(codebook.shape)}")
+        raise ValueError(f"{op}: codebook must be [K, D] with K, D >= 1, got {list(codebook.shape)}")
     if codebook.dtype not in DTYPES:
-        raise TypeError(f"nearest_code: codebook must be float32, float16, bfloat16 or float64, got {codebook.dtype}")
+        raise TypeError(f"{op}: codebook must be float32, float16, bfloat16 or float64, got {codebook.dtype}")
+
+
+def check(op: str, z: Tensor, codebook: Tensor | PackedCodebook) -> tuple[Tensor, Tensor | None]:
+    """(codebook [K, D], its packed form or None), or an error that names what is wrong with z [..., D] or codebook."""
+    codebook, packed = codebook if isinstance(codebook, PackedCodebook) else (codebook, None)
+    _check_codebook(op, codebook)
+    if not isinstance(z, Tensor):
+        raise TypeError(f"{op}: z must be a Tensor, got {type(z).__name__}")
+    if z.dim() < 1 or z.shape[-1] != codebook.shape[1]:
+        width = z.shape[-1] if z.dim() else "D"
+        raise ValueError(f"{op}: codebook must be [K, {width}] to match z {list(z.shape)}, got {list(codebook.shape)}")
+    if z.dtype not in DTYPES:
+        raise TypeError(f"{op}: z must be float32, float16, bfloat16 or float64, got {z.dtype}")
+    if z.device != codebook.device:
+        raise ValueError(f"{op}: codebook must be on {z.device} like z, got {codebook.device}")
+    return codebook, packed
 
 
 def nearest_code(
@@ -159,19 +175,7 @@ def nearest_code(
         >>> nearest_code(torch.tensor([[0.9], [0.1]]), torch.tensor([[0.0], [1.0]]))
         tensor([1, 0])
     """
-    codebook, packed = codebook if isinstance(codebook, PackedCodebook) else (codebook, None)
-    _check_codebook(codebook)
-    if not isinstance(z, Tensor):
-        raise TypeError(f"nearest_code: z must be a Tensor, got {type(z).__name__}")
-    if z.dim() < 1 or z.shape[-1] != codebook.shape[1]:
-        raise ValueError(
-            f"nearest_code: codebook must be [K, {z.shape[-1] if z.dim() else 'D'}] to match z {list(z.shape)}, "
-            f"got {list(codebook.shape)}"
-        )
-    if z.dtype not in DTYPES:
-        raise TypeError(f"nearest_code: z must be float32, float16, bfloat16 or float64, got {z.dtype}")
-    if z.device != codebook.device:
-        raise ValueError(f"nearest_code: codebook must be on {z.device} like z, got {codebook.device}")
+    codebook, packed = check("nearest_code", z, codebook)
     rows_ND = z.detach().reshape(-1, z.shape[-1])
     ids, margin = torch.ops.seed_fast.nearest_code(rows_ND, codebook.detach(), packed, return_margin)
     ids = ids.reshape(z.shape[:-1])

@@ -81,6 +81,13 @@ def test_a_codebook_that_differs_in_the_last_bit_is_still_exact(everywhere):
     assert torch.equal(nearest_code(z, collapsed), float64_argmin(z, collapsed))
 
 
+def test_tight_clusters_far_apart_are_still_exact(everywhere):
+    # No centre helps here, and bfloat16 cannot tell the members of a cluster apart.
+    z, noise = random_pair(150, 400, 32)
+    codebook = torch.where(torch.arange(400)[:, None] % 2 == 0, 100.0, -100.0) + noise * 1e-3
+    assert torch.equal(nearest_code(z, codebook), float64_argmin(z, codebook))
+
+
 @needs_native
 def test_what_float64_cannot_tell_apart_is_decided_exactly():
     # One permuted entry: the same score in exact arithmetic, often not in float64. One bit more must still be seen.
