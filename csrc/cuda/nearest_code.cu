@@ -143,13 +143,11 @@ pack_codebook_kernel(const void* codebook, int dtype, int k, int d, long long ro
   float* const norms32 = reinterpret_cast<float*>(packed + layout.norms32);
   norms64[code] = code < k ? norm : infinity();
   norms32[code] = code < k && finite ? static_cast<float>(norm) : infinity();
-  if (code >= k) return;
   PackedHeader* const header = reinterpret_cast<PackedHeader*>(packed);
-  if (finite) {
-    atomic_min(&header->max_norm_bits, ~float_bits(float_round_up(norm)));
-  } else {
-    atomic_min(&header->bad_norm, static_cast<unsigned>(code));
-  }
+  if (code < k && !finite) atomic_min(&header->bad_norm, static_cast<unsigned>(code));
+  float largest = code < k && finite ? float_round_up(norm) : 0;
+  for (int mask = 1; mask < kWarp; mask *= 2) largest = maximum(largest, device::shuffle_xor(largest, mask));
+  if (thread_index() % kWarp == 0) atomic_min(&header->max_norm_bits, ~float_bits(largest));
 }
 
 // z [N, D] of the dtype, row stride in elements -> partials [gridDim.y, N]. 64 rows a block.

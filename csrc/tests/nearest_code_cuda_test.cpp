@@ -210,6 +210,18 @@ TEST(code_without_a_finite_norm_is_reported_and_no_row_gets_an_id) {
   }
 }
 
+TEST(largest_norm_is_found_wherever_it_is) {
+  const Matrix z = random_matrix(1, 8, 73);
+  for (int k : {0, 31, 77, 128, 299}) {
+    Matrix codes = random_matrix(300, 8, 74);
+    codes.set(k, 5, 1000);
+    const float largest = device::float_from_bits(~search(z, codes).header().max_norm_bits);
+    double norm = 0;
+    for (int d = 0; d < 8; ++d) norm += static_cast<double>(codes(k, d)) * codes(k, d);
+    CHECK(largest >= norm && std::nextafter(largest, 0.0f) < norm);
+  }
+}
+
 TEST(float32_scores_keep_to_the_stated_bound) {
   for (int d : {1, 8, 32, 256}) {
     const Matrix z = random_matrix(64, d, 81), codes = random_matrix(256, d, 82);
