@@ -78,7 +78,8 @@ format: $(VENV)/.requirements ## format Python and C++
 # -- releases ---------------------------------------------------------------------------------------------------------
 
 fatbin: install ## compiled device code in one file, for SEED_FAST_FATBIN on a machine without NVIDIA's packages
-	@$(BIN)/python cmake/compile_device_code.py archive build/*-default/device dist/seed_fast.fatbin
+	@$(BIN)/python cmake/compile_device_code.py archive build/$$($(BIN)/python -c 'import sys; print(sys.implementation.cache_tag)')-default/device \
+		dist/seed_fast.fatbin
 	@echo dist/seed_fast.fatbin
 
 wheel: $(VENV)/.requirements ## the release wheel: manylinux_2_28, compiled by zig, audited
