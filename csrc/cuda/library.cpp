@@ -11,17 +11,14 @@ const char* hint(cudaError_t code) {
   switch (code) {
     case cudaErrorInsufficientDriver:  // also what the runtime says when there is no driver at all
       return "no NVIDIA driver, or one too old for CUDA 12 (525 or newer is needed)";
-    case cudaErrorNoDevice:
-      return "the driver sees no GPU; see nvidia-smi and CUDA_VISIBLE_DEVICES";
+    case cudaErrorNoDevice: return "the driver sees no GPU; see nvidia-smi and CUDA_VISIBLE_DEVICES";
     case cudaErrorUnsupportedPtxVersion:
       return "the driver is too old for this PTX (575 or newer is needed); native images need only 525";
-    case cudaErrorNoKernelImageForDevice:
-      return "this GPU is older than sm_70, the first architecture that is built";
+    case cudaErrorNoKernelImageForDevice: return "this GPU is older than sm_70, the first architecture that is built";
     case cudaErrorStreamCaptureUnsupported:
     case cudaErrorStreamCaptureImplicit:
       return "a kernel was loaded during stream capture; run the op once before capturing";
-    default:
-      return nullptr;
+    default: return nullptr;
   }
 }
 
