@@ -3,10 +3,6 @@
 // With SEED_FAST_PAIRS, products are of pairs of bfloat16: a 32-bit word holds two neighbours of the summed axis.
 // Everything here has internal linkage: a function that the linker merged across files could carry AVX-512 code into
 // the scalar path.
-#include <algorithm>
-#include <cstring>
-#include <limits>
-
 #include "attention_layout.h"
 #if SEED_FAST_PAIRS
 #include <immintrin.h>
@@ -19,8 +15,10 @@ constexpr int kWidth = SEED_FAST_LANES;
 constexpr int kVectors = 4;       // registers of V in a tile at most
 constexpr int kTallest = 12;      // rows of a tile at most
 constexpr int kValueKeys = 64;    // keys of V that stay in the L1 cache while all queries pass
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr int rows_of(int vectors) { return std::min(kTallest, SEED_FAST_TILE / vectors); }
+constexpr float kInfinity = __builtin_inff();
+constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+constexpr int rows_of(int vectors) { return int(least(kTallest, SEED_FAST_TILE / vectors)); }
 static_assert(kBlock % kWidth == 0, "a block is whole registers");
 
 typedef float Floats __attribute__((vector_size(kWidth * sizeof(float)), aligned(2), may_alias));
@@ -91,7 +89,7 @@ void score(const float* queries, int64_t depth, const char* keys, int64_t stride
 struct RowUpdate {
   const float* before;   // [rows, D], or null for zeros
   int64_t before_stride;
-  const float* factor;   // [rows]
+  const float* factor;   // [rows], or null for ones
   const float* inverse;  // [rows], or null for ones
   float* out;            // [rows, D]
   int64_t out_stride;
@@ -103,11 +101,6 @@ template <int R, int N>
 void value_tile(const float* weights, int64_t depth, const char* values, int64_t stride, int64_t last,
                 const RowUpdate& row, int64_t first_row, int64_t first_word) {
   Floats acc[R][N] = {};
-  if (row.before != nullptr)
-    for (int r = 0; r < R; ++r)
-      for (int n = 0; n < N; ++n)
-        acc[r][n] = row.factor[first_row + r] * load(row.before + (first_row + r) * row.before_stride + first_word +
-                                                      (n < N - 1 ? n * kWidth : last));
   for (int64_t k = 0; k < depth; ++k) {
     Floats value[N];
     const char* at = values + k * stride + first_word * 4;
@@ -122,11 +115,15 @@ void value_tile(const float* weights, int64_t depth, const char* values, int64_t
   }
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
-    const float inverse = row.inverse == nullptr ? 1.0f : row.inverse[first_row + r];
+    const int64_t at = first_row + r;
+    const float factor = row.factor == nullptr ? 1.0f : row.factor[at];
+    const float inverse = row.inverse == nullptr ? 1.0f : row.inverse[at];
+    const auto word = [&](int n) { return first_word + (n < N - 1 ? n * kWidth : last); };
+    if (row.before != nullptr)
 #pragma GCC unroll 4
-    for (int n = 0; n < N; ++n)
-      store(row.out + (first_row + r) * row.out_stride + first_word + (n < N - 1 ? n * kWidth : last),
-            acc[r][n] * inverse);
+      for (int n = 0; n < N; ++n) acc[r][n] += factor * load(row.before + at * row.before_stride + word(n));
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) store(row.out + at * row.out_stride + word(n), acc[r][n] * inverse);
   }
 }
 
@@ -157,7 +154,7 @@ void value_block(const float* weights, const Visible& visible, const char* value
   const int64_t vectors = (D + kWidth - 1) / kWidth, groups = (vectors + kVectors - 1) / kVectors;
   for (int64_t group = 0; group < groups; ++group) {
     const int64_t begin = group * vectors / groups, end = (group + 1) * vectors / groups, first = begin * kWidth;
-    const int64_t last = std::min((end - 1) * kWidth, D - kWidth) - first;
+    const int64_t last = least((end - 1) * kWidth, D - kWidth) - first;
     switch (end - begin) {
       case 1: value_rows<1>(weights, visible, values, stride, rows, last, row, first); break;
       case 2: value_rows<2>(weights, visible, values, stride, rows, last, row, first); break;
@@ -190,12 +187,11 @@ void softmax_lanes(float* scores, int64_t count, int64_t diagonal, float* larges
   if (diagonal < count - 1) {
     Ints lane;
     for (int i = 0; i < kWidth; ++i) lane[i] = i;
-    visible = std::max<int64_t>(0, std::min(count, diagonal + kWidth));
-    for (int64_t k = std::max<int64_t>(0, diagonal + 1); k < visible; ++k) {
+    visible = most(0, least(count, diagonal + kWidth));
+    for (int64_t k = most(0, diagonal + 1); k < visible; ++k) {
       const Ints hidden = lane < Ints{} + int32_t(k - diagonal);
       store(scores + k * kBlock, hidden ? splat(-kInfinity) : load(scores + k * kBlock));
     }
-    for (int64_t k = visible; k < count; ++k) store(scores + k * kBlock, Floats{});
   }
   const Floats before = load(largest);
   Floats top[4] = {before, before, before, before};
@@ -208,29 +204,32 @@ void softmax_lanes(float* scores, int64_t count, int64_t diagonal, float* larges
   // Where every score so far is -infinity, 0 stands in for it: -infinity - -infinity would be NaN too early.
   const Floats reference = best == splat(-kInfinity) ? Floats{} : best;
   const Floats rescale = exponential(before - reference);
-  Floats total = load(sum) * rescale;
+  Floats total = load(sum) * rescale, part = {};
   for (k = 0; k < visible; k += kPair) {
+    if (k % 32 == 0) {
+      // Sums of sums keep the rounding error of many keys as small as that of few.
+      total += part;
+      part = Floats{};
+    }
 #if SEED_FAST_PAIRS
     // Rounded to bfloat16, two keys to a word; the sum is of what is kept, so that the weights add up to 1.
     Bits pair = {};
     for (int i = 0; i < 2 && k + i < count; ++i) {
       const Bits weight = (Bits)exponential(load(scores + (k + i) * kBlock) - reference);
       const Bits rounded = (weight + 0x7fff + ((weight >> 16) & 1)) & 0xffff0000u;
-      total += (Floats)rounded;
+      part += (Floats)rounded;
       pair = i == 0 ? rounded >> 16 : pair | rounded;
     }
     store(scores + k / 2 * kBlock, (Floats)pair);
 #else
     const Floats weight = exponential(load(scores + k * kBlock) - reference);
     store(scores + k * kBlock, weight);
-    total += weight;
+    part += weight;
 #endif
   }
-#if SEED_FAST_PAIRS
-  for (k = (visible + 1) / 2; k < (count + 1) / 2; ++k) store(scores + k * kBlock, Floats{});
-#endif
+  for (k = (visible + kPair - 1) / kPair; k < (count + kPair - 1) / kPair; ++k) store(scores + k * kBlock, Floats{});
   store(largest, best);
-  store(sum, total);
+  store(sum, total + part);
   store(factor, rescale);
 }
 
@@ -240,8 +239,8 @@ inline void store_quad(float* to, Quad value) { *reinterpret_cast<Quad*>(to) = v
 #if defined(__clang__)
 #define SEED_FAST_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
+typedef int32_t Indices __attribute__((vector_size(4 * sizeof(int32_t))));
 #define SEED_FAST_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Indices{__VA_ARGS__})
-typedef int32_t Indices __attribute__((vector_size(16)));
 #endif
 
 // Rows of words [count, depth] -> [depth, kBlock], with zeros for the rows that are missing. depth is a multiple of 4.
@@ -289,34 +288,45 @@ void pair_rows(const char* rows, int64_t stride, int64_t count, int64_t D, float
 }
 #endif
 
-inline uint16_t float_to_half(float value) {
-  // TODO
-  return 0;
+// float32 [rows, D] -> out [rows, H, D] of the problem's type.
+void narrow(const AttentionProblem& p, const float* from, int64_t rows, int64_t offset) {
+  uint16_t* const out = reinterpret_cast<uint16_t*>(p.out) + offset;
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t d = 0; d < p.D; ++d) {
+      const float value = from[row * p.D + d];
+      out[row * p.H * p.D + d] = p.dtype == DType::bfloat16 ? float_to_bfloat16(value) : float_to_half(value);
+    }
+}
+
+inline const char* at(const AttentionOperand& x, int64_t b, int64_t l, int64_t h) {
+  return x.data + b * x.stride_b + l * x.stride_l + h * x.stride_h;
 }
 
 void attend(const AttentionProblem& p, int64_t item, AttentionScratch& scratch) {
   const int64_t blocks = (p.Lq + p.block - 1) / p.block;
   const int64_t first = item % blocks * p.block, h = item / blocks % p.H, b = item / blocks / p.H;
-  const int64_t queries = std::min(p.block, p.Lq - first), lanes = (queries + kWidth - 1) / kWidth * kWidth;
-  const int64_t keys = p.causal ? std::min(p.Lk, first + queries) : p.Lk, D = p.D;
-  const bool in_place = SEED_FAST_PAIRS || (p.dtype == DType::float32 && p.contiguous_heads());
+  const int64_t queries = least(p.block, p.Lq - first), lanes = (queries + kWidth - 1) / kWidth * kWidth;
+  const int64_t keys = p.causal ? least(p.Lk, first + queries) : p.Lk, D = p.D;
+  const bool in_place = SEED_FAST_PAIRS || (p.dtype == DType::float32 && p.contiguous);
   const int64_t depth = D / kPair;  // words per row of Q and K
 
   if (in_place) {
-    transpose(p.q.at(b, first, h), p.q.stride_l, queries, depth, scratch.queries);
+    transpose(at(p.q, b, first, h), p.q.stride_l, queries, depth, scratch.queries);
   } else {
-    widen(p, p.q, p.q.at(b, first, h), queries, scratch.values);
+    widen(p, p.q, at(p.q, b, first, h), queries, scratch.values);
     transpose(reinterpret_cast<const char*>(scratch.values), D * 4, queries, D, scratch.queries);
   }
-  std::fill_n(scratch.largest, lanes, -kInfinity);
-  std::fill_n(scratch.sum, lanes, 0.0f);
+  for (int64_t lane = 0; lane < lanes; ++lane) {
+    scratch.largest[lane] = -kInfinity;
+    scratch.sum[lane] = 0;
+  }
 
   const bool direct = p.dtype == DType::float32;  // the last sum writes the output itself
   const int64_t out_offset = ((b * p.Lq + first) * p.H + h) * D;
   for (int64_t chunk = 0; chunk < keys; chunk += kChunk) {
-    const int64_t count = std::min<int64_t>(kChunk, keys - chunk);
-    const char* key = p.k.at(b, chunk, h);
-    const char* value = p.v.at(b, chunk, h);
+    const int64_t count = least(kChunk, keys - chunk);
+    const char* key = at(p.k, b, chunk, h);
+    const char* value = at(p.v, b, chunk, h);
     int64_t key_stride = p.k.stride_l, value_stride = p.v.stride_l;
     if (!in_place) {
       widen(p, p.k, key, count, scratch.keys);
@@ -333,7 +343,7 @@ void attend(const AttentionProblem& p, int64_t item, AttentionScratch& scratch) 
 
     // With causality a register of queries needs the keys up to its last query alone.
     const auto reach = [&](int64_t lane) {
-      return p.causal ? std::max<int64_t>(0, std::min(count, first + lane + kWidth - chunk)) : count;
+      return p.causal ? most(0, least(count, first + lane + kWidth - chunk)) : count;
     };
     for (int64_t lane = 0; lane < lanes; lane += 2 * kWidth) {
       const bool two = lane + kWidth < lanes;
@@ -353,24 +363,17 @@ void attend(const AttentionProblem& p, int64_t item, AttentionScratch& scratch) 
       for (int64_t lane = 0; lane < lanes; ++lane) scratch.sum[lane] = 1.0f / scratch.sum[lane];
 
     for (int64_t begin = 0; begin < count; begin += kValueKeys) {
-      const int64_t end = std::min<int64_t>(count, begin + kValueKeys);
+      const int64_t end = least(count, begin + kValueKeys);
       const bool finish = chunk + end == keys;
-      static constexpr auto kOnes = [] {
-        struct Row {
-          float value[kBlock];
-        } ones{};
-        for (float& one : ones.value) one = 1.0f;
-        return ones;
-      }();
       const RowUpdate row{chunk + begin == 0 ? nullptr : scratch.out,
                           D,
-                          begin == 0 ? scratch.factor : kOnes.value,
+                          begin == 0 ? scratch.factor : nullptr,
                           finish ? scratch.sum : nullptr,
                           finish && direct ? reinterpret_cast<float*>(p.out) + out_offset : scratch.out,
                           finish && direct ? p.H * D : D};
       const auto visible = [&](int64_t query) {
-        const int64_t stop = p.causal ? std::min(end, first + query + 1 - chunk) : end;
-        return std::max<int64_t>(0, (stop - begin + kPair - 1) / kPair);
+        const int64_t stop = p.causal ? least(end, first + query + 1 - chunk) : end;
+        return most(0, (stop - begin + kPair - 1) / kPair);
       };
       value_block(scratch.scores + begin / kPair * kBlock, visible, value + begin / kPair * value_stride, value_stride,
                   queries, D, row);

@@ -20,8 +20,6 @@ constexpr int kMaxHeadDim = 128;
 struct AttentionOperand {
   const char* data;
   int64_t stride_b, stride_l, stride_h, stride_d;
-
-  const char* at(int64_t b, int64_t l, int64_t h) const { return data + b * stride_b + l * stride_l + h * stride_h; }
 };
 
 struct AttentionProblem {
@@ -31,12 +29,8 @@ struct AttentionProblem {
   int64_t B, H, Lq, Lk, D;
   float scale;
   bool causal;
-  int64_t block;  // queries per work item
-
-  int64_t element_bytes() const { return dtype == DType::float32 ? 4 : 2; }
-  bool contiguous_heads() const {
-    return q.stride_d == element_bytes() && k.stride_d == element_bytes() && v.stride_d == element_bytes();
-  }
+  int64_t block;    // queries per work item
+  bool contiguous;  // whether the last axis of q, k and v is
 };
 
 // Working memory of one thread. Uninitialised; about half a megabyte, of which a block of short rows touches little.
