@@ -1,8 +1,9 @@
 """nearest_code in Triton, for sm_80 and newer: a float32 screen over all codes, then an exact pass over doubtful rows.
 
 The screen keeps the largest and second-largest s = z.e - ||e||^2 / 2 of every row, and marks the row when their gap
-lies within the error bound of float32. The exact pass sums marked rows again in double-double (about 106 bits): products of
-float32 are exact in float64, so ties stay ties and the lowest index wins, with or without fused multiply-add.
+lies within the error bound of float32. The exact pass sums marked rows again in double-double (about 106 bits):
+products of float32 are exact in float64, so ties stay ties and the lowest index wins, with or without fused
+multiply-add.
 """
 
 from __future__ import annotations

@@ -273,7 +273,7 @@ def _opened(image: Any, name: str) -> tuple[Image.Image, str]:
     if isinstance(image, (str, os.PathLike)):
         return load_image(image), os.fspath(image)
     if isinstance(image, (bytes, bytearray, memoryview)):
-        return load_image(image, name), name
+        return load_image(bytes(image), name), name
     if hasattr(image, "shape") and hasattr(image, "dtype"):
         array = np.asarray(image.cpu() if hasattr(image, "cpu") else image)
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
