@@ -176,6 +176,51 @@ def convert(
 
 
 @app.command()
+def bench(
+    what: Annotated[str, typer.Argument(help="ops, or the name of one op.")] = "ops",
+    quick: Annotated[bool, typer.Option("--quick", help="Small cases, in seconds; the numbers mean little.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--output", "-o", help="The file to write. Default: benchmarks/results/MACHINE.json."),
+    ] = None,
+    threads: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="CPU threads for every provider. Default: 2, which the bars speak of."),
+    ] = None,
+    compare: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="An older results file: exit 1 where seed_fast became slower than its peers say."),
+    ] = None,
+    threshold: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(min=0, max=0.99, help="Share of a ratio that may be lost before --compare fails."),
+    ] = None,
+    results: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Judge this results file instead of measuring."),
+    ] = None,
+) -> None:
+    """Measure the ops against their peers: official formula, FAISS, SDPA and others. Needs the source tree.
+
+    \b
+    Examples:
+      seed-fast bench ops --quick
+      seed-fast bench --compare old.json
+      seed-fast bench --results new.json --compare old.json
+    """
+    from seed_fast.bench import run
+
+    values = {"threads": threads, "threshold": threshold}
+    values |= {"output": output, "compare": compare, "results": results}
+    arguments = [what, *["--quick"] * quick, *["--json"] * as_json]
+    for name, value in values.items():
+        if value is not None:
+            arguments += [f"--{name}", str(value.absolute() if isinstance(value, Path) else value)]
+    raise typer.Exit(run(arguments))
+
+
+@app.command()
 def info(as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False) -> None:
     """Show versions, devices, the compiled module, and which backend runs each op and why."""
     from seed_fast.info import collect, render

@@ -1,0 +1,168 @@
+"""Times: interleaved medians on a CPU, CUDA-graph replays on a GPU, and the ceilings that both are compared with.
+
+Machines are shared, so times of one run are compared only with times of the same run. On a CPU every round calls every
+provider once, in rotated order, and a ratio is the median of the ratios of the rounds: a noisy minute slows both sides.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from benchmarks.providers import Call, Unavailable, environment
+
+SAMPLE_SECONDS = 0.01  # a CPU sample repeats the call until it lasts about this long
+SLOW_SECONDS = 0.1
+# GNU OpenMP's threads spin for milliseconds after their work; one provider's must not run into the next one's time.
+PAUSE_SECONDS = 0.01
+MINIMUM_ROUNDS, MAXIMUM_ROUNDS = 7, 40
+GRAPH_COPIES = 256  # at most so many copies of the inputs rotate through one CUDA graph
+
+
+def quantiles(samples: list[float]) -> dict[str, float]:
+    """{"median", "q20", "q80"} of `samples`."""
+    if len(samples) == 1:
+        return dict.fromkeys(("median", "q20", "q80"), samples[0])
+    fifths = statistics.quantiles(samples, n=5, method="inclusive")
+    return {"median": statistics.median(samples), "q20": fifths[0], "q80": fifths[3]}
+
+
+def ratio(numerator: list[float], denominator: list[float]) -> float:
+    """Median over rounds of numerator / denominator; both hold one sample per round."""
+    if len(numerator) != len(denominator):
+        raise ValueError(f"ratio: expected one sample per round, got {len(numerator)} and {len(denominator)}")
+    return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
+
+
+def seconds(call: Call, repeats: int) -> float:
+    """Seconds of one call: the mean of `repeats` in a row."""
+    if hasattr(call, "seconds"):
+        return call.seconds(repeats)
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
+
+
+def interleave(
+    calls: Mapping[str, Call], budget: float, environments: Mapping[str, Mapping[str, str]] | None = None
+) -> dict[str, list[float]]:
+    """Samples in seconds of every call, one per round, all in the same rounds.
+
+    Args:
+        calls: already called once each, so that nothing is compiled or allocated for the first time in here.
+        budget: seconds to spend in all; at least `MINIMUM_ROUNDS` rounds are run whatever they take.
+        environments: variables to set around the calls of a name.
+    """
+    environments = environments or {}
+    names = list(calls)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    repeats = {}
+    for name in names:
+        with environment(environments.get(name, {})):
+            lasts = seconds(calls[name], 1)
+            if lasts < SLOW_SECONDS:  # the first one of a short call may say little
+                lasts = seconds(calls[name], 1)
+            repeats[name] = max(1, round(SAMPLE_SECONDS / lasts))
+    end = time.perf_counter() + budget
+    for turn in range(MAXIMUM_ROUNDS):
+        if turn >= MINIMUM_ROUNDS and time.perf_counter() > end:
+            break
+        at = turn % max(1, len(names))
+        for name in names[at:] + names[:at]:
+            time.sleep(PAUSE_SECONDS)
+            with environment(environments.get(name, {})):
+                if repeats[name] > 1:  # a call this short would otherwise be timed with its threads asleep
+                    seconds(calls[name], 1)
+                samples[name].append(seconds(calls[name], repeats[name]))
+    return samples
+
+
+def cuda_copies(bytes_per_copy: float) -> int:
+    """Copies of the inputs so that none is still in the L2 cache when its turn comes again."""
+    cache = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
+    return int(min(GRAPH_COPIES, max(2, -(-3 * cache // max(1, bytes_per_copy)))))
+
+
+class CudaWall:
+    """Wall time with launches: `calls` do the same work on copies of the inputs that do not fit into L2 together."""
+
+    def __init__(self, calls: list[Call]) -> None:
+        self._calls = calls
+
+    def seconds(self, repeats: int) -> float:
+        """Seconds of one call; the mean of `repeats` rotations."""
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(repeats):
+            for call in self._calls:
+                call()
+        torch.cuda.synchronize()
+        return (time.perf_counter() - start) / (repeats * len(self._calls))
+
+
+class CudaGraph:
+    """Device time: one CUDA graph of all `calls`, replayed.
+
+    Raises:
+        Unavailable: they cannot be captured.
+    """
+
+    def __init__(self, calls: list[Call]) -> None:
+        self._length = len(calls)
+        self._graph = torch.cuda.CUDAGraph()
+        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+        try:
+            with torch.cuda.graph(self._graph):
+                for call in calls:
+                    call()
+        except RuntimeError as error:
+            raise Unavailable(f"no device time: cannot be captured ({str(error).splitlines()[0]})") from error
+
+    def seconds(self, repeats: int) -> float:
+        """Seconds of one call; the mean of `repeats` replays."""
+        begin, end = self._events
+        begin.record()
+        for _ in range(repeats):
+            self._graph.replay()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1000 / (repeats * self._length)
+
+
+def ceilings(device: str, quick: bool = False) -> dict[str, Any]:
+    """What this machine reaches at best, by torch, in this run.
+
+    Returns:
+        {"gemm_float32_gflops", "gemm_bfloat16_gflops", "copy_gb_per_s"}; copies count bytes read and written.
+    """
+    size = 512 if quick else (8192 if device == "cuda" else 2048)
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        out = torch.empty_like(a)
+        best = _best(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device)
+        found[f"gemm_{str(dtype).removeprefix('torch.')}_gflops"] = 2 * size**3 / best / 1e9
+    source = torch.ones((1 << 22) if quick else (1 << 26), device=device)
+    target = torch.empty_like(source)
+    best = _best(lambda: target.copy_(source), device)
+    found["copy_gb_per_s"] = 2 * source.nbytes / best / 1e9
+    return found
+
+
+def _best(call: Callable[[], object], device: str, rounds: int = 7) -> float:
+    """Fewest seconds of a call: a ceiling is what the machine can do, not what it did in a noisy moment."""
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    call()
+    found = []
+    for _ in range(rounds):
+        wait()
+        start = time.perf_counter()
+        call()
+        wait()
+        found.append(time.perf_counter() - start)
+    return min(found)
