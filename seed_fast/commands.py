@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -79,6 +80,11 @@ def _tokenize(options: TokenizeOptions) -> int:
     split = _split(options.shard)
     _check_output(options, split)
     device = _device(options.device)
+    with _together_with_other_ranks():
+        return _tokenize_part(options, split, device)
+
+
+def _tokenize_part(options: TokenizeOptions, split: Split, device: torch.device) -> int:
     tok = _load_model(options, device)
     writer = _writer(options, split, tok.config.codebook_size)
 
@@ -104,7 +110,6 @@ def _tokenize(options: TokenizeOptions) -> int:
         print(json.dumps(about | summary.to_dict()), flush=True)
     else:
         print(render(summary, job, str(device)), printable(str(writer.output)), sep="\n", flush=True)
-    _wait_for_other_ranks()
     return summary.exit_code
 
 
@@ -200,17 +205,23 @@ def _spare_cores() -> int:
     return max(0, min(MOST_WORKERS, cores - 1))
 
 
-def _wait_for_other_ranks() -> None:
-    """torchrun ends every rank as soon as one exits with another code than 0; bad images must not stop the others."""
+@contextmanager
+def _together_with_other_ranks() -> Iterator[None]:
+    """Under torchrun, leave when all ranks are done: it ends every rank as soon as one exits with another code than 0,
+    and bad images on one must not stop the others. Joining comes first, so that a wrong set-up fails at once.
+    """
     if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
+        yield
         return
-    from datetime import timedelta
+    import torch.distributed as ranks
 
-    import torch.distributed
-
-    torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    try:
+        ranks.init_process_group("gloo", timeout=timedelta(minutes=5))
+    except RuntimeError as error:
+        raise OSError(f"torchrun: the ranks did not find each other: {error}") from error
+    yield
+    ranks.monitored_barrier(timeout=timedelta(days=30))
+    ranks.destroy_process_group()
 
 
 def convert(paths: list[str], preset: str | None, dtype: str | None) -> int:

@@ -143,6 +143,10 @@ def tokenize(
     entries = job.split.take(chain([first] if first else [], listing))
     try:
         writer.open(describe_run(tok, model, processor, job), resume=job.resume)
+        if writer.complete:
+            report.line(f"{writer.output}: finished by an earlier run, whose model and options are not recorded")
+        elif writer.unchecked:
+            report.line(f"{writer.output}: begun by an earlier run, whose model and options are not recorded any more")
         if job.resume:
             entries = unrecorded(entries, writer.recorded(), summary)
         if writer.complete:
@@ -234,7 +238,9 @@ def encode(tok: SeedTokenizer, processor: ImageProcessor, pixels: np.ndarray, ti
         with timer.measure("Q-Former"):
             causal = tok.query_embeddings(features)
         with timer.measure("nearest code"):
-            ids = tok.lookup(causal)
+            # tanh on the way to the codebook would turn an infinite embedding into an ordinary code
+            finite = causal.isfinite().flatten(1).all(dim=1, keepdim=True)
+            ids = tok.lookup(causal).masked_fill(~finite, -1)
         codes = ids.cpu().numpy()
     timer.resolve()
     return codes

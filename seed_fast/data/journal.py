@@ -81,7 +81,9 @@ def check_run(path: Path, run: dict[str, Any], output: Path) -> None:
         before = dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise OutputError(f"{path}: must describe a run, got something else ({error}); use --overwrite") from None
-    changes = [f"{key} was {before.get(key)}, is {run.get(key)}" for key in run if before.get(key) != run.get(key)]
+    changes = [
+        f"{key} was {_short(before.get(key))}, is {_short(run[key])}" for key in run if before.get(key) != run[key]
+    ]
     if changes:
         raise OutputError(
             f"{output}: begun by another run: {'; '.join(changes)}. Resume with the same options, or --overwrite it"
@@ -91,6 +93,11 @@ def check_run(path: Path, run: dict[str, Any], output: Path) -> None:
 def write_run(path: Path, run: dict[str, Any]) -> None:
     """Write the description of a run."""
     write_beside(path, (json.dumps(run, indent=1) + "\n").encode())
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _end_of_last_line(file: BinaryIO) -> int:
