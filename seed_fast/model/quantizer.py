@@ -8,8 +8,6 @@ Shapes: B images, N codes, C Q-Former width, K codebook entries, D code width.
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,7 +33,7 @@ class Quantizer(nn.Module):
 
     def lookup(self, causal_BNC: Tensor) -> Tensor:
         """Codes [B, N] int64 of causal embeddings; -1 where an embedding holds NaN."""
-        return cast(Tensor, nearest_code(self.encode_task(causal_BNC), self.codebook))
+        return nearest_code(self.encode_task(causal_BNC), self.codebook)
 
     def embed(self, codes_BN: Tensor) -> Tensor:
         """Codebook entries [B, N, D]."""

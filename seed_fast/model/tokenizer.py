@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -20,14 +20,18 @@ from torch import Tensor, nn
 
 from seed_fast.model.config import SeedConfig
 from seed_fast.model.decoder import Decoder, build_head
+from seed_fast.model.encoder import ImageEncoder
 from seed_fast.model.qformer import QFormer
 from seed_fast.model.quantizer import Quantizer
 from seed_fast.model.vit import ViT
 
+if TYPE_CHECKING:
+    from seed_fast.model.fast import FastTokenizer
+
 VISION_NORM_EPS = 1e-5  # PyTorch's default, which ln_vision keeps, unlike the ViT's own norms
 
 
-class SeedTokenizer(nn.Module):
+class SeedTokenizer(ImageEncoder, nn.Module):
     """The SEED tokenizer of `config`, with random weights from the official initialisation.
 
     Args:
@@ -125,6 +129,17 @@ class SeedTokenizer(nn.Module):
         """Type of the weights, in which the model computes."""
         return self.quantizer.codebook.dtype
 
+    def fast(self, *, dtype: torch.dtype | None = None, cross_attention: str = "absorbed") -> FastTokenizer:
+        """An inference plan over the same weights: the same codes, sooner. See `seed_fast.model.fast`.
+
+        Args:
+            dtype: type of the matrix products (default: this model's); the residual stream stays float32.
+            cross_attention: "absorbed" or "projected", two orders of the same sums.
+        """
+        from seed_fast.model.fast import FastTokenizer
+
+        return FastTokenizer(self, dtype=dtype, cross_attention=cross_attention)
+
     def image_features(self, pixels: Tensor) -> Tensor:
         """Normalised pixels [B, 3, S, S] to normed ViT features [B, L, E]."""
         features = self.vit(self._check_pixels(pixels))
@@ -135,45 +150,12 @@ class SeedTokenizer(nn.Module):
         return self.vision_norm(features)
 
     def query_embeddings(self, features: Tensor) -> Tensor:
-        """ViT features [B, L, E] to causal embeddings [B, N, C]."""
+        """ViT features [B, L, E] to causal embeddings [B, N, C]; the first k don't see later queries."""
         return self.qformer(features)
-
-    def causal_embeddings(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels [B, 3, S, S] to causal embeddings [B, N, C]; the first k don't see later queries."""
-        return self.query_embeddings(self.image_features(pixels))
 
     def lookup(self, causal: Tensor) -> Tensor:
         """Causal embeddings [B, N, C] to codes [B, N] int64; -1 where an embedding isn't finite."""
         return self.quantizer.lookup(causal)
-
-    def preprocess(self, images: Any) -> Tensor:
-        """Images as `encode` takes them to normalised pixels [B, 3, S, S]; a float tensor passes through."""
-        from seed_fast.data.image_processor import ImageProcessor
-
-        return ImageProcessor(self.config.image_size, self.config.resize)(images)
-
-    @torch.inference_mode()
-    def encode(self, images: Any) -> Tensor:
-        """Images to codes.
-
-        Args:
-            images: a PIL image, a path, a uint8 array [H, W, 3], or a list of these; or a float tensor [B, 3, S, S]
-                that is already resized and normalised.
-
-        Returns:
-            Codes [B, N] int64 on the model's device; B is 1 for a single image.
-
-        Raises:
-            ValueError: an image can't be read (`ImageError`), an array has the wrong shape, or an image gives
-                embeddings that aren't finite.
-            TypeError: something isn't an image.
-        """
-        causal = self.causal_embeddings(self.preprocess(images))
-        # Before the lookup: tanh would turn an infinite embedding into an ordinary code.
-        self._check_images(images, causal.isfinite().flatten(1).all(dim=1))
-        codes = self.lookup(causal)
-        self._check_images(images, (codes >= 0).all(dim=1))
-        return codes
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
@@ -197,21 +179,6 @@ class SeedTokenizer(nn.Module):
                 "reconstruct: the model must have a decoder for causal embeddings, got SEED-1, which has none"
             )
         return self.reconstructor(self.quantizer(self._check_codes("reconstruct", codes)))
-
-    def _check_images(self, images: Any, finite_B: Tensor) -> None:
-        for index in finite_B.logical_not().nonzero().flatten().tolist():
-            image = images[index] if isinstance(images, (list, tuple)) else images
-            name = str(image) if isinstance(image, (str, Path)) else f"image {index}"
-            raise ValueError(f"encode: embeddings of {name} must be finite, got NaN or infinity in {self.dtype}")
-
-    def _check_pixels(self, pixels: Tensor) -> Tensor:
-        size = self.config.image_size
-        if not isinstance(pixels, Tensor) or not pixels.is_floating_point():
-            got = pixels.dtype if isinstance(pixels, Tensor) else type(pixels).__name__
-            raise TypeError(f"pixels must be a float tensor [B, 3, {size}, {size}], got {got}")
-        if pixels.ndim != 4 or pixels.shape[1:] != (3, size, size):
-            raise ValueError(f"pixels must be [B, 3, {size}, {size}], got {list(pixels.shape)}")
-        return pixels.to(self.device, self.dtype)
 
     def _check_codes(self, caller: str, codes: Tensor) -> Tensor:
         codes = torch.as_tensor(codes)

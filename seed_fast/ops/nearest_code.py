@@ -17,7 +17,7 @@ Source: the argmin of `VectorQuantizer2` in the official models/seed_qformer/qfo
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -154,6 +154,12 @@ def check(op: str, z: Tensor, codebook: Tensor | PackedCodebook) -> tuple[Tensor
     return codebook, packed
 
 
+@overload
+def nearest_code(z: Tensor, codebook: Tensor | PackedCodebook, *, return_margin: Literal[False] = False) -> Tensor: ...
+@overload
+def nearest_code(
+    z: Tensor, codebook: Tensor | PackedCodebook, *, return_margin: Literal[True]
+) -> tuple[Tensor, Tensor]: ...
 def nearest_code(
     z: Tensor, codebook: Tensor | PackedCodebook, *, return_margin: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:

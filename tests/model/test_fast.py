@@ -1,0 +1,78 @@
+"""The inference plan against the plain modules: the same codes, embeddings within the float32 budget."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from seed_fast import SeedConfig, SeedTokenizer
+from seed_fast.convert import from_official
+
+SMALL = {"image_size": 28, "vit_dim": 32, "vit_depth": 2, "vit_heads": 2, "vit_ffn_dim": 48, "codebook_size": 300}
+FORMS = ["absorbed", "projected"]
+
+
+def small(preset: str) -> SeedTokenizer:
+    torch.manual_seed(0)
+    sizes = {
+        **SMALL,
+        "qformer_dim": 48,
+        "qformer_depth": 3,
+        "qformer_heads": 3,
+        "qformer_ffn_dim": 64,
+        "decoder_heads": 3,
+    }
+    if preset == "seed-tiny":
+        return SeedTokenizer.from_pretrained("seed-tiny")
+    return SeedTokenizer(dataclasses.replace(SeedConfig.preset(preset), **sizes))
+
+
+@pytest.mark.parametrize("cross_attention", FORMS)
+@pytest.mark.parametrize("preset", ["seed-1", "seed-2", "seed-2-rqf", "seed-tiny"])
+def test_float32_codes_are_those_of_the_plain_modules(preset, cross_attention):
+    tok = small(preset)
+    plan = tok.fast(cross_attention=cross_attention)
+    pixels = torch.randn(5, 3, tok.config.image_size, tok.config.image_size)
+    features, plain = plan.image_features(pixels), tok.image_features(pixels)
+    torch.testing.assert_close(features, plain, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(plan.query_embeddings(plain), tok.query_embeddings(plain), rtol=1e-5, atol=1e-5)
+    assert torch.equal(plan.encode(pixels), tok.encode(pixels))
+    assert torch.equal(plan.encode(pixels[:1]), tok.encode(pixels)[:1])
+
+
+@pytest.mark.parametrize("cross_attention", FORMS)
+@pytest.mark.parametrize("name", ["seed2_tiny", "seed2_rqf_tiny", "seed1_tiny"])
+def test_codes_equal_what_the_official_code_computed(golden, name, cross_attention):
+    official = golden(name)
+    plan = from_official(official.weights, official.config).fast(cross_attention=cross_attention)
+    assert torch.equal(plan.encode(official.inputs["image"]), official.outputs["codes"])
+
+
+@pytest.mark.parametrize("cross_attention", FORMS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_nearer_to_float32_than_half_precision_modules(dtype, cross_attention):
+    tok = SeedTokenizer.from_pretrained("seed-tiny")
+    half = SeedTokenizer.from_pretrained("seed-tiny", dtype=dtype)
+    pixels = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        truth = tok.causal_embeddings(pixels)
+        ours = tok.fast(dtype=dtype, cross_attention=cross_attention).causal_embeddings(pixels)
+        plain = half.causal_embeddings(pixels).float()
+    assert (ours - truth).norm() < (plain - truth).norm()
+
+
+def test_a_plan_leaves_the_tokenizer_alone_and_repeats_itself():
+    tok = SeedTokenizer.from_pretrained("seed-tiny")
+    pixels = torch.randn(2, 3, 64, 64)
+    before = {name: value.clone() for name, value in tok.state_dict().items()}
+    plan = tok.fast()
+    codes = plan.encode(pixels)
+    assert torch.equal(plan.encode(pixels), codes), "a second call gives the same"
+    assert all(torch.equal(before[name], value) for name, value in tok.state_dict().items())
+
+
+def test_a_wrong_form_is_named():
+    with pytest.raises(ValueError, match="cross_attention must be 'absorbed' or 'projected', got 'fused'"):
+        SeedTokenizer.from_pretrained("seed-tiny").fast(cross_attention="fused")
