@@ -11,6 +11,8 @@
 namespace seed_fast {
 namespace {
 
+constexpr int64_t kRuns = 8;  // runs of work items per thread, so that a slow core costs little
+
 AttentionKernel kernel_for(Isa isa, const AttentionProblem& problem) {
 #if defined(__x86_64__)
   switch (std::min(isa, best_isa())) {
@@ -43,10 +45,12 @@ void attention_cpu(const AttentionTensor& q, const AttentionTensor& k, const Att
   if (B * H * ((Lq + kBlock - 1) / kBlock) < 2 * threads) problem.block = kBlock / 2;
   const int64_t items = B * H * ((Lq + problem.block - 1) / problem.block);
   const AttentionKernel kernel = kernel_for(isa, problem);
-  parallel_for(items, threads, [&](int64_t item) {
+  // Neighbours share or adjoin keys and values: a thread takes a run of them.
+  const int64_t run = std::max<int64_t>(1, items / (kRuns * threads));
+  parallel_for((items + run - 1) / run, threads, [&](int64_t part) {
     const FloatMode mode;
     thread_local std::unique_ptr<AttentionScratch> scratch(new AttentionScratch);
-    kernel(problem, item, *scratch);
+    for (int64_t item = part * run; item < std::min(items, (part + 1) * run); ++item) kernel(problem, item, *scratch);
   });
 }
 

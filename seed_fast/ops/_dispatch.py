@@ -17,7 +17,7 @@ from seed_fast import _env
 
 logger = logging.getLogger("seed_fast.ops")
 
-NAMES = ("cuda", "triton", "cpu", "reference")
+NAMES = ("cuda", "triton", "cpu", "sdpa", "reference")
 
 
 class BackendError(RuntimeError):

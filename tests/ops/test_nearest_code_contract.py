@@ -10,6 +10,7 @@ import torch
 from seed_fast.ops import BackendError, _dispatch, _native, backend, backend_table, explain, nearest_code, pack_codebook
 
 z, codebook = torch.randn(6, 8), torch.randn(20, 8)
+BACKENDS = ("cuda", "triton", "cpu", "reference")
 
 
 @pytest.mark.parametrize(
@@ -88,9 +89,9 @@ def test_the_forced_backend_is_restored_after_an_error():
 def test_explain_names_the_winner_and_every_loser():
     text = explain("nearest_code", z, pack_codebook(codebook))
     assert text.startswith("nearest_code: ")
-    assert all(name in text for name in _dispatch.NAMES)
+    assert all(name in text for name in BACKENDS)
     assert text.count(": runs") == 1
-    with pytest.raises(ValueError, match=r"op must be one of nearest_code.*got 'nearest'"):
+    with pytest.raises(ValueError, match=r"op must be one of .*nearest_code.*got 'nearest'"):
         explain("nearest", z)
 
 
@@ -105,5 +106,5 @@ def test_a_missing_build_falls_back_once_with_a_reason(monkeypatch, caplog):
 
 def test_the_table_has_every_backend_and_a_reason_where_one_is_missing():
     rows = [row for row in backend_table() if row["op"] == "nearest_code"]
-    assert {row["backend"] for row in rows} == set(_dispatch.NAMES)
+    assert {row["backend"] for row in rows} == set(BACKENDS)
     assert all(row["available"] != bool(row["reason"]) for row in rows)

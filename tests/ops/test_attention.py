@@ -1,0 +1,238 @@
+"""attention on the backends that run on a CPU: as close to float64 as plain torch, whatever the input looks like."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import threading
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seed_fast.ops import _native, attention, backend
+from seed_fast.ops.attention import reference
+
+ISAS = ("scalar", "avx2", "avx512", "avx512bf16")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SHAPES = [  # B, Lq, Lk, H, Dh: the four of the model, then odd ones
+    (2, 32, 32, 3, 64),
+    (1, 32, 257, 2, 64),
+    (1, 257, 257, 1, 88),
+    (1, 1, 1, 1, 16),
+    (2, 5, 7, 2, 24),
+    (1, 17, 3, 1, 104),
+    (1, 3, 1100, 1, 40),  # more keys than the kernel holds at a time
+    (1, 530, 520, 1, 72),
+    (1, 1, 33, 2, 128),
+    (0, 3, 4, 2, 16),
+    (2, 0, 4, 2, 16),
+]
+needs_native = pytest.mark.skipif(bool(_native.cpu_unavailable()), reason=_native.cpu_unavailable() or "native")
+
+
+@pytest.fixture(params=["reference", "sdpa", *(pytest.param(isa, marks=needs_native) for isa in ISAS)])
+def everywhere(request, monkeypatch):
+    """Runs the test on reference, sdpa, and the C++ kernel of each instruction set (or of the best this CPU has)."""
+    if request.param in ISAS:
+        monkeypatch.setenv("SEED_FAST_CPU_ISA", request.param)
+    with backend("cpu" if request.param in ISAS else request.param):
+        yield request.param
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """New tensors of the kernel's glue hold NaN, so that what it leaves unwritten shows."""
+    fresh = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *shape, **options: fresh(*shape, **options).fill_(math.nan))
+
+
+def random_qkv(b, lq, lk, h, d, dtype=torch.float32, scale=1.0, seed=0):
+    """Slices of fused projections, as the model has them: [B, Lq, H, Dh] and two of [B, Lk, H, Dh]."""
+    generator = torch.Generator().manual_seed(seed + 1009 * lq + 31 * lk + d)
+    draw = lambda *shape: (torch.randn(*shape, generator=generator) * scale).to(dtype)  # noqa: E731
+    q = draw(b, lq, 3, h, d)[:, :, 1]
+    return (q, *draw(b, lk, 2, h, d).unbind(2))
+
+
+def plain(q, k, v, causal=False, scale=None):
+    """Plain torch in the inputs' dtype: what an eager model computes."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if causal:
+        scores = scores.masked_fill(torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), -math.inf)
+    return (scores.softmax(-1) @ v).transpose(1, 2)
+
+
+def check_budget(got, expected, plainly, factor=2):
+    """The error against float64 is at most `factor` times plain torch's; a unit in the last place is always allowed."""
+    assert got.shape == expected.shape
+    assert got.dtype == plainly.dtype
+    if got.numel() == 0:
+        return
+    error, allowed = (got.double() - expected).abs().max(), (plainly.double() - expected).abs().max()
+    assert error <= factor * torch.maximum(allowed, torch.finfo(got.dtype).eps * expected.abs().max())
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_error_is_within_twice_that_of_plain_torch(everywhere, poisoned, shape, dtype, causal):
+    qkv = random_qkv(*shape, dtype)
+    check_budget(attention(*qkv, causal=causal), plain(*(x.double() for x in qkv), causal), plain(*qkv, causal))
+
+
+@needs_native
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 2), st.integers(1, 70), st.integers(1, 70), st.integers(1, 3), st.integers(2, 16),
+    st.sampled_from(DTYPES), st.booleans(), st.sampled_from(ISAS),
+)  # fmt: skip
+def test_any_shape_on_any_instruction_set(b, lq, lk, h, eighths, dtype, causal, isa):
+    qkv = random_qkv(b, lq, lk, h, 8 * eighths, dtype)
+    expected = plain(*(x.double() for x in qkv), causal)
+    with pytest.MonkeyPatch.context() as patch, backend("cpu"):
+        patch.setenv("SEED_FAST_CPU_ISA", isa)
+        got = attention(*qkv, causal=causal)
+    tolerance = {torch.float32: 4e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}[dtype]
+    torch.testing.assert_close(got.double(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_strides_are_free(everywhere, dtype):
+    q, k, v = random_qkv(2, 9, 13, 3, 24, dtype)
+    expected = plain(q, k, v)
+    close = lambda *qkv: torch.testing.assert_close(attention(*qkv), expected, rtol=2e-2, atol=2e-2)  # noqa: E731
+    close(q.contiguous(), k, v.contiguous())
+    close(*(x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)))
+    close(*(x.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0) for x in (q, k, v)))
+    wide = torch.zeros(2, 13, 3, 48, dtype=dtype)
+    wide[..., ::2] = k
+    close(q, wide[..., ::2], v)
+    one = k[:, :1, :1].expand(2, 13, 3, 24)
+    torch.testing.assert_close(attention(q, one, v), plain(q, one, v), rtol=2e-2, atol=2e-2)
+
+
+def test_causality_is_aligned_to_the_top_left(everywhere):
+    q, k, v = random_qkv(1, 40, 70, 1, 16)
+    got = attention(q, k, v, causal=True)
+    assert torch.equal(got[:, 0], v[:, 0])
+    for i in (7, 20, 39):
+        torch.testing.assert_close(got[:, i : i + 1], plain(q[:, i : i + 1], k[:, : i + 1], v[:, : i + 1]))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, -0.3])
+def test_scale(everywhere, scale):
+    qkv = random_qkv(1, 9, 40, 2, 32)
+    torch.testing.assert_close(attention(*qkv, scale=scale), plain(*qkv, scale=scale))
+
+
+@pytest.mark.parametrize("magnitude", [1e-42, 1e-20, 1e-3, 30.0, 1e4, 1e18])
+def test_tiny_and_huge_magnitudes(everywhere, magnitude):
+    qkv = random_qkv(1, 9, 40, 2, 32, scale=magnitude)
+    expected = plain(*(x.double() for x in qkv))
+    check_budget(attention(*qkv), expected, plain(*qkv))
+
+
+def test_weights_that_underflow_next_to_a_dominant_one(everywhere):
+    q, k, v = torch.ones(1, 1, 1, 16), torch.zeros(1, 60, 1, 16), random_qkv(1, 1, 60, 1, 16)[2]
+    k[0, 7] = 60.0
+    assert torch.equal(attention(q, k, v)[0, 0], v[0, 7])
+
+
+@pytest.mark.parametrize("lk", [40, 1100])
+def test_nan_and_infinities_spread_as_softmax_says(everywhere, lk):
+    q, k, v = random_qkv(1, 5, lk, 1, 16)
+    for value in (math.nan, math.inf, -math.inf):
+        broken = q.clone()
+        broken[0, 2, 0, 3] = value
+        rows = attention(broken, k, v)[0].isnan().flatten(1).all(1)
+        assert rows.tolist() == [False, False, True, False, False]
+    broken = v.clone()
+    broken[0, 30, 0, 3] = math.nan
+    assert attention(q, k, broken).isnan().nonzero()[:, 3].unique().tolist() == [3]
+
+
+@needs_native
+def test_a_key_whose_score_is_minus_infinity_gets_no_weight():
+    # Whole chunks of such keys, before and after the finite one.
+    for at in (3, 600, 1099):
+        q, k, v = torch.ones(1, 2, 1, 16), torch.full((1, 1100, 1, 16), -math.inf), torch.randn(1, 1100, 1, 16)
+        k[0, at] = 1.0
+        with backend("cpu"):
+            assert torch.equal(attention(q, k, v)[0], v[0, at].expand(2, 1, 16))
+            assert attention(q, torch.full_like(k, -math.inf), v).isnan().all()
+
+
+@needs_native
+def test_keys_that_causality_hides_never_matter():
+    q, k, v = random_qkv(1, 70, 70, 1, 32)
+    with backend("cpu"):
+        expected = attention(q, k, v, causal=True)
+        k[:, 50:] = math.nan
+        assert torch.equal(attention(q, k, v, causal=True)[:, :50], expected[:, :50])
+
+
+@needs_native
+def test_results_do_not_depend_on_threads_and_repeat_bit_by_bit():
+    qkv = random_qkv(1, 100, 257, 3, 88)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 5, 40):
+            torch.set_num_threads(threads)
+            with backend("cpu"):
+                results += [attention(*qkv, causal=True), attention(*qkv, causal=True)]
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+@needs_native
+def test_flushing_denormals_changes_nothing_in_the_kernel():
+    qkv = random_qkv(1, 8, 9, 1, 16, scale=1e-40)
+    with backend("cpu"):
+        expected = attention(*qkv)
+        torch.set_flush_denormal(True)
+        try:
+            assert torch.equal(attention(*qkv), expected)
+        finally:
+            torch.set_flush_denormal(False)
+    assert expected.abs().max() > 0
+
+
+@needs_native
+def test_concurrent_callers_get_their_own_answers():
+    inputs = [random_qkv(1, 32, 70, 4, 64, seed=seed) for seed in range(6)]
+    expected = [reference(*qkv, False, 0.125) for qkv in inputs]
+    wrong = []
+
+    def work(qkv, right):
+        with torch.no_grad():
+            wrong.extend(i for i in range(20) if not torch.allclose(attention(*qkv), right, atol=1e-5))
+
+    workers = [threading.Thread(target=work, args=pair) for pair in zip(inputs, expected, strict=True)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert wrong == []
+
+
+def _in_child(connection, qkv):
+    connection.send(attention(*qkv).sum().item())
+
+
+@needs_native
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_computes():
+    qkv = random_qkv(2, 32, 40, 4, 32)
+    with backend("cpu"):
+        expected = attention(*qkv).sum().item()
+        ours, theirs = multiprocessing.get_context("fork").Pipe()
+        child = multiprocessing.get_context("fork").Process(target=_in_child, args=(theirs, qkv))
+        child.start()
+        assert ours.poll(60), "the forked child hangs"
+        assert ours.recv() == pytest.approx(expected)
+        child.join(10)
