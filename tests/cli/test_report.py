@@ -1,0 +1,44 @@
+"""What the command shows when nobody sits at a terminal."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from seed_fast import report
+from seed_fast.pipeline import Job, Summary
+from seed_fast.profiling import Stage
+
+
+def test_progress_is_plain_lines_with_images_per_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, clock = io.StringIO(), iter((100.0, 104.0, 110.0, 112.0, 125.0))
+    monkeypatch.setattr(report.time, "monotonic", lambda: next(clock))
+    progress = report.Progress(stream)
+    for _ in range(4):
+        progress.advance(20)
+    progress.close()
+    assert stream.getvalue() == "40 images, 4.0 images/s\n80 images, 3.2 images/s\n", "one line in ten seconds"
+
+
+def test_the_table_says_what_overlaps_and_what_a_share_is_of() -> None:
+    stages = [Stage("read", "workers", 6.0, 0.6), Stage("ViT", "device", 3.0, 0.3), Stage("write", "main", 1.0, 0.1)]
+    summary = Summary(written=10, resumed=2, skipped=1, seconds=5.0, waiting_seconds=0.5, stages=stages)
+    text = report.render(summary, Job((), workers=2), "cuda:0")
+    assert text.splitlines() == [
+        "stage          where            seconds  ms/image   share",
+        "read           2 workers           6.00    600.00   60.0%",
+        "ViT            cuda:0              3.00    300.00   30.0%",
+        "write          main process        1.00    100.00   10.0%",
+        "A share is of the 10.00 s that all stages took together.",
+        "Wall time 5.00 s = 4.00 s stages of the main process and cuda:0 + 0.50 s waiting for workers + 0.50 s other. "
+        "Workers ran beside it; their seconds are summed.",
+        "10 images encoded, 2.0 images/s; 2 were there before; 1 skipped",
+    ]
+
+
+def test_a_run_without_a_new_image_has_a_table_too() -> None:
+    stages = [Stage("read", "main", 0.0, 0.0)]
+    text = report.render(Summary(stages=stages), Job(()), "cpu")
+    assert "read           main process        0.00         -    0.0%" in text
+    assert "0 images encoded, 0.0 images/s" in text
