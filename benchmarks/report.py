@@ -208,6 +208,8 @@ def draw(found: dict[str, Any], op: str, folder: Path) -> Path:
         axes.plot(x, y, label=f"{provider} ({device})", **style)
     if by_size:
         axes.set(xscale="log", yscale="log", xlabel="N, vectors per call", ylabel="vectors per second")
+        sizes = sorted({row["shape"]["N"] for row in rows})
+        axes.set_xticks(sizes, labels=map(str, sizes), minor=False)
     else:
         axes.set(yscale="log", ylabel="times as fast as the baseline")
         axes.tick_params(axis="x", labelrotation=20)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from benchmarks import memory, results, timing
 from benchmarks.providers import Bar, Benchmark, Call, Case, Provider, Unavailable, environment, forget_compiled
+from seed_fast.ops import BackendError
 
 SECONDS_PER_CASE, QUICK_SECONDS_PER_CASE = 4.0, 0.3
 # Left out of the quick run: what compiles for longer than everything else takes.
@@ -136,7 +137,7 @@ def _start(
         with environment(provider.environment):
             output = call()
         wrong, note = benchmark.check(case, provider, output, inputs, truth)
-    except Unavailable as reason:
+    except (Unavailable, BackendError) as reason:  # a forced backend that does not take this case says so
         return str(reason), "", call
     except Exception as error:  # noqa: BLE001 - a peer may raise anything; the row says what, and the run goes on
         lines = str(error).strip().splitlines() or [""]

@@ -19,7 +19,7 @@ SAMPLE_SECONDS = 0.01  # a CPU sample repeats the call until it lasts about this
 SLOW_SECONDS = 0.1
 # GNU OpenMP's threads spin for milliseconds after their work; one provider's must not run into the next one's time.
 PAUSE_SECONDS = 0.01
-MINIMUM_ROUNDS, MAXIMUM_ROUNDS = 7, 40
+MINIMUM_ROUNDS, MAXIMUM_ROUNDS = 5, 40
 GRAPH_COPIES = 256  # at most so many copies of the inputs rotate through one CUDA graph
 
 

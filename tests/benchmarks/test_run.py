@@ -99,6 +99,10 @@ def test_a_damaged_file_is_named(tmp_path):
         results.load(tmp_path / "half.json")
 
 
+def test_every_op_has_a_benchmark():
+    assert set(BENCHMARKS) == {path.stem for path in (results.ROOT / "seed_fast" / "ops").glob("[!_]*.py")}
+
+
 def test_every_op_has_consistent_names():
     for op, benchmark in BENCHMARKS.items():
         assert benchmark.op == op
