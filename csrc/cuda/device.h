@@ -36,6 +36,8 @@ SEED_FAST_DEVICE T shuffle_xor(T value, int mask) {
 }
 
 SEED_FAST_DEVICE void atomic_min(unsigned* address, unsigned value) { atomicMin(address, value); }
+// Returns what was there before.
+SEED_FAST_DEVICE unsigned atomic_add(unsigned* address, unsigned value) { return atomicAdd(address, value); }
 
 SEED_FAST_DEVICE unsigned float_bits(float value) { return __float_as_uint(value); }
 SEED_FAST_DEVICE float float_from_bits(unsigned bits) { return __uint_as_float(bits); }
@@ -50,6 +52,17 @@ SEED_FAST_DEVICE float float_from_half(unsigned short bits) {
   return value;
 }
 
+// float32 to binary16, to nearest, ties to even; beyond the largest binary16: infinity.
+SEED_FAST_DEVICE unsigned short half_from_float(float value) {
+  unsigned short bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+  return bits;
+}
+// Two of them in one register, as tensor cores take them: `low` in the low half.
+SEED_FAST_DEVICE unsigned half_pair(float low, float high) {
+  return half_from_float(low) | static_cast<unsigned>(half_from_float(high)) << 16;
+}
+
 // The smallest float32 that is not below the value.
 SEED_FAST_DEVICE float float_round_up(double value) { return __double2float_ru(value); }
 
@@ -62,6 +75,60 @@ SEED_FAST_DEVICE float minimum(float a, float b) { return fminf(a, b); }
 SEED_FAST_DEVICE float maximum(float a, float b) { return fmaxf(a, b); }
 
 SEED_FAST_DEVICE double square_root(double a) { return sqrt(a); }
+
+// Tensor cores: c += a * b with binary16 a and b and float32 c, by all 32 lanes of a warp. The products are exact; their
+// sum with c is aligned to its largest term and cut off there, so it errs by more than a chain of fused multiply-adds:
+// for every four products, by up to 6 units in the last place (2^-23) of the sum of the magnitudes. A register of a or b
+// holds two neighbours along k, the lower in its low half. Which lane holds what (PTX ISA, "Matrix Fragments for mma"):
+//
+// m8n8k4 (sm_70; newer GPUs take it, slowly): four products of 8x4 by 4x8, one for each quad pair. Quad pair q has the
+// lanes 4q .. 4q+3 (low) and 16+4q .. 16+4q+3 (high); with h = 0 for low and 4 for high lanes:
+//   a[i / 2] half i % 2, i < 4:               A[lane % 4 + h][i]
+//   b[i / 2] half i % 2, i < 4, column-major: B[i][lane % 4 + h]
+//                               row-major:    B[lane % 4][i + h]
+//   c[i], i < 8:                              C[lane % 2 + i / 2 % 2 * 2 + h][i / 4 * 4 + lane / 2 % 2 * 2 + i % 2]
+SEED_FAST_DEVICE void mma_m8n8k4(float (&c)[8], const unsigned (&a)[2], const unsigned (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m8n8k4.row.col.f32.f16.f16.f32 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7}, {%8, %9}, {%10, %11}, {%0, %1, %2, %3, %4, %5, %6, %7};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7])
+      : "r"(a[0]), "r"(a[1]), "r"(b[0]), "r"(b[1]));
+}
+// The same with a row-major B.
+SEED_FAST_DEVICE void mma_m8n8k4_row_row(float (&c)[8], const unsigned (&a)[2], const unsigned (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m8n8k4.row.row.f32.f16.f16.f32 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7}, {%8, %9}, {%10, %11}, {%0, %1, %2, %3, %4, %5, %6, %7};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7])
+      : "r"(a[0]), "r"(a[1]), "r"(b[0]), "r"(b[1]));
+}
+
+// m16n8k8 (sm_75 and newer; traps before): 16x8 by 8x8. With g = lane / 4 and t = lane % 4:
+//   a[i], half j: A[g + 8 i][2 t + j]    b half j: B[2 t + j][g]    c[i]: C[g + i / 2 * 8][2 t + i % 2]
+SEED_FAST_DEVICE void mma_m16n8k8(float (&c)[4], const unsigned (&a)[2], unsigned b) {
+#if __CUDA_ARCH__ >= 750
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(b));
+#else
+  __trap();
+#endif
+}
+
+// m16n8k16 (sm_80 and newer; traps before): 16x16 by 16x8. With g and t as above:
+//   a[i], half j: A[g + i % 2 * 8][2 t + j + i / 2 * 8]    b[i], half j: B[2 t + j + 8 i][g]    c as above
+SEED_FAST_DEVICE void mma_m16n8k16(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+  __trap();
+#endif
+}
 
 }  // namespace seed_fast::device
 

@@ -44,7 +44,7 @@ void after_switch(void* own_fake_stack, const void** from_bottom, std::size_t* f
 #endif
 }
 
-enum class State { ready, at_barrier, at_shuffle, returned };
+enum class State { ready, at_barrier, at_shuffle, at_product, returned };
 
 struct Fiber {
   ucontext_t context;
@@ -52,11 +52,13 @@ struct Fiber {
   void* fake_stack = nullptr;
   State state = State::ready;
   int line = 0;      // where it waits
-  int shuffles = 0;  // so far; parity picks the slots, so that a fast lane can't overwrite what a slow one will read
+  int shuffles = 0, products = 0;  // so far; parity picks the slots, so that a fast lane can't overwrite what a slow
+                                   // one will read
 };
 
 struct Warp {
   unsigned char slots[2][kWarp][kSlotBytes];
+  Fragment fragments[2][kWarp];
 };
 
 // The blocks of one launch, run one after another on the same fibers.
@@ -101,6 +103,14 @@ class Launch {
     std::memcpy(theirs, slots[(lane ^ mask) % kWarp], bytes);
   }
 
+  void multiply_matrices(Fragment& mine, void (*compute)(Fragment*), int line) {
+    auto& lanes = warps_[static_cast<std::size_t>(thread / kWarp)].fragments[current().products++ % 2];
+    const int lane = thread % kWarp;
+    lanes[lane] = mine;
+    wait(State::at_product, line, thread / kWarp * kWarp, kWarp, [&] { compute(lanes); });
+    mine = lanes[lane];
+  }
+
   int thread = 0, block_x = 0, block_y = 0;
 
  private:
@@ -111,7 +121,7 @@ class Launch {
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
     fiber.context.uc_stack.ss_size = kStackBytes;
     fiber.context.uc_link = &main_;
-    fiber.shuffles = 0;
+    fiber.shuffles = fiber.products = 0;
     fiber.fake_stack = nullptr;
     makecontext(&fiber.context, &Launch::start, 0);
   }
@@ -130,13 +140,15 @@ class Launch {
     return index;
   }
 
-  // Blocks the running fiber until all of [first, first + count) wait in this state at this line.
-  void wait(State state, int line, int first, int count) {
+  // Blocks the running fiber until all of [first, first + count) wait in this state at this line; the last one to come
+  // does what they wait for.
+  void wait(State state, int line, int first, int count, const std::function<void()>& work = [] {}) {
     Fiber& self = current();
     self.state = state;
     self.line = line;
     const auto begin = fibers_.begin() + first, end = begin + count;
     if (std::all_of(begin, end, [&](const Fiber& f) { return f.state == state && f.line == line; })) {
+      work();
       for (int i = first; i < first + count; ++i) make_ready(i);
     }
     before_switch(&self.fake_stack, main_bottom_, main_size_);
@@ -156,7 +168,9 @@ class Launch {
       ++where[fiber.state == State::returned ? "have returned"
               : fiber.state == State::at_barrier
                   ? "wait at the barrier in line " + std::to_string(fiber.line)
-                  : "wait at the shuffle in line " + std::to_string(fiber.line)];
+              : fiber.state == State::at_shuffle
+                  ? "wait at the shuffle in line " + std::to_string(fiber.line)
+                  : "wait at the matrix product in line " + std::to_string(fiber.line)];
     }
     std::string text = "block (" + std::to_string(block_x) + ", " + std::to_string(block_y) + ") is stuck:";
     for (const auto& [what, count] : where) text += " " + std::to_string(count) + " threads " + what + ";";
@@ -213,6 +227,9 @@ void enter_shared(void* address, std::size_t bytes) { running->enter_shared(addr
 void wait_for_block(int line) { running->wait_for_block(line); }
 void exchange(const void* mine, void* theirs, std::size_t bytes, int mask, int line) {
   running->exchange(mine, theirs, bytes, mask, line);
+}
+void multiply_matrices(Fragment& mine, void (*compute)(Fragment*), int line) {
+  running->multiply_matrices(mine, compute, line);
 }
 
 }  // namespace seed_fast::device::host

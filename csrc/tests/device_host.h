@@ -3,6 +3,7 @@
 //   - a barrier or shuffle that some thread of the block or warp doesn't reach, or reaches at another line
 //   - shared memory read before it is written: it starts as NaN in every block
 //   - a missing barrier: threads run in order or, with a seed, in random order, up to their next barrier or shuffle
+// Tensor cores take their fragments from the lanes that the PTX ISA names, and cut sums off as Volta's do.
 #pragma once
 
 #include <cmath>
@@ -25,6 +26,9 @@
 
 struct __attribute__((may_alias, aligned(16))) float4 {
   float x, y, z, w;
+};
+struct __attribute__((may_alias, aligned(16))) uint4 {
+  unsigned x, y, z, w;
 };
 
 namespace seed_fast::device {
@@ -50,6 +54,18 @@ void enter_shared(void* address, std::size_t bytes);
 void wait_for_block(int line);
 void exchange(const void* mine, void* theirs, std::size_t bytes, int mask, int line);
 
+// One lane's part of a matrix product: registers of a and b, and c.
+struct Fragment {
+  unsigned a[4], b[2];
+  float c[8];
+};
+// Waits for all lanes of the warp, then runs `compute` once on the 32 fragments.
+void multiply_matrices(Fragment& mine, void (*compute)(Fragment* lanes), int line);
+void compute_m8n8k4(Fragment* lanes);
+void compute_m8n8k4_row_row(Fragment* lanes);
+void compute_m16n8k8(Fragment* lanes);
+void compute_m16n8k16(Fragment* lanes);
+
 }  // namespace host
 
 inline int thread_index() { return host::thread_index(); }
@@ -70,6 +86,12 @@ inline void atomic_min(unsigned* address, unsigned value) {
   if (value < *address) *address = value;
 }
 
+inline unsigned atomic_add(unsigned* address, unsigned value) {
+  const unsigned before = *address;
+  *address += value;
+  return before;
+}
+
 inline unsigned float_bits(float value) {
   unsigned bits;
   std::memcpy(&bits, &value, sizeof bits);
@@ -79,6 +101,10 @@ inline float float_from_bits(unsigned bits) { return bits_to_float(bits); }
 inline float infinity() { return std::numeric_limits<float>::infinity(); }
 inline float not_a_number() { return std::numeric_limits<float>::quiet_NaN(); }
 inline float float_from_half(unsigned short bits) { return half_to_float(bits); }
+inline unsigned short half_from_float(float value) { return float_to_half(value); }
+inline unsigned half_pair(float low, float high) {
+  return half_from_float(low) | static_cast<unsigned>(half_from_float(high)) << 16;
+}
 
 inline float float_round_up(double value) {
   if (value > static_cast<double>(std::numeric_limits<float>::max())) return infinity();
@@ -91,5 +117,31 @@ inline double multiply_add(double a, double b, double c) { return std::fma(a, b,
 inline float minimum(float a, float b) { return std::fmin(a, b); }
 inline float maximum(float a, float b) { return std::fmax(a, b); }
 inline double square_root(double a) { return std::sqrt(a); }
+
+inline void mma_m8n8k4(float (&c)[8], const unsigned (&a)[2], const unsigned (&b)[2], int line = __builtin_LINE()) {
+  host::Fragment all{{a[0], a[1]}, {b[0], b[1]}, {}};
+  std::memcpy(all.c, c, sizeof c);
+  host::multiply_matrices(all, host::compute_m8n8k4, line);
+  std::memcpy(c, all.c, sizeof c);
+}
+inline void mma_m8n8k4_row_row(float (&c)[8], const unsigned (&a)[2], const unsigned (&b)[2],
+                               int line = __builtin_LINE()) {
+  host::Fragment all{{a[0], a[1]}, {b[0], b[1]}, {}};
+  std::memcpy(all.c, c, sizeof c);
+  host::multiply_matrices(all, host::compute_m8n8k4_row_row, line);
+  std::memcpy(c, all.c, sizeof c);
+}
+inline void mma_m16n8k8(float (&c)[4], const unsigned (&a)[2], unsigned b, int line = __builtin_LINE()) {
+  host::Fragment all{{a[0], a[1]}, {b}, {}};
+  std::memcpy(all.c, c, sizeof c);
+  host::multiply_matrices(all, host::compute_m16n8k8, line);
+  std::memcpy(c, all.c, sizeof c);
+}
+inline void mma_m16n8k16(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2], int line = __builtin_LINE()) {
+  host::Fragment all{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}, {}};
+  std::memcpy(all.c, c, sizeof c);
+  host::multiply_matrices(all, host::compute_m16n8k16, line);
+  std::memcpy(c, all.c, sizeof c);
+}
 
 }  // namespace seed_fast::device
