@@ -95,14 +95,15 @@ class CudaWall:
         self._calls = calls
 
     def seconds(self, repeats: int) -> float:
-        """Seconds of one call; the mean of `repeats` rotations."""
+        """Seconds of one call; the mean of at least `repeats`, in whole rotations."""
+        rotations = -(-repeats // len(self._calls))
         torch.cuda.synchronize()
         start = time.perf_counter()
-        for _ in range(repeats):
+        for _ in range(rotations):
             for call in self._calls:
                 call()
         torch.cuda.synchronize()
-        return (time.perf_counter() - start) / (repeats * len(self._calls))
+        return (time.perf_counter() - start) / (rotations * len(self._calls))
 
 
 class CudaGraph:
@@ -124,14 +125,15 @@ class CudaGraph:
             raise Unavailable(f"no device time: cannot be captured ({str(error).splitlines()[0]})") from error
 
     def seconds(self, repeats: int) -> float:
-        """Seconds of one call; the mean of `repeats` replays."""
+        """Seconds of one call; the mean of at least `repeats`, in whole replays."""
+        replays = -(-repeats // self._length)
         begin, end = self._events
         begin.record()
-        for _ in range(repeats):
+        for _ in range(replays):
             self._graph.replay()
         end.record()
         end.synchronize()
-        return begin.elapsed_time(end) / 1000 / (repeats * self._length)
+        return begin.elapsed_time(end) / 1000 / (replays * self._length)
 
 
 def ceilings(device: str, quick: bool = False) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 
 import pytest
@@ -62,6 +63,30 @@ def test_ratio_is_the_median_over_rounds_and_not_the_ratio_of_medians():
 def test_quantiles_of_known_samples():
     assert timing.quantiles([5, 1, 4, 2, 3, 0]) == {"median": 2.5, "q20": 1, "q80": 4}
     assert timing.quantiles([7]) == {"median": 7, "q20": 7, "q80": 7}
+
+
+def test_copies_on_a_gpu_are_called_in_whole_rotations(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    counts = [0, 0, 0]
+
+    def counting(index):
+        counts[index] += 1
+
+    wall = timing.CudaWall([lambda index=index: counting(index) for index in range(3)])
+    assert wall.seconds(7) > 0
+    assert counts == [3, 3, 3]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_is_timed_by_graph_replays_and_with_launches(doubling):
+    from benchmarks import run
+
+    inputs = {"x": torch.arange(1.0, 5.0, device="cuda")}
+    on_gpu = dataclasses.replace(doubling, inputs=lambda case, device, seed: inputs)
+    rows, _ = run.run_case(on_gpu, on_gpu.case("N=4"), "cuda", 2, True)
+    ours = next(row for row in rows if row["ours"])
+    assert 0 < ours["device_ms"]["median"] <= ours["wall_ms"]["median"]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
