@@ -76,6 +76,13 @@ SEED_FAST_DEVICE float maximum(float a, float b) { return fmaxf(a, b); }
 
 SEED_FAST_DEVICE double square_root(double a) { return sqrt(a); }
 
+// 2 to the power of the value, within 2^-22 of itself; 0 where that is below 2^-126.
+SEED_FAST_DEVICE float power_of_two(float value) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(value));
+  return power;
+}
+
 // Tensor cores: c += a * b with binary16 a and b and float32 c, by all 32 lanes of a warp. The products are exact; their
 // sum with c is aligned to its largest term and cut off there, so it errs by more than a chain of fused multiply-adds:
 // for every four products, by up to 6 units in the last place (2^-23) of the sum of the magnitudes. A register of a or b

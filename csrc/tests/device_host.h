@@ -117,6 +117,7 @@ inline double multiply_add(double a, double b, double c) { return std::fma(a, b,
 inline float minimum(float a, float b) { return std::fmin(a, b); }
 inline float maximum(float a, float b) { return std::fmax(a, b); }
 inline double square_root(double a) { return std::sqrt(a); }
+inline float power_of_two(float value) { return value < -126 ? 0 : std::exp2(value); }
 
 inline void mma_m8n8k4(float (&c)[8], const unsigned (&a)[2], const unsigned (&b)[2], int line = __builtin_LINE()) {
   host::Fragment all{{a[0], a[1]}, {b[0], b[1]}, {}};
