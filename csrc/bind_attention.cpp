@@ -23,14 +23,15 @@ AttentionTensor tensor(const Tensor& from) {
 void bind_attention(py::module_& m) {
   m.def(
       "attention_cpu",
-      [](const Tensor& q, const Tensor& k, const Tensor& v, uintptr_t out, int dtype, int64_t b, int64_t lq, int64_t lk,
+      [](const Tensor& q, const Tensor& k, const Tensor& v, uintptr_t out, uintptr_t lse, int dtype, int64_t b, int64_t lq, int64_t lk,
          int64_t h, int64_t d, bool causal, double scale, int threads, const std::string& isa) {
         const Isa highest = parse_isa(isa);
         py::gil_scoped_release release;
-        attention_cpu(tensor(q), tensor(k), tensor(v), reinterpret_cast<void*>(out), DType(dtype), b, lq, lk, h, d,
+        attention_cpu(tensor(q), tensor(k), tensor(v), reinterpret_cast<void*>(out),
+                      reinterpret_cast<float*>(lse), DType(dtype), b, lq, lk, h, d,
                       causal, float(scale), threads, highest);
       },
-      "q [B, Lq, H, D], k and v [B, Lk, H, D] -> out [B, Lq, H, D], contiguous.");
+      "q [B, Lq, H, D], k and v [B, Lk, H, D] -> out [B, Lq, H, D] contiguous, lse [B, H, Lq] (0: none).");
 }
 
 }  // namespace seed_fast

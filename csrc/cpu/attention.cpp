@@ -31,15 +31,15 @@ AttentionKernel kernel_for(Isa isa, const AttentionProblem& problem) {
 
 }  // namespace
 
-void attention_cpu(const AttentionTensor& q, const AttentionTensor& k, const AttentionTensor& v, void* out, DType dtype,
-                   int64_t B, int64_t Lq, int64_t Lk, int64_t H, int64_t D, bool causal, float scale, int threads,
+void attention_cpu(const AttentionTensor& q, const AttentionTensor& k, const AttentionTensor& v, void* out, float* lse,
+                   DType dtype, int64_t B, int64_t Lq, int64_t Lk, int64_t H, int64_t D, bool causal, float scale, int threads,
                    Isa isa) {
   const int64_t bytes = dtype == DType::float32 ? 4 : 2;
   const auto operand = [&](const AttentionTensor& x) {
     return AttentionOperand{static_cast<const char*>(x.data), x.stride_b * bytes, x.stride_l * bytes,
                             x.stride_h * bytes, x.stride_d * bytes};
   };
-  AttentionProblem problem{operand(q), operand(k), operand(v), static_cast<char*>(out), dtype, B, H, Lq, Lk, D, scale,
+  AttentionProblem problem{operand(q), operand(k), operand(v), static_cast<char*>(out), lse, dtype, B, H, Lq, Lk, D, scale,
                            causal, kBlock, q.stride_d == 1 && k.stride_d == 1 && v.stride_d == 1};
   // One image has few heads: halve the blocks where that keeps every thread busy.
   if (B * H * ((Lq + kBlock - 1) / kBlock) < 2 * threads) problem.block = kBlock / 2;

@@ -359,8 +359,12 @@ void attend(const AttentionProblem& p, int64_t item, AttentionScratch& scratch) 
     for (int64_t lane = 0; lane < lanes; lane += kWidth)
       softmax_lanes(scratch.scores + lane, count, p.causal ? first + lane - chunk : count, scratch.largest + lane,
                     scratch.sum + lane, scratch.factor + lane);
-    if (chunk + count == keys)
+    if (chunk + count == keys) {
+      if (p.lse != nullptr)
+        for (int64_t query = 0; query < queries; ++query)
+          p.lse[(b * p.H + h) * p.Lq + first + query] = scratch.largest[query] + __builtin_logf(scratch.sum[query]);
       for (int64_t lane = 0; lane < lanes; ++lane) scratch.sum[lane] = 1.0f / scratch.sum[lane];
+    }
 
     for (int64_t begin = 0; begin < count; begin += kValueKeys) {
       const int64_t end = least(count, begin + kValueKeys);

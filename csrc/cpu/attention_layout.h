@@ -25,6 +25,7 @@ struct AttentionOperand {
 struct AttentionProblem {
   AttentionOperand q, k, v;
   char* out;  // [B, Lq, H, D] contiguous
+  float* lse;  // [B, H, Lq] log of the sum of exp(scores), for the backward pass, or null
   DType dtype;
   int64_t B, H, Lq, Lk, D;
   float scale;

@@ -67,7 +67,7 @@ void compare(DType dtype, double tolerance) {
         std::vector<float> wide(tensors[0].size(), std::numeric_limits<float>::quiet_NaN());
         std::vector<uint16_t> half(dtype == DType::float32 ? 0 : wide.size(), 0x7fff);
         void* out = half.empty() ? static_cast<void*>(wide.data()) : half.data();
-        attention_cpu(operands[0], operands[1], operands[2], out, dtype, s.B, s.Lq, s.Lk, s.H, s.D, causal, 0.125f, 2,
+        attention_cpu(operands[0], operands[1], operands[2], out, nullptr, dtype, s.B, s.Lq, s.Lk, s.H, s.D, causal, 0.125f, 2,
                       isa);
         for (int64_t row = 0; row < s.B * s.Lq * s.H; ++row) {
           const int64_t h = row % s.H, i = row / s.H % s.Lq, b = row / s.H / s.Lq;

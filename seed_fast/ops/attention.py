@@ -11,8 +11,8 @@ Kernels take head widths 16 to 128 in multiples of 8; other widths run on `sdpa`
 or +inf, or are all -inf, gives NaN. A key that causality hides never matters; a hidden value that is not finite may
 make the query's row NaN (weight 0 times inf), as in torch's scaled_dot_product_attention.
 
-Gradient: recomputes the weights in float32 (float64 for float64) and forms the three products; the same on every
-backend. There is no second derivative.
+Gradient: recomputed, on a CPU by our forward and the fused backward of torch's own attention, elsewhere by the formula
+in float32 (float64 for float64). There is no second derivative.
 
 Source: equation 1 of Vaswani et al. 2017 (arXiv:1706.03762); the layers that use it are the self- and
 cross-attention of the official models/seed_qformer/qformer_causual.py and the blocks of eva_vit.py.
@@ -72,9 +72,10 @@ def _run(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Tensor:
     return _dispatch.select("attention", q, k, v, causal, scale).run(q, k, v, causal, scale)
 
 
-def _run_backward(
+def reference_backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient of `reference`, written out: -> grad_q, grad_k, grad_v."""
     grad_BHid, q_BHid, k_BHjd, v_BHjd = (_heads(x) for x in (grad_out, q, k, v))
     p_BHij = _weights(q_BHid, k_BHjd, causal, scale)
     grad_v = p_BHij.transpose(-1, -2) @ grad_BHid
@@ -83,6 +84,13 @@ def _run_backward(
     grads = (grad_s_BHij @ k_BHjd, grad_s_BHij.transpose(-1, -2) @ q_BHid, grad_v)
     grad_q, grad_k, grad_v = (grad.transpose(1, 2).to(q.dtype).contiguous() for grad in grads)
     return grad_q, grad_k, grad_v
+
+
+def _run_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    # Forcing a backend is strict about the forward; those without a backward of their own use the formula.
+    if _dispatch.forced() in ("", "cpu") and not backends.cpu_backward_objections(*arguments):
+        return backends.cpu_backward(*arguments)
+    return reference_backward(*arguments)
 
 
 LIBRARY.impl("attention", _run, "CompositeExplicitAutograd")

@@ -80,10 +80,12 @@ def test_gradient_error_is_within_three_times_that_of_plain_torch(lq, lk, d, dty
     truth = gradients(lambda *x: plain(*x, causal), [x.double() for x in tensors], grad)
     plainly = gradients(lambda *x: plain(*x, causal), tensors, grad)
     ours = gradients(lambda *x: attention(*x, causal=causal), tensors, grad)
+    # With one key the gradients of q and k vanish, but their terms do not: rounding is relative to the largest of all.
+    floor = torch.finfo(dtype).eps * max(x.abs().max() for x in truth)
     for got, expected, usual in zip(ours, truth, plainly, strict=True):
         assert got.dtype == dtype
         error, allowed = (got.double() - expected).abs().max(), (usual.double() - expected).abs().max()
-        assert error <= 3 * torch.maximum(allowed, torch.finfo(dtype).eps * expected.abs().max())
+        assert error <= 3 * torch.maximum(allowed, floor)
 
 
 def test_only_the_gradients_that_are_wanted_are_returned():

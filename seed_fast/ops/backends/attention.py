@@ -19,13 +19,38 @@ TRITON_MINIMUM = (8, 0)
 
 def cpu(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Tensor:
     """csrc/cpu/attention.cpp."""
+    return _launch_cpu(q, k, v, causal, scale, lse=None)
+
+
+def _launch_cpu(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, lse: Tensor | None) -> Tensor:
     out = torch.empty(q.shape, dtype=q.dtype)
     b, lq, h, d = q.shape
     _native.module().attention_cpu(
         (q.data_ptr(), *q.stride()), (k.data_ptr(), *k.stride()), (v.data_ptr(), *v.stride()), out.data_ptr(),
-        _native.DTYPE_CODES[q.dtype], b, lq, k.shape[1], h, d, causal, scale, _native.threads(), _native.isa(),
+        0 if lse is None else lse.data_ptr(), _native.DTYPE_CODES[q.dtype], b, lq, k.shape[1], h, d, causal, scale,
+        _native.threads(), _native.isa(),
     )  # fmt: skip
     return out
+
+
+def cpu_backward(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Our forward again, for out and the log of the sums, then the fused backward of torch's CPU attention."""
+    lse = torch.empty(q.shape[0], q.shape[2], q.shape[1])
+    out = _launch_cpu(q, k, v, causal, scale, lse)
+    heads = [(x if x.stride(3) == 1 else x.contiguous()).transpose(1, 2) for x in (grad_out, q, k, v, out)]
+    grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(*heads, lse, 0.0, causal, scale=scale)
+    grad_q, grad_k, grad_v = (grad.transpose(1, 2).contiguous() for grad in grads)
+    return grad_q, grad_k, grad_v
+
+
+def cpu_backward_objections(grad_out: Tensor, q: Tensor, *others: object) -> list[str]:
+    """Why `cpu_backward` cannot run on these arguments."""
+    reasons = [missing] if (missing := _native.cpu_unavailable()) else cpu_objections(q)
+    if not hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward"):
+        reasons.append("this torch has no fused CPU backward")
+    return reasons + (["a tensor is empty"] if q.numel() == 0 else [])
 
 
 def cpu_objections(q: Tensor, *others: object) -> list[str]:
