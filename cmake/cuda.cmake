@@ -58,8 +58,13 @@ else()
   file(GLOB device_headers CONFIGURE_DEPENDS csrc/cuda/*.h csrc/cuda/*.cuh csrc/include/*.h csrc/include/*.cuh)
   set(device_dir ${CMAKE_CURRENT_BINARY_DIR}/device)
   set(prebuilt "")
+  set(comment "Compiling CUDA device code for all architectures")
   if(SEED_FAST_FATBIN)
+    if(NOT EXISTS "${SEED_FAST_FATBIN}")
+      message(FATAL_ERROR "SEED_FAST_FATBIN: no such file: ${SEED_FAST_FATBIN}")
+    endif()
     set(prebuilt --prebuilt ${SEED_FAST_FATBIN})
+    set(comment "Embedding the CUDA device code of ${SEED_FAST_FATBIN}")
   endif()
   add_custom_command(
     OUTPUT ${device_dir}/device_code.cpp
@@ -69,7 +74,7 @@ else()
       ${CMAKE_CURRENT_SOURCE_DIR}/csrc/include -I ${CMAKE_CURRENT_SOURCE_DIR}/csrc/cuda --cache
       ${SEED_FAST_DEVICE_CACHE} ${prebuilt}
     DEPENDS ${device_sources} ${device_headers} ${device_driver_files} ${SEED_FAST_FATBIN}
-    COMMENT "Compiling CUDA device code for all architectures"
+    COMMENT "${comment}"
     VERBATIM)
   add_library(seed_fast_launchers OBJECT ${launcher_sources} ${device_dir}/device_code.cpp)
   target_include_directories(seed_fast_launchers SYSTEM PUBLIC ${CUDART_INCLUDE})

@@ -164,6 +164,32 @@ def test_missing_cuda_packages_are_named_and_the_rest_is_built(tree, bare_python
     assert "SEED_FAST_CUDA=1, but: missing packages" in result.stdout + result.stderr
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="CUDA is built on Linux only")
+def test_prebuilt_device_code_needs_no_device_compiler(tree, bare_python, user_python):
+    if not (SITE_PACKAGES / "nvidia" / "cuda_nvrtc").is_dir():
+        pytest.skip("the CUDA compiler packages are not installed")
+    driver, archive = tree / "cmake" / "compile_device_code.py", tree.parent / "device.fatbin"
+    sources = sorted((tree / "csrc" / "cuda").glob("*.cu"))
+    folders = ["-I", tree / "csrc" / "include", "-I", tree / "csrc" / "cuda"]
+    cache = ["--cache", tree / "build" / "device_cache"]
+    result = run([sys.executable, driver, "build", tree.parent / "device", *sources, *folders, *cache])
+    assert result.returncode == 0, result.stderr
+    assert run([sys.executable, driver, "archive", tree.parent / "device", archive]).returncode == 0
+
+    site = next(bare_python.parents[1].glob("lib/python*/site-packages"))
+    (site / "nvidia").mkdir()
+    for package in ("cuda_runtime", "cuda_nvcc"):  # the host half alone
+        (site / "nvidia" / package).symlink_to(SITE_PACKAGES / "nvidia" / package)
+        (info,) = SITE_PACKAGES.glob(f"nvidia_{package}_cu12-*.dist-info")
+        (site / info.name).symlink_to(info)
+    options = {"python": bare_python, "SEED_FAST_NATIVE": "1", "SEED_FAST_CUDA": "1", "SEED_FAST_FATBIN": str(archive)}
+    result, wheel = build_wheel(tree, "--no-build-isolation", **options)
+    assert result.returncode == 0, result.stdout + result.stderr
+    cuda = report(unpack(wheel), user_python)["build"]["cuda"]
+    assert cuda["embedded"] is True
+    assert set(cuda["device_code"]["sources"]) == {source.stem for source in sources}
+
+
 def test_without_a_compiler_it_installs_as_pure_python_and_says_why(tree, user_python):
     broken = {"CXX": "/nonexistent/c++"}
     result, wheel = build_wheel(tree, "--no-build-isolation", **broken)

@@ -1,4 +1,4 @@
-"""The release wheel that `make wheel` leaves in dist/, and the rules themselves."""
+"""What the release compiler makes: the wheel of `make wheel`, the rules it keeps, and the C++ on another processor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.packaging.test_builds import tree  # noqa: F401  (the fixture)
-from tests.packaging.wheel_rules import release_objections
+from tests.packaging.wheel_rules import ROOT, release_objections
 
 pytestmark = [
     pytest.mark.slow,
@@ -43,3 +43,15 @@ def test_it_keeps_all_rules_and_the_rules_see_a_broken_one(release_wheel, tmp_pa
     assert "it is not tagged manylinux_2_28_x86_64 alone" in objections
     assert "seed_fast/kernels/__init__.py is missing" in objections
     assert "it installs kernels at top level" in objections
+
+
+def test_the_portable_cpu_sources_compile_for_aarch64(tmp_path):
+    pytest.importorskip("ziglang")
+    folder = ROOT / "csrc" / "cpu"
+    sources = [path for path in folder.glob("*.cpp") if "_avx" not in path.name]
+    assert sources
+    flags = ["-target", "aarch64-linux-gnu.2.28", "-std=c++17", "-O3", "-Wall", "-Wextra", "-I", ROOT / "csrc/include"]
+    for source in sources:
+        command = [sys.executable, "-m", "ziglang", "c++", *flags, "-I", folder, "-c", source, "-o", tmp_path / "x.o"]
+        result = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
