@@ -119,10 +119,34 @@ struct Bound {
   Floats at(const PackedCodebook& codes, int64_t group) const {
     return norm * load(codes.norm_bound + group) + square * load(codes.square_bound + group) + tiny;
   }
-  float of(const PackedCodebook& codes, int64_t group) const {
-    return norm * codes.norm_bound[group] + square * codes.square_bound[group] + tiny;
-  }
 };
+
+inline bool any_reaches(Floats values, float floor) {
+  const auto reached = values >= floor;  // all bits of a lane where it is so
+  uint64_t words[sizeof reached / sizeof(uint64_t)], any = 0;
+  __builtin_memcpy(words, &reached, sizeof reached);
+  for (uint64_t word : words) any |= word;
+  return any != 0;
+}
+
+// The winner's s is at least the largest lower end of all groups' intervals, the runner-up's at least the second
+// largest: this one with a margin, that one without.
+float lowest_of_interest(const Row& row, const PackedCodebook& codes, const Bound& bound) {
+  Floats first = splat(-kInfinity), second = first;
+  for (int64_t i = 0; i < codes.blocks * kLanes; i += kWidth) {
+    const Floats low = load(row.maxima + i) - bound.at(codes, i);
+    if (row.want_margin) second = larger(second, smaller(first, low));
+    first = larger(first, low);
+  }
+  float best = -kInfinity, runner_up = -kInfinity;
+  for (int lane = 0; lane < kWidth; ++lane) {
+    runner_up = first[lane] > best ? best : first[lane] > runner_up ? first[lane] : runner_up;
+    best = first[lane] > best ? first[lane] : best;
+  }
+  for (int lane = 0; row.want_margin && lane < kWidth; ++lane)
+    runner_up = second[lane] > runner_up ? second[lane] : runner_up;  // never above its own lane's first
+  return row.want_margin ? runner_up : best;
+}
 
 // The groups that may hold the winner (with a margin: or the runner-up), through visit(group); returns their number,
 // or most_survivors where there are that many or more, or the bound is of no use.
@@ -131,33 +155,24 @@ int64_t visit_survivors(const Row& row, const PackedCodebook& codes, const Visit
   const int64_t groups = codes.blocks * kLanes, most = most_survivors(codes);
   const Bound bound(row, codes);
   if (!bound.usable) return most;
-  // The winner's s is at least the largest lower end of all groups, the runner-up's at least the second largest.
-  Floats first = splat(-kInfinity), second = first;
-  for (int64_t i = 0; i < groups; i += kWidth) {
-    const Floats low = load(row.maxima + i) - bound.at(codes, i);
-    second = larger(second, smaller(first, low));
-    first = larger(first, low);
-  }
-  float floor = -kInfinity, runner_up = -kInfinity;
-  for (int i = 0; i < 2 * kWidth; ++i) {
-    const float value = i < kWidth ? first[i] : second[i - kWidth];
-    runner_up = value > floor ? floor : value > runner_up ? value : runner_up;
-    floor = value > floor ? value : floor;
-  }
-  if (row.want_margin) floor = runner_up;
+  const float floor = lowest_of_interest(row, codes, bound);
   if (!(floor > -kInfinity)) return most;
-  constexpr int64_t kTogether = 8 * kLanes;  // groups that are ruled out by one comparison
+  constexpr int64_t kTogether = 4 * kLanes;  // groups that one comparison rules out
+  const auto high = [&](int64_t i) { return load(row.maxima + i) + bound.at(codes, i); };
   int64_t count = 0;
   for (int64_t begin = 0; begin < groups && count < most; begin += kTogether) {
     const int64_t end = begin + kTogether < groups ? begin + kTogether : groups;
-    Floats high = splat(-kInfinity);
-    for (int64_t i = begin; i < end; i += kWidth) high = larger(high, load(row.maxima + i) + bound.at(codes, i));
-    bool any = false;
-    for (int lane = 0; lane < kWidth; ++lane) any |= high[lane] >= floor;
-    for (int64_t group = begin; any && group < end; ++group) {
-      if (row.maxima[group] + bound.of(codes, group) < floor) continue;
-      ++count;
-      visit(group);
+    Floats highest = high(begin);
+    for (int64_t i = begin + kWidth; i < end; i += kWidth) highest = larger(highest, high(i));
+    if (!any_reaches(highest, floor)) continue;
+    for (int64_t i = begin; i < end; i += kWidth) {
+      const Floats ends = high(i);
+      if (!any_reaches(ends, floor)) continue;
+      for (int lane = 0; lane < kWidth; ++lane) {
+        if (ends[lane] < floor) continue;
+        ++count;
+        visit(i + lane);
+      }
     }
   }
   return count < most ? count : most;
