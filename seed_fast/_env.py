@@ -16,7 +16,9 @@ class Variable(NamedTuple):
 
 VARIABLES = (
     Variable(
-        "SEED_FAST_BACKEND", "", "run every op on this backend (reference, sdpa, cpu, cuda, triton); raise where it can't"
+        "SEED_FAST_BACKEND",
+        "",
+        "run every op on this backend (reference, sdpa, cpu, cuda, triton); raise where it can't",
     ),
     Variable(
         "SEED_FAST_CPU_ISA",
