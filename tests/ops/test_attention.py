@@ -84,7 +84,7 @@ def test_error_is_within_twice_that_of_plain_torch(everywhere, poisoned, shape, 
 
 
 @needs_native
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.integers(1, 2), st.integers(1, 70), st.integers(1, 70), st.integers(1, 3), st.integers(2, 16),
     st.sampled_from(DTYPES), st.booleans(), st.sampled_from(ISAS),
