@@ -68,7 +68,8 @@ SEED_2 = (
 )
 
 
-def _rename(name: str, table: tuple[tuple[str, str], ...]) -> str:
+def rename(name: str, table: tuple[tuple[str, str], ...]) -> str:
+    """The official name of our `name`, by the first row of `table` that fits."""
     for ours, official in table:
         pattern = re.escape(ours).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\*", r"(?P<rest>.+)")
         match = re.fullmatch(pattern, name)
@@ -81,7 +82,7 @@ def _rename(name: str, table: tuple[tuple[str, str], ...]) -> str:
 def official_names(config: SeedConfig) -> dict[str, str]:
     """Our parameter names to the official names, for each parameter of a model of this config."""
     table = SEED_1 if config.generates_text else SEED_2
-    return {name: _rename(name, table) for name in parameter_shapes(config)}
+    return {name: rename(name, table) for name in parameter_shapes(config)}
 
 
 def parameter_shapes(config: SeedConfig) -> dict[str, torch.Size]:

@@ -4,9 +4,9 @@ Causal over the image (the tokenizer), or in both directions over the decoded co
 Q-Former).
 
 Source: official models/seed_qformer/qformer_causual.py, a BERT-base of post-LN layers with exact GELU. Queries have no
-position embedding: the causal mask and their own values order them. Only the query branch is here. The text branch
-(word embeddings, `intermediate`, `output`) serves contrastive training alone, and so does BERT's dropout of 0.1, after
-each `out` and `down` and on the attention weights; codes are made without either.
+position embedding: the causal mask and their own values order them. The query branch is here; the text branch, which
+shares the self-attention, is `seed_fast.model.text`. BERT's dropout of 0.1, after the first norm, after each `out` and
+`down` and on the attention weights, serves training alone: it is 0 until `set_dropout`, and codes are made without it.
 
 Shapes: B images, N queries, L features, C query width, E feature width, H heads.
 """
@@ -20,6 +20,27 @@ from torch import Tensor, nn
 from seed_fast.model.config import QFormerConfig
 
 BERT_NORM_EPS = 1e-12  # BERT's layer_norm_eps
+BERT_STD = 0.02  # BERT's initializer_range
+
+
+@torch.no_grad()
+def init_bert(module: nn.Module) -> None:
+    """Draw BERT's initial weights for every linear map and norm inside `module`: N(0, 0.02), biases 0, norms 1."""
+    for child in module.modules():
+        if isinstance(child, nn.Linear):
+            nn.init.normal_(child.weight, std=BERT_STD)
+            nn.init.zeros_(child.bias)
+        elif isinstance(child, nn.LayerNorm):
+            child.reset_parameters()
+
+
+def set_dropout(module: nn.Module, probability: float) -> None:
+    """Give every dropout inside `module` this probability; it acts in train mode alone. BERT's own is 0.1."""
+    if not 0 <= probability < 1:
+        raise ValueError(f"set_dropout: probability must be in [0, 1), got {probability}")
+    for child in module.modules():
+        if isinstance(child, nn.Dropout):
+            child.p = probability
 
 
 class Attention(nn.Module):
@@ -33,18 +54,29 @@ class Attention(nn.Module):
         self.key = nn.Linear(encoder_dim, dim)
         self.value = nn.Linear(encoder_dim, dim)
         self.out = nn.Linear(dim, dim)
+        self.dropout = nn.Dropout(0.0)
         self.norm = nn.LayerNorm(dim, eps=BERT_NORM_EPS)
 
-    def forward(self, x_BNC: Tensor, memory_BLE: Tensor) -> Tensor:
-        """Queries from x, keys and values from memory (x itself for self-attention). Return [B, N, C]."""
+    def forward(self, x_BNC: Tensor, memory_BLE: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Queries from x, keys and values from memory (x itself for self-attention). Return [B, N, C].
+
+        `mask`, True where a query may look, broadcast to [B, H, N, L], takes the place of the causal one.
+        """
         q_BHNd, k_BHLd, v_BHLd = (
             projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for projected in (self.query(x_BNC), self.key(memory_BLE), self.value(memory_BLE))
         )
         # The official mask adds -10000 to the scores of later queries. Their softmax weights underflow to exactly 0 in
         # float32 (exp(-104) does), so leaving those keys out, as is_causal does, gives the same sums.
-        attended = F.scaled_dot_product_attention(q_BHNd, k_BHLd, v_BHLd, is_causal=self.causal)
-        return self.norm(x_BNC + self.out(attended.transpose(1, 2).flatten(2)))
+        attended = F.scaled_dot_product_attention(
+            q_BHNd,
+            k_BHLd,
+            v_BHLd,
+            attn_mask=mask,
+            dropout_p=self.dropout.p if self.training else 0.0,
+            is_causal=self.causal and mask is None,
+        )
+        return self.norm(x_BNC + self.dropout(self.out(attended.transpose(1, 2).flatten(2))))
 
 
 class FeedForward(nn.Module):
@@ -54,10 +86,11 @@ class FeedForward(nn.Module):
         super().__init__()
         self.up = nn.Linear(dim, ffn_dim)
         self.down = nn.Linear(ffn_dim, dim)
+        self.dropout = nn.Dropout(0.0)
         self.norm = nn.LayerNorm(dim, eps=BERT_NORM_EPS)
 
     def forward(self, x_BNC: Tensor) -> Tensor:
-        return self.norm(x_BNC + self.down(F.gelu(self.up(x_BNC))))
+        return self.norm(x_BNC + self.dropout(self.down(F.gelu(self.up(x_BNC)))))
 
 
 class Layer(nn.Module):
@@ -91,10 +124,11 @@ class QFormer(nn.Module):
         super().__init__()
         self.query_tokens = nn.Parameter(torch.empty(1, config.num_queries, config.dim))
         self.norm = nn.LayerNorm(config.dim, eps=BERT_NORM_EPS)
+        self.dropout = nn.Dropout(0.0)
         self.layers = nn.ModuleList(Layer(config, index) for index in range(config.depth))
 
     def forward(self, features_BLE: Tensor) -> Tensor:
-        x_BNC = self.norm(self.query_tokens).expand(len(features_BLE), -1, -1)
+        x_BNC = self.dropout(self.norm(self.query_tokens).expand(len(features_BLE), -1, -1))
         for layer in self.layers:
             x_BNC = layer(x_BNC, features_BLE)
         return x_BNC
@@ -102,10 +136,5 @@ class QFormer(nn.Module):
     @torch.no_grad()
     def init_weights(self) -> None:
         """Draw BERT's initial weights: N(0, 0.02), biases 0, norms 1."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
-        nn.init.normal_(self.query_tokens, std=0.02)
+        init_bert(self)
+        nn.init.normal_(self.query_tokens, std=BERT_STD)

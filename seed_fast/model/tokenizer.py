@@ -142,7 +142,14 @@ class SeedTokenizer(ImageEncoder, nn.Module):
 
     def image_features(self, pixels: Tensor) -> Tensor:
         """Normalised pixels [B, 3, S, S] to normed ViT features [B, L, E]."""
-        features = self.vit(self._check_pixels(pixels))
+        return self.norm_features(self.vit_features(pixels))
+
+    def vit_features(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels [B, 3, S, S] to the ViT's own output [B, L, E], which no other weight touches."""
+        return self.vit(self._check_pixels(pixels))
+
+    def norm_features(self, features: Tensor) -> Tensor:
+        """The ViT's own output [B, L, E] to normed features [B, L, E]."""
         if features.dtype in (torch.bfloat16, torch.float16):
             # As the official ln_vision: statistics and affine map in float32.
             weight, bias = self.vision_norm.weight.float(), self.vision_norm.bias.float()

@@ -1,0 +1,1 @@
+"""Training: one loop, its checkpoints, and the two stages of the tokenizer."""

@@ -1,0 +1,129 @@
+"""Stage 2: quantizer, decoders and generation head learn, behind a frozen image encoder and Q-Former.
+
+    loss = 5 vq + 2 recon + 0.5 image
+    vq    = mean (sg[e] - z)^2 + 0.25 mean (e - sg[z])^2          z: encoded queries, e: their codebook entries
+    recon = mean over queries of 1 - cos(reconstructed causal embedding, causal embedding)
+    image = mean squared error between the generation embedding and the target
+
+Source: official SEED_Tokenizer/lavis/models/blip2_models/blip2_qformer_codebook_all_image.py. (Its 0.25 stands on the
+codebook's term, not on the commitment: `legacy=True` of `VectorQuantizer2`.)
+
+Shapes: B images, N codes, C Q-Former width, G generation width, T generation tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from seed_fast.model.qformer import set_dropout
+from seed_fast.model.tokenizer import SeedTokenizer
+from seed_fast.ops import vector_quantize
+from seed_fast.train.health import CodebookHealth
+
+VQ_WEIGHT, RECON_WEIGHT, IMAGE_WEIGHT = 5.0, 2.0, 0.5
+CODEBOOK_WEIGHT = 0.25
+FROZEN = ("vit", "vision_norm", "qformer")
+
+
+def losses(tokenizer: SeedTokenizer, pixels: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """The weighted sum and its three unweighted terms.
+
+    Args:
+        tokenizer: the model. No gradient reaches its ViT, `vision_norm` and Q-Former, whatever their `requires_grad`.
+        pixels: normalised, [B, 3, S, S].
+        target: [B, G] (an image embedding), or [B, T, G] (text features, SEED-1).
+
+    Returns:
+        {"loss", "vq", "recon", "image"}, scalars. SEED-1's released model has no decoder for causal embeddings: its
+        "recon" is 0.
+
+    Raises:
+        ValueError: `target` isn't of the shape that the head makes.
+    """
+    with torch.no_grad():
+        causal = tokenizer.causal_embeddings(pixels)
+    return losses_of_causal(tokenizer, causal, target)[0]
+
+
+def losses_of_causal(tokenizer: SeedTokenizer, causal_BNC: Tensor, target: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """`losses` from causal embeddings, which can be cached; and the codes [B, N]."""
+    quantizer = tokenizer.quantizer
+    z_BND = quantizer.encode_task(causal_BNC)
+    with torch.autocast(z_BND.device.type, enabled=False):  # the nearest entry is found in full precision
+        z_BND = z_BND.to(torch.promote_types(z_BND.dtype, quantizer.codebook.dtype))
+        z_q_BND, codes_BN, commit, codebook = vector_quantize(z_BND, quantizer.codebook)
+    decoded_BNC = quantizer.decode_task(z_q_BND)
+    generated = tokenizer.head(tokenizer.generator(decoded_BNC))
+    if target.shape != generated.shape:
+        raise ValueError(
+            f"stage 2: target must be {list(generated.shape)}, as the head makes, got {list(target.shape)}"
+        )
+    vq = commit + CODEBOOK_WEIGHT * codebook
+    recon = vq.new_zeros(())
+    if tokenizer.reconstructor is not None:
+        rebuilt_BNC = tokenizer.reconstructor(decoded_BNC)
+        recon = (1 - F.cosine_similarity(rebuilt_BNC, causal_BNC.to(rebuilt_BNC.dtype), dim=-1)).mean()
+    image = F.mse_loss(generated, target.to(generated.dtype))
+    loss = VQ_WEIGHT * vq + RECON_WEIGHT * recon + IMAGE_WEIGHT * image
+    return {"loss": loss, "vq": vq, "recon": recon, "image": image}, codes_BN
+
+
+class Stage2(nn.Module):
+    """What the loop trains in stage 2.
+
+    Args:
+        tokenizer: with a trained Q-Former.
+        targets: batch -> target; see `seed_fast.train.targets`.
+        dropout: of the Reverse Q-Former, the only BERT among what is trained; the official 0.1.
+        official_dropout: run the frozen Q-Former with dropout too, as the official code does by leaving it in train
+            mode: the targets of the reconstruction become noisy.
+        causal: batch -> causal embeddings [B, N, C], in place of the tokenizer's own; a cache.
+    """
+
+    def __init__(
+        self,
+        tokenizer: SeedTokenizer,
+        targets: Any,
+        *,
+        dropout: float = 0.1,
+        official_dropout: bool = False,
+        causal: Any = None,
+    ) -> None:
+        super().__init__()
+        if causal is not None and official_dropout:
+            raise ValueError("Stage2: official_dropout needs fresh causal embeddings at every step, got cached ones")
+        self.tokenizer = tokenizer
+        self.health = CodebookHealth(tokenizer.config.codebook_size)
+        self._targets, self._causal = targets, causal
+        self._official_dropout = official_dropout
+        tokenizer.requires_grad_(True)
+        for name in FROZEN:
+            tokenizer.get_submodule(name).requires_grad_(False)
+        set_dropout(tokenizer.head, dropout)
+        set_dropout(tokenizer.qformer, dropout if official_dropout else 0.0)
+        self.train()
+
+    def train(self, mode: bool = True) -> Stage2:
+        """As every module, but the frozen parts stay in eval mode unless `official_dropout`."""
+        super().train(mode)
+        for name in FROZEN:
+            self.tokenizer.get_submodule(name).train(mode and self._official_dropout)
+        return self
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Losses of a batch {"pixels", "captions", "keys"}."""
+        with torch.no_grad():
+            causal = self._causal(batch) if self._causal else self.tokenizer.causal_embeddings(batch["pixels"])
+            target = self._targets(batch)
+        terms, codes = losses_of_causal(self.tokenizer, causal, target)
+        if self.training:
+            self.health.update(codes)
+        return terms
+
+    def metrics(self) -> dict[str, float]:
+        """Codebook health, for the log."""
+        return self.health.metrics()
