@@ -46,8 +46,8 @@ def _arrow(u: Grid, v: Grid) -> Grid:
 _INSIDE: dict[str, Callable[[Grid, Grid], Grid]] = {
     "circle": lambda u, v: u * u + v * v <= 940**2,
     "ring": lambda u, v: (u * u + v * v <= 980**2) & (u * u + v * v >= 540**2),
-    "square": lambda u, v: np.maximum(np.abs(u), np.abs(v)) <= 760,
-    "triangle": lambda u, v: (v <= 720) & (1680 * np.abs(u) <= 940 * (v + 960)),
+    "square": lambda u, v: np.maximum(np.abs(u), np.abs(v)) <= 720,
+    "triangle": lambda u, v: (v <= 560) & (1560 * np.abs(u) <= 850 * (v + 1000)),
     "diamond": lambda u, v: 10 * np.abs(u) + 7 * np.abs(v) <= 7000,
     "star": _star,
     "cross": lambda u, v: (np.minimum(np.abs(u), np.abs(v)) <= 290) & (np.maximum(np.abs(u), np.abs(v)) <= 920),
