@@ -90,14 +90,36 @@ def _compile_task(task: tuple[Path, int, str, list[Path], Path]) -> cuda_wheels.
         return str(error)
 
 
+def cubin_architectures(source: Path) -> tuple[int, ...]:
+    """Architectures that a source is compiled for: all, or those of a line `// architectures: 70 75` in it.
+
+    A kernel that the dispatcher never chooses on a newer GPU needs no image there; its PTX still runs anywhere.
+    """
+    line = re.search(r"^// architectures: ([0-9 ]+)$", source.read_text(), re.MULTILINE)
+    if line is None:
+        return CUBIN_ARCHITECTURES
+    named = tuple(int(arch) for arch in line[1].split())
+    if unknown := set(named) - set(CUBIN_ARCHITECTURES):
+        raise BuildError(f"{source}: architectures must be among {CUBIN_ARCHITECTURES}, got {sorted(unknown)}")
+    return named
+
+
+def ptx_architectures(source: Path) -> tuple[int, ...]:
+    """Architectures whose PTX is packed: the forced one, and the newest that the source has a cubin for."""
+    return tuple(arch for arch in PTX_ARCHITECTURES if arch == FORCED_PTX or arch in cubin_architectures(source))
+
+
 def compile_all(sources: list[Path], digests: dict[Path, str], include_dirs: list[Path], cache: Path) -> dict:
     """{source: {architecture: Compiled}}, compiled on all cores.
 
     Raises:
         BuildError: with the compiler's log for each source that failed.
     """
-    architectures = sorted({*CUBIN_ARCHITECTURES, *PTX_ARCHITECTURES})
-    tasks = [(source, arch, digests[source], include_dirs, cache) for source in sources for arch in architectures]
+    tasks = [
+        (source, arch, digests[source], include_dirs, cache)
+        for source in sources
+        for arch in sorted({*cubin_architectures(source), *ptx_architectures(source)})
+    ]
     compiled: dict[Path, dict[int, cuda_wheels.Compiled]] = {source: {} for source in sources}
     failed: dict[Path, dict[str, list[int]]] = {}
     with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
@@ -124,14 +146,14 @@ def make_images(sources: list[Path], include_dirs: list[Path], cache: Path) -> t
     compiled = compile_all(sources, digests, include_dirs, cache) if sources else {}
     images, described = {}, {}
     for source, by_arch in compiled.items():
-        cubins = {arch: by_arch[arch].cubin for arch in CUBIN_ARCHITECTURES}
-        ptx = {arch: by_arch[arch].ptx for arch in PTX_ARCHITECTURES}
+        cubins = {arch: by_arch[arch].cubin for arch in cubin_architectures(source)}
+        ptx = {arch: by_arch[arch].ptx for arch in ptx_architectures(source)}
         images[f"{source.stem}.fatbin"] = cuda_wheels.pack_fatbin(cubins, ptx, source.stem, toolkit.nvfatbin)
         forced = {FORCED_PTX: by_arch[FORCED_PTX].ptx}
         images[f"{source.stem}.compute_{FORCED_PTX}.fatbin"] = cuda_wheels.pack_fatbin(
             {}, forced, source.stem, toolkit.nvfatbin
         )
-        usage = {f"sm_{arch}": cuda_wheels.resource_usage(by_arch[arch].log) for arch in CUBIN_ARCHITECTURES}
+        usage = {f"sm_{arch}": cuda_wheels.resource_usage(by_arch[arch].log) for arch in cubins}
         described[source.stem] = {
             "digest": digests[source],
             "kernels": {

@@ -113,3 +113,16 @@ def test_a_file_that_is_no_archive_is_named(source, tmp_path, content):
     result = drive("build", tmp_path / "out", source, "--prebuilt", archive)
     assert result.returncode == 1
     assert f"SEED_FAST_FATBIN={archive} is not an archive" in result.stderr
+
+
+def test_a_source_may_name_the_architectures_that_it_is_for(tmp_path):
+    volta = tmp_path / "some_sm70.cu"
+    volta.write_text('// architectures: 70 75\nextern "C" __global__ void some_kernel(float* out) { *out = 1; }\n')
+    done = drive("build", tmp_path / "out", volta, "--cache", tmp_path / "cache")
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((tmp_path / "out" / "device_code.json").read_text())
+    assert set(manifest["sources"]["some_sm70"]["kernels"]["some_kernel"]) == {"sm_70", "sm_75"}
+    volta.write_text("// architectures: 71\n")
+    done = drive("build", tmp_path / "out", volta, "--cache", tmp_path / "cache")
+    assert done.returncode != 0
+    assert "some_sm70.cu: architectures must be among" in done.stderr
