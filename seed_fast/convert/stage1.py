@@ -94,7 +94,7 @@ def load_official_stage1(
     Raises:
         CheckpointError: a tensor has another shape than the model's, or none is of the model.
     """
-    own = model.state_dict()
+    own = _official_state(model)
     names = stage1_names(model)
     found = {ours: name for ours, name in names.items() if name in state_dict}
     if not found:
@@ -112,10 +112,16 @@ def load_official_stage1(
 
 def to_official_stage1(model: Stage1Model) -> dict[str, Tensor]:
     """State dict with official names, tensors shared with `model`. The inverse of `from_official_stage1`."""
-    own = model.state_dict()
+    own = _official_state(model)
     official = {name: own[ours] for ours, name in stage1_names(model).items()}
     official["Qformer.bert.embeddings.position_ids"] = torch.arange(POSITION_IDS.numel()).view(POSITION_IDS)
     return official
+
+
+def _official_state(model: Stage1Model) -> dict[str, Tensor]:
+    """Our names to tensors of the official shapes, which share the model's memory."""
+    own = model.state_dict()
+    return own | {"temperature": own["temperature"].reshape(())}
 
 
 @torch.no_grad()

@@ -50,7 +50,7 @@ class Stage1Model(nn.Module):
         self.text = TextTower(tokenizer.config.qformer, vocab_size, max_tokens)
         self.vision_proj = nn.Linear(width, projection_dim)
         self.text_proj = nn.Linear(width, projection_dim)
-        self.temperature = nn.Parameter(torch.tensor(INITIAL_TEMPERATURE))
+        self.temperature = nn.Parameter(torch.empty(1))  # [1], not []: FSDP2 can't shard a scalar
         self.to(tokenizer.device, tokenizer.dtype)
         if tokenizer.device.type != "meta":
             self.init_weights()

@@ -1,0 +1,127 @@
+"""Captions to token ids: BERT's word pieces from a local folder, or whole words of a vocabulary of our own."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from seed_fast._files import write_beside
+
+MAX_TOKENS = 32  # of a caption, as in the official code
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+PAD, UNKNOWN, CLS, SEP = range(4)
+DEC = "[DEC]"  # BLIP-2 adds it to BERT's vocabulary for captioning; here it is one row more of the word embeddings
+VOCABULARY = "vocabulary.txt"
+
+
+class CaptionTokenizer(Protocol):
+    """Captions to what `TextTower` reads."""
+
+    size: int
+
+    def __call__(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """B captions to input_ids [B, T] int64 and attention_mask [B, T] int64, right-padded."""
+
+    def save(self, folder: Path) -> None:
+        """Write what `open_captions` needs to make this tokenizer again."""
+
+
+class WordTokenizer:
+    """Lower-cased words and punctuation marks; a word that isn't in the vocabulary becomes [UNK].
+
+    Example:
+        >>> tokenizer = WordTokenizer.of_captions(["A red circle.", "a blue square"])
+        >>> ids, mask = tokenizer(["a red square"])
+        >>> [tokenizer.words[i] for i in ids[0]]
+        ['[CLS]', 'a', 'red', 'square', '[SEP]']
+    """
+
+    def __init__(self, words: Sequence[str], max_tokens: int = MAX_TOKENS) -> None:
+        if tuple(words[: len(SPECIAL)]) != SPECIAL:
+            raise ValueError(f"WordTokenizer: words must begin with {', '.join(SPECIAL)}, got {list(words[:4])}")
+        if len(set(words)) != len(words):
+            twice = next(word for word, count in Counter(words).items() if count > 1)
+            raise ValueError(f"WordTokenizer: words must differ, got {twice!r} twice")
+        self.words, self.size, self.max_tokens = tuple(words), len(words), max_tokens
+        self._ids = {word: number for number, word in enumerate(words)}
+
+    @classmethod
+    def of_captions(cls, captions: Iterable[str], limit: int = 30_000) -> WordTokenizer:
+        """The vocabulary of these captions: the `limit` most frequent words, ties in alphabetical order."""
+        counts = Counter(word for caption in captions for word in split_words(caption))
+        ordered = sorted(counts, key=lambda word: (-counts[word], word))
+        return cls([*SPECIAL, *ordered[: limit - len(SPECIAL)]])
+
+    def __call__(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """See `CaptionTokenizer`."""
+        room = self.max_tokens - 2
+        rows = [
+            [CLS, *(self._ids.get(word, UNKNOWN) for word in split_words(caption)[:room]), SEP] for caption in captions
+        ]
+        longest = max((len(row) for row in rows), default=2)
+        ids = torch.tensor([row + [PAD] * (longest - len(row)) for row in rows], dtype=torch.int64).reshape(-1, longest)
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], dtype=torch.int64)
+        return ids, mask.reshape(-1, longest)
+
+    def save(self, folder: Path) -> None:
+        """Write the words to vocabulary.txt, one per line."""
+        write_beside(folder / VOCABULARY, "".join(f"{word}\n" for word in self.words).encode())
+
+
+class BertCaptions:
+    """The word pieces of a local BERT folder (bert-base-uncased), and [DEC] after them.
+
+    Raises:
+        ImportError: transformers isn't installed.
+        OSError: the folder has no tokenizer.
+    """
+
+    def __init__(self, folder: str | Path, max_tokens: int = MAX_TOKENS) -> None:
+        try:
+            from transformers import AutoTokenizer
+        except ImportError as error:
+            raise ImportError("a BERT tokenizer needs transformers: pip install 'seed_fast[train]'") from error
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self._tokenizer.add_special_tokens({"bos_token": DEC})
+        self._max_tokens = max_tokens
+        self.size = len(self._tokenizer)
+
+    def __call__(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """See `CaptionTokenizer`."""
+        rows = self._tokenizer(
+            list(captions),
+            padding=True,
+            truncation=True,
+            max_length=self._max_tokens,
+            return_tensors="pt",
+        )
+        return rows["input_ids"], rows["attention_mask"]
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's own files."""
+        self._tokenizer.save_pretrained(folder)
+
+
+def split_words(caption: str) -> list[str]:
+    """Lower-cased words and punctuation marks."""
+    return re.findall(r"\w+|[^\w\s]", caption.lower())
+
+
+def open_captions(folder: str | Path) -> CaptionTokenizer:
+    """The tokenizer that `save` wrote into a folder: our words, or BERT's.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
+    folder = Path(folder)
+    if (folder / VOCABULARY).is_file():
+        return WordTokenizer((folder / VOCABULARY).read_text(encoding="utf-8").splitlines())
+    if (folder / "vocab.txt").is_file() or (folder / "tokenizer.json").is_file():
+        return BertCaptions(folder)
+    raise FileNotFoundError(f"{folder}: must hold {VOCABULARY}, or a BERT tokenizer (vocab.txt); got neither")

@@ -1,0 +1,321 @@
+"""The one training loop of the package.
+
+A task is a module whose forward maps a batch to {"loss": [], other terms: []}. Optionally `metrics() -> dict` adds
+numbers to the log, and `validate(batches) -> dict` judges the model. Everything else is here: precision, accumulation,
+clipping, moving average, schedule, log, validation, checkpoints, resume, signals, ranks.
+
+A run can be killed at any moment and goes on to the same weights, to the bit on the same CPU: random numbers are seeded
+anew at each step from (seed, step, rank), and the data knows its position.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from seed_fast.model import vit
+from seed_fast.train import checkpoint
+from seed_fast.train.batches import Batch, Batches, endless
+from seed_fast.train.metrics import MetricsLog, Progress
+from seed_fast.train.optimizer import MovingAverage, Schedule, parameter_groups, trainable
+from seed_fast.train.ranks import Ranks, sharded_like, synchronise, whole, wrap
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LEAST_SCALE = 2.0**-10  # of the float16 loss; below it nothing but NaN makes steps fail
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the result depends on. A run resumes under the same recipe alone."""
+
+    batch_size: int  # samples per optimizer step, over all ranks and micro-batches
+    epochs: int
+    epoch_steps: int
+    lr: float
+    min_lr: float
+    warmup_lr: float
+    warmup_steps: int
+    cosine: Literal["epoch", "step"] = "epoch"
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip: float | None = None  # largest norm of the gradient
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    accumulate: int = 1  # micro-batches per step
+    ema: float | None = None  # decay of the moving average of the weights
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"Recipe: dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        for name in ("batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Recipe: {name} must be at least 1, got {getattr(self, name)}")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"Recipe: clip must be above 0, got {self.clip}")
+        _ = self.schedule
+
+    @property
+    def schedule(self) -> Schedule:
+        """The learning rate by step."""
+        return Schedule(
+            self.lr, self.min_lr, self.warmup_lr, self.warmup_steps, self.epochs, self.epoch_steps, self.cosine
+        )  # fmt: skip
+
+    def micro_batch(self, world: int) -> int:
+        """Samples per rank and micro-batch.
+
+        Raises:
+            ValueError: the batch doesn't divide.
+        """
+        size, rest = divmod(self.batch_size, world * self.accumulate)
+        if rest:
+            raise ValueError(
+                f"Recipe: batch_size must be a multiple of ranks * accumulate, {world} * {self.accumulate}, "
+                f"got {self.batch_size}"
+            )
+        return size
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where to, and how often what; a resumed run may change these."""
+
+    output: Path
+    log_every: int = 10
+    save_every: int = 500
+    validate_every: int = 0  # 0: after the last step alone
+    keep: int = 3
+    resume: bool = False
+    fsdp: bool = False
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("log_every", 1), ("save_every", 1), ("validate_every", 0), ("keep", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"Run: {name} must be at least {least}, got {getattr(self, name)}")
+
+
+class Loop:
+    """One training run.
+
+    Args:
+        task: what to train; on `ranks.device`.
+        batches: of this rank, `recipe.micro_batch(ranks.world)` samples each.
+        recipe, run: see there.
+        ranks: from `Ranks.join`.
+        validation: batches for `task.validate`; None for no validation.
+        about: further options that the result depends on; kept in checkpoints, and compared on resume.
+
+    Raises:
+        FileExistsError: the output holds another run's checkpoints, and `run.resume` is off.
+        ValueError: a checkpoint was made under another recipe.
+    """
+
+    def __init__(
+        self,
+        task: nn.Module,
+        batches: Batches,
+        recipe: Recipe,
+        run: Run,
+        ranks: Ranks,
+        *,
+        validation: Batches | None = None,
+        about: dict[str, Any] | None = None,
+    ) -> None:
+        self.task, self.batches, self.validation = task, batches, validation
+        self.recipe, self.run, self.ranks = recipe, run, ranks
+        # As JSON gives it back, so that the two can be compared.
+        self._about = json.loads(json.dumps({**asdict(recipe), **(about or {})}))
+        self._module = wrap(task, ranks, fsdp=run.fsdp, units=(vit.Block,))
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(task, recipe.weight_decay), lr=recipe.lr, betas=recipe.betas, eps=recipe.eps
+        )
+        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=recipe.dtype == "float16")
+        self.average = MovingAverage(task, recipe.ema) if recipe.ema else None
+        self.step = 0
+        self._stop = False
+        self._restore()
+
+    def __call__(self) -> bool:
+        """Train to the end, or until SIGTERM or SIGINT, which save and stop. Returns whether the end was reached."""
+        total = self.recipe.schedule.steps
+        with ExitStack() as stack:
+            log = progress = None
+            if self.ranks.rank == 0:
+                log = MetricsLog(self.run.output, self.step, tensorboard=self.run.tensorboard)
+                progress = Progress(self.step, total, self.recipe.batch_size)
+                stack.callback(log.close)
+                stack.callback(progress.close)
+            stack.enter_context(self._stopping_signals())
+            stream = endless(self.batches)
+            while self.step < total:
+                terms = self._train_step(stream)
+                self.step += 1
+                done, save = self.step == total, self._is_due(self.run.save_every)
+                if done or save or self._is_due(self.run.log_every):
+                    self._report(self._values(terms), log, progress)
+                if self.validation is not None and (done or self._is_due(self.run.validate_every)):
+                    self._report(self._validate(), log, progress)
+                if progress:
+                    progress.advance(self.step)
+                stop = self.ranks.any(self._stop)
+                if done or save or stop:
+                    self.save()
+                if stop:
+                    break
+        return self.step == total
+
+    def _report(self, values: dict[str, float], log: MetricsLog | None, progress: Progress | None) -> None:
+        """Into the log, and onto the screen; rank 0 alone has these."""
+        if log and progress:
+            log.write(self.step, {**values, "images_per_s": progress.images_per_second(self.step)})
+            progress.values(self.step, values)
+
+    def _train_step(self, stream: Iterator[Batch]) -> dict[str, Tensor]:
+        """One optimizer step. Returns the terms, averaged over micro-batches."""
+        recipe, device = self.recipe, self.ranks.device
+        torch.manual_seed(_seed(recipe.seed, self.step, self.ranks.rank))
+        rate = recipe.schedule(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        sums: dict[str, Tensor] = {}
+        for number in range(recipe.accumulate):
+            batch = {
+                key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+                for key, value in next(stream).items()
+            }
+            is_last = number == recipe.accumulate - 1
+            with synchronise(self._module, is_last)():
+                with torch.autocast(device.type, DTYPES[recipe.dtype], enabled=recipe.dtype != "float32"):
+                    terms = self._module(batch)
+                self.scaler.scale(terms["loss"] / recipe.accumulate).backward()
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0) + value.detach() / recipe.accumulate
+        if recipe.clip:
+            self.scaler.unscale_(self.optimizer)
+            norm = nn.utils.clip_grad_norm_([p for _, p in trainable(self.task)], recipe.clip)
+            sums["gradient_norm"] = whole(norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average:
+            self.average.update(self.task)
+        return sums
+
+    def _values(self, terms: dict[str, Tensor]) -> dict[str, float]:
+        """What goes into the log. A run whose loss is lost ends here, before a checkpoint keeps it."""
+        values = self.ranks.mean({name: value.to(torch.float64) for name, value in terms.items()})
+        is_float16 = self.scaler.is_enabled()
+        if not math.isfinite(values["loss"]) and (not is_float16 or self.scaler.get_scale() < LEAST_SCALE):
+            raise FloatingPointError(f"step {self.step}: the loss must be finite, got {values['loss']}")
+        values["lr"] = self.recipe.schedule(self.step - 1)
+        if is_float16:
+            values["loss_scale"] = self.scaler.get_scale()
+        return values | (self.task.metrics() if hasattr(self.task, "metrics") else {})
+
+    def _is_due(self, every: int) -> bool:
+        return every > 0 and self.step % every == 0
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, float]:
+        """The task's own judgement, in eval mode, of the averaged weights where there are such."""
+        self.task.eval()
+        if self.average:
+            self.average.swap(self.task)
+        try:
+            with torch.autocast(
+                self.ranks.device.type, DTYPES[self.recipe.dtype], enabled=self.recipe.dtype != "float32"
+            ):
+                found = self.task.validate(self.validation)
+        finally:
+            if self.average:
+                self.average.swap(self.task)
+            self.task.train()
+            if hasattr(self.task, "reshard"):  # FSDP2 keeps what a forward gathered, and these weights may be averages
+                self.task.reshard()
+        return {f"validation_{name}": value for name, value in found.items()}
+
+    def save(self) -> None:
+        """Write a checkpoint. Every rank must call."""
+        tensors = {
+            "model": checkpoint.model_tensors(self.task),
+            "optimizer": checkpoint.optimizer_tensors(self.task, self.optimizer),
+        }
+        if self.average:
+            tensors["average"] = {name: whole(value) for name, value in self.average.average.items()}
+        state = {
+            "step": self.step,
+            "recipe": self._about,
+            "loss_scale": self.scaler.state_dict(),
+            "data": self.ranks.of_all(self.batches.state_dict()),
+        }
+        if self.ranks.rank == 0:
+            checkpoint.write(self.run.output / "checkpoints", self.step, tensors, state, self.run.keep)
+
+    def _restore(self) -> None:
+        """Go on from the newest checkpoint, if there is one."""
+        path = self.ranks.from_first(checkpoint.latest(self.run.output / "checkpoints"))
+        if self.ranks.rank == 0:
+            self.run.output.mkdir(parents=True, exist_ok=True)
+        if path is None:
+            return
+        if not self.run.resume:
+            raise FileExistsError(f"{path}: left by an earlier run; --resume goes on with it, or give another --output")
+        state = checkpoint.read_state(path)
+        _compare(self._about, state["recipe"], path)
+        self.step = state["step"]
+        checkpoint.load_model(self.task, checkpoint.read_tensors(path, "model"), source=path)
+        checkpoint.load_optimizer(self.task, self.optimizer, checkpoint.read_tensors(path, "optimizer"))
+        if self.average:
+            average = checkpoint.read_tensors(path, "average")
+            for name, value in self.average.average.items():
+                value.copy_(sharded_like(average[name], value))
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["loss_scale"])
+        positions = state["data"]
+        if len(positions) != self.ranks.world and any(each != positions[0] for each in positions):
+            raise ValueError(
+                f"{path}: the data position differs between its {len(positions)} ranks: resume with as many, "
+                f"got {self.ranks.world}"
+            )
+        self.batches.load_state_dict(positions[self.ranks.rank if len(positions) == self.ranks.world else 0])
+
+    @contextmanager
+    def _stopping_signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT let the step end; a second one ends the process at once."""
+
+        def stop(number: int, frame: Any) -> None:
+            self._stop = True
+            for each in before:
+                signal.signal(each, signal.SIG_DFL)
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _seed(*parts: int) -> int:
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _compare(now: dict[str, Any], then: dict[str, Any], path: Path) -> None:
+    for name in [*now, *(name for name in then if name not in now)]:
+        if now.get(name) != then.get(name):
+            raise ValueError(
+                f"{path}: {name} must stay {then.get(name)!r}, as the run began with, got {now.get(name)!r}"
+            )

@@ -1,0 +1,165 @@
+"""The processes of a run under torchrun, or the only one: who they are, and what they exchange."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @classmethod
+    def join(cls, device: torch.device) -> Ranks:
+        """Join the other processes of torchrun; alone without it.
+
+        Raises:
+            OSError: they don't find each other.
+        """
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            return cls(0, 1, device)
+        try:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+        except RuntimeError as error:
+            raise OSError(f"torchrun: the ranks did not find each other: {error}") from error
+        return cls(dist.get_rank(), dist.get_world_size(), device)
+
+    def leave(self) -> None:
+        """End the exchange."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def mean(self, values: dict[str, Tensor]) -> dict[str, float]:
+        """Scalars averaged over ranks; every rank calls it with the same names."""
+        stacked = torch.stack([value.detach().double().to(self.device) for value in values.values()])
+        if self.world > 1:
+            dist.all_reduce(stacked)
+        return dict(zip(values, (stacked / self.world).tolist(), strict=True))
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank."""
+        if self.world == 1:
+            return flag
+        total = torch.tensor([float(flag)], device=self.device)
+        dist.all_reduce(total)
+        return bool(total.item())
+
+    def from_first(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, device=self.device)
+        return box[0]
+
+    def of_all(self, value: Any) -> list[Any]:
+        """The values of all ranks, in their order."""
+        if self.world == 1:
+            return [value]
+        box: list[Any] = [None] * self.world
+        dist.all_gather_object(box, value)
+        return box
+
+
+class _GatherRows(torch.autograd.Function):
+    """Rows of all ranks; a row's gradient is the sum of what every rank's loss says about it."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        ctx.begin, ctx.count = dist.get_rank() * len(rows), len(rows)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous().clone()
+        dist.all_reduce(gradient)
+        return gradient[ctx.begin : ctx.begin + ctx.count]
+
+
+def gather_with_gradient(rows: Tensor) -> tuple[Tensor, int]:
+    """Rows [B, P] of every rank as [world * B, P], and where this rank's begin.
+
+    DistributedDataParallel averages over ranks, so the gradient is that of one process with the global batch.
+    """
+    if not dist.is_initialized():
+        return rows, 0
+    return _GatherRows.apply(rows), dist.get_rank() * len(rows)
+
+
+def gather_without_gradient(rows: Tensor) -> tuple[Tensor, int]:
+    """As the official `concat_all_gather`: the rows of all ranks, this rank's too, are constants."""
+    return gather_with_gradient(rows.detach())
+
+
+def concatenate(rows: Tensor) -> Tensor:
+    """Rows of all ranks, of which each may have another number, without a gradient."""
+    if not dist.is_initialized():
+        return rows
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, rows.cpu())
+    return torch.cat(parts).to(rows.device)
+
+
+def wrap(task: nn.Module, ranks: Ranks, *, fsdp: bool, units: tuple[type[nn.Module], ...]) -> nn.Module:
+    """The task as the ranks run it: itself, DistributedDataParallel, or with its parameters sharded (FSDP2).
+
+    Raises:
+        ImportError: FSDP2 needs torch >= 2.6.
+        ValueError: FSDP2 needs torchrun.
+    """
+    if fsdp:
+        if not dist.is_initialized():
+            raise ValueError("--fsdp shards over the processes of torchrun, and there is no torchrun")
+        try:
+            from torch.distributed.fsdp import fully_shard
+        except ImportError as error:
+            raise ImportError(f"--fsdp needs torch >= 2.6, got {torch.__version__}") from error
+        for module in task.modules():
+            if isinstance(module, units):
+                fully_shard(module)
+        fully_shard(task)
+        return task
+    if ranks.world == 1:
+        return task
+    devices = [ranks.device] if ranks.device.type == "cuda" else None
+    return DistributedDataParallel(task, device_ids=devices, broadcast_buffers=False)
+
+
+def synchronise(module: nn.Module, wanted: bool) -> Callable[[], Any]:
+    """A context in which backward exchanges gradients, or (`wanted` False) lets them add up on each rank."""
+    if isinstance(module, DistributedDataParallel):
+        return nullcontext if wanted else module.no_sync
+    if hasattr(module, "set_requires_gradient_sync"):
+        module.set_requires_gradient_sync(wanted)
+    return nullcontext
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor on the CPU; of one that is sharded, all of it (every rank must call)."""
+    tensor = tensor.detach()
+    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).cpu()
+
+
+def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """The tensor, split over ranks as `like` is."""
+    if not hasattr(like, "full_tensor") or tensor.ndim == 0:
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)  # type: ignore[attr-defined]
