@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 
 from benchmarks.providers import Call, Unavailable, environment
+from seed_fast.profile.analysis import quantiles
+from seed_fast.profile.ceilings import ceilings
+
+__all__ = ["CudaGraph", "CudaWall", "ceilings", "cuda_copies", "interleave", "quantiles", "ratio", "seconds"]
 
 SAMPLE_SECONDS = 0.01  # a CPU sample repeats the call until it lasts about this long
 SLOW_SECONDS = 0.1
@@ -21,14 +24,6 @@ SLOW_SECONDS = 0.1
 PAUSE_SECONDS = 0.01
 MINIMUM_ROUNDS, MAXIMUM_ROUNDS = 5, 40
 GRAPH_COPIES = 256  # at most so many copies of the inputs rotate through one CUDA graph
-
-
-def quantiles(samples: list[float]) -> dict[str, float]:
-    """{"median", "q20", "q80"} of `samples`."""
-    if len(samples) == 1:
-        return dict.fromkeys(("median", "q20", "q80"), samples[0])
-    fifths = statistics.quantiles(samples, n=5, method="inclusive")
-    return {"median": statistics.median(samples), "q20": fifths[0], "q80": fifths[3]}
 
 
 def ratio(numerator: list[float], denominator: list[float]) -> float:
@@ -134,37 +129,3 @@ class CudaGraph:
         end.record()
         end.synchronize()
         return begin.elapsed_time(end) / 1000 / (replays * self._length)
-
-
-def ceilings(device: str, quick: bool = False) -> dict[str, Any]:
-    """What this machine reaches at best, by torch, in this run.
-
-    Returns:
-        {"gemm_float32_gflops", "gemm_bfloat16_gflops", "copy_gb_per_s"}; copies count bytes read and written.
-    """
-    size = 512 if quick else (8192 if device == "cuda" else 2048)
-    found = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        out = torch.empty_like(a)
-        best = _best(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device)
-        found[f"gemm_{str(dtype).removeprefix('torch.')}_gflops"] = 2 * size**3 / best / 1e9
-    source = torch.ones((1 << 22) if quick else (1 << 26), device=device)
-    target = torch.empty_like(source)
-    best = _best(lambda: target.copy_(source), device)
-    found["copy_gb_per_s"] = 2 * source.nbytes / best / 1e9
-    return found
-
-
-def _best(call: Callable[[], object], device: str, rounds: int = 7) -> float:
-    """Fewest seconds of a call: a ceiling is what the machine can do, not what it did in a noisy moment."""
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    call()
-    found = []
-    for _ in range(rounds):
-        wait()
-        start = time.perf_counter()
-        call()
-        wait()
-        found.append(time.perf_counter() - start)
-    return min(found)

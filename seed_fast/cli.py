@@ -37,6 +37,13 @@ class Dtype(str, Enum):
     float16 = "float16"
 
 
+class Plan(str, Enum):
+    """Which forward of the model."""
+
+    fast = "fast"
+    plain = "plain"
+
+
 class Resize(str, Enum):
     """The official resizes."""
 
@@ -173,6 +180,77 @@ def convert(
     from seed_fast import commands
 
     raise typer.Exit(commands.convert(paths, preset, dtype.value if dtype else None))
+
+
+@app.command()
+def profile(
+    model: Annotated[
+        str, typer.Option(help="seed-tiny, a folder, a hub id, or a preset (seed-2, ...) with --random-weights.")
+    ] = "seed-tiny",
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Make the preset's weights up: times don't depend on their values.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch. Try 1 for latency, 64 for throughput.")] = 8,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    dtype: Annotated[Dtype, typer.Option(help="Type of the matrix products.")] = Dtype.float32,
+    plan: Annotated[Plan, typer.Option(help="fast: tok.fast(), the inference plan. plain: the modules.")] = Plan.fast,
+    image: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="An image of yours, to decode and resize. Default: a generated JPEG of 640 x 480 px."),
+    ] = None,
+    rounds: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Batches that are timed. Default: what fits into 8 seconds, from 3 to 50."),
+    ] = None,
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--output", "-o", metavar="FOLDER", help="Also write profile.json, profile.txt and profile.png."),
+    ] = None,
+    trace: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FILE", help="Also write a Chrome trace of one batch, for https://ui.perfetto.dev."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print profile.json instead of the table.")] = False,
+) -> None:
+    """Show where the time of encoding goes, how far each stage is from what the machine can do, and what would help.
+
+    For each stage, how to read its row:
+
+    \b
+      share      of the time of the whole. Start with the largest.
+      GEMM peak  rate of its operations, as a share of the fastest matrix product that
+                 this machine ran just now. Near 100%: only fewer operations make it faster.
+      copy peak  bytes that it has to move per second, as a share of copy bandwidth.
+      launches   kernels on a GPU. Many in a short stage: launching them is the work.
+      idle       time in which the device, or the CPU's cores, did nothing.
+      if free    how many times as fast the whole would be if this stage took no time:
+                 by Amdahl's law, the most that any work on it can bring.
+      at roof    the same, if it ran at its ceiling: the most that is possible.
+
+    \b
+    Examples:
+      seed-fast profile
+      seed-fast profile --model seed-2 --random-weights --device cuda --dtype float16 --batch-size 64 -o profile/
+      seed-fast profile --plan plain --trace trace.json
+
+    On a GPU the stages are NVTX ranges too, for Nsight Systems. docs/profile.md says what exactly is counted.
+    """
+    from seed_fast import commands
+
+    options = commands.ProfileOptions(
+        model=model,
+        random_weights=random_weights,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype.value,
+        plan=plan.value,
+        image=image,
+        rounds=rounds,
+        output=output,
+        trace=trace,
+        as_json=as_json,
+    )
+    raise typer.Exit(commands.profile(options))
 
 
 @app.command()

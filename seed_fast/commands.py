@@ -8,14 +8,14 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from seed_fast.data.decode import WorkerDied
-from seed_fast.data.image_processor import ImageProcessor
+from seed_fast.data.image_processor import ImageError, ImageProcessor, load_image, read_bytes
 from seed_fast.data.journal import OutputError
 from seed_fast.data.shards import WHOLE, Split
 from seed_fast.data.writers import JsonlWriter, NpzWriter, Writer
@@ -59,6 +59,23 @@ class TokenizeOptions:
     overwrite: bool = False
     resize: str | None = None
     random_weights: bool = False
+    as_json: bool = False
+
+
+@dataclass(frozen=True)
+class ProfileOptions:
+    """The options of `seed-fast profile`, as given."""
+
+    model: str = "seed-tiny"
+    random_weights: bool = False
+    batch_size: int = 8
+    device: str = "auto"
+    dtype: str = "float32"
+    plan: str = "fast"
+    image: Path | None = None
+    rounds: int | None = None
+    output: Path | None = None
+    trace: Path | None = None
     as_json: bool = False
 
 
@@ -166,7 +183,7 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
-def _load_model(options: TokenizeOptions, device: torch.device) -> SeedTokenizer:
+def _load_model(options: TokenizeOptions | ProfileOptions, device: torch.device) -> SeedTokenizer:
     import torch
 
     from seed_fast import SeedConfig, SeedTokenizer
@@ -222,6 +239,55 @@ def _together_with_other_ranks() -> Iterator[None]:
     yield
     ranks.monitored_barrier(timeout=timedelta(days=30))
     ranks.destroy_process_group()
+
+
+def profile(options: ProfileOptions) -> int:
+    """Run `seed-fast profile`. Returns the exit code."""
+    with _stopping_signals():
+        try:
+            return _profile(options)
+        except UsageError as error:
+            return _fail(error, EXIT_USAGE)
+        except (ImageError, OSError) as error:
+            return _fail(error, EXIT_FAILED)
+        except Stopped as stop:
+            return 128 + stop.number
+
+
+def _profile(options: ProfileOptions) -> int:
+    if options.output is not None and options.output.exists() and not options.output.is_dir():
+        raise UsageError(f"{options.output}: --output must be a folder, got a file")
+    if options.trace is not None and options.trace.is_dir():
+        raise UsageError(f"{options.trace}: --trace must be a file name, got a folder")
+    device = _device(options.device)
+    image = None if options.image is None else read_bytes(options.image)
+    if image is not None:
+        load_image(image, str(options.image))  # before minutes of loading
+    import torch
+
+    from seed_fast.profile import run
+    from seed_fast.profile.text import render as render_profile
+
+    fast = options.plan == "fast"
+    # The plan rounds the weights of its products itself, and keeps the others in float32.
+    tok = _load_model(replace(options, dtype="float32") if fast else options, device)
+    try:
+        found = run.profile(
+            tok.fast(dtype=getattr(torch, options.dtype)) if fast else tok,
+            model=options.model + (" (random weights)" if options.random_weights else ""),
+            batch_size=options.batch_size,
+            image=image,
+            rounds=options.rounds,
+            trace=options.trace,
+        )
+    except _out_of_memory() as error:
+        raise OSError(f"the device has no memory for a batch of {options.batch_size}: lower --batch-size") from error
+    if options.output is not None:
+        _, missing = run.write(found, options.output)
+        if missing:
+            _complain(missing)
+    print(json.dumps(found) if options.as_json else render_profile(found), flush=True)
+    return 0
 
 
 def convert(paths: list[str], preset: str | None, dtype: str | None) -> int:

@@ -1,0 +1,259 @@
+"""Running the stages of encode: their times, launches and idle times, and a trace."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from seed_fast.data.image_processor import ImageProcessor, load_image
+from seed_fast.model.encoder import ImageEncoder
+from seed_fast.model.fast import FastTokenizer
+from seed_fast.profile.cost import QFORMER_PARTS
+from seed_fast.profiling import StageTimer
+
+STAGES = {"decode+resize": "main", "normalise": "device", "ViT": "device", "Q-Former": "device",
+          "nearest code": "device"}  # fmt: skip
+PARTS = {f"Q-Former/{name}": "device" for name in QFORMER_PARTS}
+FEWEST_ROUNDS, MOST_ROUNDS, SECONDS = 3, 50, 8.0
+GPU_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
+Measure = Callable[[str], AbstractContextManager[None]]
+
+
+@dataclass
+class Samples:
+    """What was measured; every list has one entry per round. Parts are listed under "Q-Former/NAME"."""
+
+    wall: list[float] = field(default_factory=list)  # s, of the whole
+    seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    idle: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))  # s, of them, not computing
+    launches: dict[str, int] = field(default_factory=dict)
+
+
+class Encoding:
+    """One batch on its way from image files to codes.
+
+    Args:
+        tok: a `SeedTokenizer`, or the plan that its `fast` made.
+        files: the bytes of one image file per image of the batch.
+    """
+
+    def __init__(self, tok: ImageEncoder, files: list[bytes]) -> None:
+        self.tok, self.files = tok, files
+        self.processor = ImageProcessor(tok.config.image_size, tok.config.resize)
+
+    def run(self, measure: Measure) -> torch.Tensor:
+        """Codes [B, N], each stage inside `measure(its name)`; keeps the features for `run_parts`."""
+        with measure("decode+resize"):
+            pixels = np.stack([self.processor.resize_uint8(load_image(file)) for file in self.files])
+        with measure("normalise"):
+            normalised = self.processor.normalize(torch.from_numpy(pixels).to(self.tok.device))
+        with measure("ViT"):
+            self.features = self.tok.image_features(normalised)
+        with measure("Q-Former"):
+            causal = self.tok.query_embeddings(self.features)
+        with measure("nearest code"):
+            return self.tok.lookup(causal)
+
+    def run_parts(self, measure: Measure) -> None:
+        """The Q-Former once more, each of its parts inside `measure("Q-Former/NAME")`.
+
+        By itself, so that the measuring of some dozens of parts does not slow the stage that they are parts of.
+        """
+        with _parts_inside(self.tok, measure):
+            self.tok.query_embeddings(self.features)
+
+
+@contextmanager
+def _parts_inside(tok: Any, measure: Measure) -> Iterator[None]:
+    def inside(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            with measure(f"Q-Former/{name}"):
+                return call(*arguments)
+
+        return run
+
+    with ExitStack() as undo:
+        if isinstance(tok, FastTokenizer):
+            parts = zip(QFORMER_PARTS, (tok.qformer.selves, tok.qformer.crosses, tok.qformer.ffns), strict=True)
+            for name, calls in parts:
+                undo.callback(calls.__setitem__, slice(None), list(calls))
+                calls[:] = [call and inside(name, call) for call in calls]
+            if not tok.qformer.absorbed:
+                undo.callback(setattr, tok.qformer, "key_value", tok.qformer.key_value)
+                tok.qformer.key_value = inside("cross-attention", tok.qformer.key_value)
+        else:
+            for layer in tok.qformer.layers:
+                for name, module in zip(
+                    QFORMER_PARTS, (layer.self_attention, layer.cross_attention, layer.ffn), strict=True
+                ):
+                    if module is not None:
+                        undo.callback(delattr, module, "forward")  # the class's own is seen again
+                        module.forward = inside(name, module.forward)
+        yield
+
+
+def measure(encoding: Encoding, rounds: int | None = None) -> Samples:
+    """Time whole batches, one after the other.
+
+    Args:
+        encoding: the batch.
+        rounds: how many; default: what fits into some seconds, from 3 to 50. One more, untimed, comes first.
+    """
+    device, samples = encoding.tok.device, Samples()
+    with torch.inference_mode():
+        encoding.run(_nothing)
+        encoding.run_parts(_nothing)
+        end = time.perf_counter() + SECONDS
+        for turn in range(rounds or MOST_ROUNDS):
+            if rounds is None and turn >= FEWEST_ROUNDS and time.perf_counter() > end:
+                break
+            _round(encoding, samples)
+    if device.type == "cuda":
+        _add_gpu_work(encoding, samples)
+    else:
+        samples.launches = count_calls(encoding)
+    return samples
+
+
+def _round(encoding: Encoding, samples: Samples) -> None:
+    device = encoding.tok.device
+    timer, cpu_seconds = StageTimer(STAGES | PARTS, device), Counter[str]()
+
+    @contextmanager
+    def timed(name: str) -> Iterator[None]:
+        with _nvtx(name, device), timer.measure(name):
+            begin = time.process_time()
+            yield
+            cpu_seconds[name] += time.process_time() - begin
+
+    start = time.perf_counter()
+    encoding.run(timed).cpu()
+    samples.wall.append(time.perf_counter() - start)
+    encoding.run_parts(timed)
+    timer.resolve()
+    for name, where, seconds, _ in timer.stages():
+        if not seconds:  # a plan that replays a graph runs no parts
+            continue
+        samples.seconds[name].append(seconds)
+        if device.type == "cpu":
+            threads = torch.get_num_threads() if where == "device" else 1
+            samples.idle[name].append(max(0.0, seconds - cpu_seconds[name] / threads))
+
+
+@contextmanager
+def _nothing(name: str) -> Iterator[None]:
+    yield
+
+
+def _nvtx(name: str, device: torch.device) -> AbstractContextManager[Any]:
+    """A range for Nsight Systems."""
+    return torch.cuda.nvtx.range(name) if device.type == "cuda" else nullcontext()
+
+
+def count_calls(encoding: Encoding) -> dict[str, int]:
+    """Calls of torch operations, views left out, that reach a kernel of the CPU, by stage and part."""
+    counts = Counter[str]()
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            results = function._schema.returns
+            view = bool(results) and all(r.alias_info is not None and not r.alias_info.is_write for r in results)
+            counts[self.stage] += not view
+            return function(*args, **(kwargs or {}))
+
+    mode = Counting()
+
+    @contextmanager
+    def counted(name: str) -> Iterator[None]:
+        mode.stage = name
+        with mode:
+            yield
+
+    with torch.no_grad():  # inference mode would show calls that consist of others
+        encoding.run(counted)
+        encoding.run_parts(counted)
+    return dict(counts)
+
+
+def write_trace(encoding: Encoding, path: Path) -> None:
+    """Write a Chrome trace of one batch, stages and parts as named ranges.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    from torch.profiler import ProfilerActivity, profile, record_function
+
+    device = encoding.tok.device
+    on_gpu = device.type == "cuda"
+
+    @contextmanager
+    def named(name: str) -> Iterator[None]:
+        with _nvtx(name, device), record_function(name):
+            yield
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_gpu]
+    with torch.inference_mode(), profile(activities=activities) as profiler:
+        encoding.run(named).cpu()
+        encoding.run_parts(named)
+        if on_gpu:
+            torch.cuda.synchronize()
+    beside = path.with_name("unfinished." + path.name)  # in front: a name that ends in .gz is compressed
+    profiler.export_chrome_trace(str(beside))
+    os.replace(beside, path)
+
+
+def _add_gpu_work(encoding: Encoding, samples: Samples) -> None:
+    """Kernels and idle times by stage, from a trace of one more batch."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_trace(encoding, Path(folder) / "trace.json")
+        work = gpu_work(json.loads((Path(folder) / "trace.json").read_text())["traceEvents"])
+    for name, (launches, busy) in work.items():
+        samples.launches[name] = launches
+        if name in samples.seconds:
+            samples.idle[name] = [max(0.0, seconds - busy) for seconds in samples.seconds[name]]
+
+
+def gpu_work(events: list[dict[str, Any]]) -> dict[str, tuple[int, float]]:
+    """(kernels, seconds in which the GPU was busy) by stage and part, from the events of a Chrome trace.
+
+    Work on the GPU belongs to the stage in whose range, on the same thread, the call was made that launched it.
+    """
+    known = {name for name, where in (STAGES | PARTS).items() if where == "device"}
+    ranges = [e for e in events if e.get("cat") == "user_annotation" and e["name"] in known]
+    stage_of = {}
+    for call in events:
+        if call.get("cat") in ("cuda_runtime", "cuda_driver") and "correlation" in call.get("args", {}):
+            for r in ranges:
+                if r["tid"] == call["tid"] and r["ts"] <= call["ts"] <= r["ts"] + r["dur"]:
+                    stage_of[call["args"]["correlation"]] = r["name"]
+    kernels: Counter[str] = Counter()
+    spans: dict[str, list[tuple[float, float]]] = {r["name"]: [] for r in ranges}
+    for work in events:
+        name = stage_of.get(work.get("args", {}).get("correlation")) if work.get("cat") in GPU_WORK else None
+        if name:
+            kernels[name] += work["cat"] == "kernel"
+            spans[name].append((work["ts"], work["ts"] + work["dur"]))
+    return {name: (kernels[name], _covered(spans[name]) / 1e6) for name in spans}
+
+
+def _covered(spans: list[tuple[float, float]]) -> float:
+    """Length of the union of intervals."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
