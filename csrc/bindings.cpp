@@ -23,6 +23,7 @@ void bind_attention(py::module_&);
 void bind_nearest_code(py::module_&);
 void bind_vector_quantize(py::module_&);
 #if SEED_FAST_WITH_CUDA
+void bind_attention_cuda(py::module_&);
 void bind_nearest_code_cuda(py::module_&);
 #endif
 
@@ -59,6 +60,7 @@ PYBIND11_MODULE(_C, m) {
   bind_vector_quantize(m);
 #if SEED_FAST_WITH_CUDA
   py::register_exception<cuda::CudaError>(m, "CudaError", PyExc_RuntimeError);
+  bind_attention_cuda(m);
   bind_nearest_code_cuda(m);
 #endif
 }

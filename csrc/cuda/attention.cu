@@ -1,0 +1,226 @@
+// attention on CUDA in float32: fused multiply-adds only, every architecture. Exact as plain float32 is: no TF32, no
+// splits. It also takes the float16 inputs whose rows tensor cores can't load, because they are not aligned.
+//
+// A block takes a tile of 32 or 64 queries of one head and walks over the keys in tiles of the same size. Scores stay
+// in registers, weights pass through shared memory, sums are rescaled whenever a row's largest score grows (Milakov and
+// Gimelshein 2018, arXiv:1805.02867). Thread (i, j) of 16 x 8 owns rows i, i + 16, ... and keys j, j + 8, ...
+#include "attention.h"
+#include "device.h"
+
+namespace seed_fast::attention {
+
+using device::barrier;
+using device::infinity;
+using device::maximum;
+using device::multiply_add;
+using device::power_of_two;
+using device::shuffle_xor;
+using device::thread_index;
+
+constexpr int kDepth = 32;              // dimensions held in shared memory at a time
+constexpr int kVectors = kDepth / 4;    // of four floats
+constexpr int kPitch = kDepth + 4;      // odd in 16-byte units: eight rows at one depth lie in different banks
+
+struct Float {
+  using Element = float;
+  static SEED_FAST_DEVICE float load(const float* from) { return *from; }
+  static SEED_FAST_DEVICE void store(float* to, const float4& value) { *reinterpret_cast<float4*>(to) = value; }
+};
+
+struct Half {
+  using Element = unsigned short;
+  static SEED_FAST_DEVICE float load(const unsigned short* from) { return device::float_from_half(*from); }
+  static SEED_FAST_DEVICE void store(unsigned short* to, const float4& value) {
+    to[0] = device::half_from_float(value.x);
+    to[1] = device::half_from_float(value.y);
+    to[2] = device::half_from_float(value.z);
+    to[3] = device::half_from_float(value.w);
+  }
+};
+
+// Four floats at once where that is possible: `vectors`, which only float32 inputs have.
+SEED_FAST_DEVICE float4 load4(const float* from) { return *reinterpret_cast<const float4*>(from); }
+SEED_FAST_DEVICE float4 load4(const unsigned short*) { return float4{0, 0, 0, 0}; }
+
+// kTile rows x 32 columns of `source`, of which `rows` and `columns` exist, into a tile; zeros elsewhere.
+template <class Type, int kTile, int kTilePitch>
+SEED_FAST_DEVICE void stage(const typename Type::Element* source, long long stride, int rows, int columns, bool vectors,
+                            float* tile) {
+  constexpr int kCount = kTile * kVectors / kThreads, kRowStep = kThreads / kVectors;
+  const int row = thread_index() / kVectors, column = thread_index() % kVectors * 4;
+  const typename Type::Element* const from = source + row * stride + column;
+  if (column >= columns) rows = 0;
+  float4 loaded[kCount] = {};
+  if (vectors) {
+    SEED_FAST_UNROLL
+    for (int i = 0; i < kCount; ++i) {
+      if (row + i * kRowStep < rows) loaded[i] = load4(from + i * kRowStep * stride);
+    }
+  } else {
+    SEED_FAST_NO_UNROLL
+    for (int c = 0; c < 4; ++c) {  // each turn shifts the vectors by one element and adds another
+      SEED_FAST_UNROLL
+      for (int i = 0; i < kCount; ++i) {
+        const bool inside = row + i * kRowStep < rows;
+        const float value = inside ? Type::load(from + i * kRowStep * stride + c) : 0;
+        loaded[i] = float4{loaded[i].y, loaded[i].z, loaded[i].w, value};
+      }
+    }
+  }
+  SEED_FAST_UNROLL
+  for (int i = 0; i < kCount; ++i) {
+    *reinterpret_cast<float4*>(tile + (row + i * kRowStep) * kTilePitch + column) = loaded[i];
+  }
+}
+
+SEED_FAST_DEVICE float dot(const float4& a, const float4& b, float sum) {
+  sum = multiply_add(a.x, b.x, sum);
+  sum = multiply_add(a.y, b.y, sum);
+  sum = multiply_add(a.z, b.z, sum);
+  return multiply_add(a.w, b.w, sum);
+}
+
+SEED_FAST_DEVICE void add_scaled(float weight, const float4& value, float (&sum)[4]) {
+  sum[0] = multiply_add(weight, value.x, sum[0]);
+  sum[1] = multiply_add(weight, value.y, sum[1]);
+  sum[2] = multiply_add(weight, value.z, sum[2]);
+  sum[3] = multiply_add(weight, value.w, sum[3]);
+}
+
+// kTile: queries, and keys at a time. kChunks: head width in units of 32, rounded up.
+template <class Type, int kTile, int kChunks>
+SEED_FAST_DEVICE void attend(const Problem& problem) {
+  using Element = typename Type::Element;
+  constexpr int kRows = kTile / 16, kKeys = kTile / 8;  // of one thread
+  constexpr int kWeightPitch = kTile + 8;               // four rows times eight keys lie in different banks
+  SEED_FAST_SHARED(float, q_or_weights, [kTile * (kWeightPitch > kPitch ? kWeightPitch : kPitch)]);
+  SEED_FAST_SHARED(float, k_or_v, [kTile * kPitch]);
+  const int i = thread_index() / 8, j = thread_index() % 8;
+  const unsigned block = static_cast<unsigned>(device::block_index_x()), head = block / problem.query_blocks;
+  const unsigned b = head / problem.heads, h = head % problem.heads;
+  const int first_row = static_cast<int>(block % problem.query_blocks) * kTile;
+  const auto start = [&](const Tensor& x) {
+    return static_cast<const Element*>(x.data) + b * x.stride_b + h * x.stride_h;
+  };
+  const Element* const q = start(problem.q) + first_row * problem.q.stride_l;
+  const Element *const k = start(problem.k), *const v = start(problem.v);
+  const int end = problem.causal && problem.lk > first_row + kTile ? first_row + kTile : problem.lk;
+
+  float sums[kRows][kChunks][4] = {}, total[kRows] = {}, largest[kRows];
+  SEED_FAST_UNROLL
+  for (int r = 0; r < kRows; ++r) largest[r] = -infinity();
+
+  SEED_FAST_NO_UNROLL
+  for (int first_key = 0; first_key < end; first_key += kTile) {
+    float score[kRows][kKeys] = {};
+    SEED_FAST_NO_UNROLL
+    for (int depth = 0; depth < problem.d; depth += kDepth) {
+      barrier();  // nobody reads what is overwritten now
+      stage<Type, kTile, kPitch>(q + depth, problem.q.stride_l, problem.lq - first_row, problem.d - depth, problem.vectors,
+                           q_or_weights);
+      stage<Type, kTile, kPitch>(k + first_key * problem.k.stride_l + depth, problem.k.stride_l, problem.lk - first_key,
+                           problem.d - depth, problem.vectors, k_or_v);
+      barrier();
+      SEED_FAST_NO_UNROLL
+      for (int at = 0; at < kDepth; at += 4) {
+        float4 q_part[kRows];
+        SEED_FAST_UNROLL
+        for (int r = 0; r < kRows; ++r) q_part[r] = load4(q_or_weights + (i + 16 * r) * kPitch + at);
+        SEED_FAST_UNROLL
+        for (int c = 0; c < kKeys; ++c) {
+          const float4 k_part = load4(k_or_v + (j + 8 * c) * kPitch + at);
+          SEED_FAST_UNROLL
+          for (int r = 0; r < kRows; ++r) score[r][c] = dot(q_part[r], k_part, score[r][c]);
+        }
+      }
+    }
+    barrier();  // nobody reads queries where the weights go
+    SEED_FAST_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const int row = first_row + i + 16 * r;
+      const int visible = problem.causal && row < problem.lk ? row + 1 : problem.lk;
+      float peak = largest[r];
+      SEED_FAST_UNROLL
+      for (int c = 0; c < kKeys; ++c) {
+        score[r][c] = first_key + j + 8 * c < visible ? score[r][c] * problem.scale : -infinity();
+        peak = maximum(peak, score[r][c]);
+      }
+      for (int mask = 1; mask < 8; mask *= 2) peak = maximum(peak, shuffle_xor(peak, mask));
+      const float shift = peak == -infinity() ? 0 : peak;  // no score to speak of yet: weights 0, not NaN
+      const float rescale = power_of_two(largest[r] - shift);
+      largest[r] = peak;
+      total[r] *= rescale;
+      SEED_FAST_UNROLL
+      for (int c = 0; c < kKeys; ++c) {
+        const float weight = power_of_two(score[r][c] - shift);
+        total[r] += weight;
+        q_or_weights[(i + 16 * r) * kWeightPitch + j + 8 * c] = weight;
+      }
+      SEED_FAST_UNROLL
+      for (int chunk = 0; chunk < kChunks; ++chunk) {
+        SEED_FAST_UNROLL
+        for (int c = 0; c < 4; ++c) sums[r][chunk][c] *= rescale;
+      }
+    }
+    SEED_FAST_UNROLL
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      if (chunk > 0) barrier();
+      stage<Type, kTile, kDepth>(v + first_key * problem.v.stride_l + chunk * kDepth, problem.v.stride_l,
+                           problem.lk - first_key, problem.d - chunk * kDepth, problem.vectors, k_or_v);
+      barrier();
+      SEED_FAST_NO_UNROLL
+      for (int key = 0; key < kTile; key += 4) {
+        float4 weights[kRows];
+        SEED_FAST_UNROLL
+        for (int r = 0; r < kRows; ++r) weights[r] = load4(q_or_weights + (i + 16 * r) * kWeightPitch + key);
+        const float* const values = k_or_v + key * kDepth + 4 * j;
+        const float4 value[4] = {load4(values), load4(values + kDepth), load4(values + 2 * kDepth),
+                                 load4(values + 3 * kDepth)};
+        SEED_FAST_UNROLL
+        for (int r = 0; r < kRows; ++r) {
+          add_scaled(weights[r].x, value[0], sums[r][chunk]);
+          add_scaled(weights[r].y, value[1], sums[r][chunk]);
+          add_scaled(weights[r].z, value[2], sums[r][chunk]);
+          add_scaled(weights[r].w, value[3], sums[r][chunk]);
+        }
+      }
+    }
+  }
+
+  SEED_FAST_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    for (int mask = 1; mask < 8; mask *= 2) total[r] += shuffle_xor(total[r], mask);
+    const int row = first_row + i + 16 * r;
+    if (row >= problem.lq) continue;
+    Element* const out = static_cast<Element*>(problem.out) +
+                         ((static_cast<long long>(b) * problem.lq + row) * problem.heads + h) * problem.d;
+    SEED_FAST_UNROLL
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      const int column = chunk * kDepth + 4 * j;
+      if (column >= problem.d) continue;
+      const float(&sum)[4] = sums[r][chunk];
+      Type::store(out + column, float4{sum[0] / total[r], sum[1] / total[r], sum[2] / total[r], sum[3] / total[r]});
+    }
+  }
+}
+
+#define SEED_FAST_ATTENTION(type, name, tile, width, blocks)                      \
+  SEED_FAST_KERNEL(128, blocks)                                                   \
+  attention_fwd_##name##_rows##tile##_w##width##_kernel(const Problem problem) {  \
+    attend<type, tile, width / kDepth>(problem);                                  \
+  }
+SEED_FAST_ATTENTION(Float, float32, 32, 32, 5)
+SEED_FAST_ATTENTION(Float, float32, 32, 64, 5)
+SEED_FAST_ATTENTION(Float, float32, 32, 96, 4)
+SEED_FAST_ATTENTION(Float, float32, 32, 128, 4)
+SEED_FAST_ATTENTION(Float, float32, 64, 32, 3)
+SEED_FAST_ATTENTION(Float, float32, 64, 64, 3)
+SEED_FAST_ATTENTION(Float, float32, 64, 96, 3)
+SEED_FAST_ATTENTION(Float, float32, 64, 128, 3)
+SEED_FAST_ATTENTION(Half, float16, 32, 32, 5)
+SEED_FAST_ATTENTION(Half, float16, 32, 64, 5)
+SEED_FAST_ATTENTION(Half, float16, 32, 96, 4)
+SEED_FAST_ATTENTION(Half, float16, 32, 128, 4)
+#undef SEED_FAST_ATTENTION
+
+}  // namespace seed_fast::attention

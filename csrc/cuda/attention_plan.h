@@ -1,0 +1,53 @@
+// Which attention kernel runs a problem, and on how many blocks. Host code, free of CUDA; a pure function of its
+// arguments, so that a captured graph can be replayed.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "attention.h"
+#include "attention_cpu.h"  // AttentionTensor
+
+namespace seed_fast::attention {
+
+struct Plan {
+  std::string kernel;
+  Problem problem;
+  int threads;
+  int64_t blocks;
+
+  Plan(const AttentionTensor& q, const AttentionTensor& k, const AttentionTensor& v, void* out, DType dtype, int64_t B,
+       int64_t Lq, int64_t Lk, int64_t H, int64_t D, bool causal, float scale) {
+    const auto tensor = [](const AttentionTensor& x) { return Tensor{x.data, x.stride_b, x.stride_l, x.stride_h}; };
+    const int64_t vector = dtype == DType::float32 ? 4 : 8;  // elements in 16 bytes
+    const auto aligned = [&](const AttentionTensor& x, int64_t length) {
+      return reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && (B == 1 || x.stride_b % vector == 0) &&
+             (length == 1 || x.stride_l % vector == 0) && (H == 1 || x.stride_h % vector == 0);
+    };
+    const bool vectors = aligned(q, Lq) && aligned(k, Lk) && aligned(v, Lk);
+
+    int rows;
+    if (dtype == DType::float16 && vectors) {
+      const int width = D <= 32 ? 32 : D <= 64 ? 64 : D <= 88 ? 88 : 128;
+      const bool few = Lk <= kFewKeys || (Lk <= kMoreKeys && Lq <= 2 * kFewRows);
+      const std::string keys = "keys" + std::to_string(Lk <= kFewKeys ? kFewKeys : kMoreKeys);
+      kernel = "attention_fwd_sm70_" + (few ? keys : "many") + "_w" + std::to_string(width) + "_kernel";
+      rows = few ? kFewRows : kManyRows;
+      threads = 32 * (few ? kFewWarps : kManyWarps);
+    } else {
+      const int width = static_cast<int>((D + 31) / 32 * 32);
+      rows = dtype == DType::float16 || Lq <= 32 ? 32 : 64;
+      kernel = std::string("attention_fwd_") + (dtype == DType::float16 ? "float16" : "float32") + "_rows" +
+               std::to_string(rows) + "_w" + std::to_string(width) + "_kernel";
+      threads = kThreads;
+    }
+    const int64_t query_blocks = (Lq + rows - 1) / rows;
+    blocks = B * H * query_blocks;
+    problem.q = tensor(q), problem.k = tensor(k), problem.v = tensor(v), problem.out = out;
+    problem.lq = static_cast<int>(Lq), problem.lk = static_cast<int>(Lk), problem.d = static_cast<int>(D);
+    problem.heads = static_cast<unsigned>(H), problem.query_blocks = static_cast<unsigned>(query_blocks);
+    problem.causal = causal, problem.vectors = vectors, problem.scale = scale * kLog2e;
+  }
+};
+
+}  // namespace seed_fast::attention

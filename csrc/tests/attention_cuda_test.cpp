@@ -1,0 +1,149 @@
+// The kernels of csrc/cuda/attention*.cu, executed on the host, against the definition in double.
+#include "attention_cuda_harness.h"
+
+#include <set>
+
+namespace {
+
+using namespace seed_fast;
+using namespace seed_fast::attention;
+using namespace seed_fast::attention::testing;
+
+constexpr DType kDtypes[] = {DType::float32, DType::float16};
+
+TEST(shapes_of_the_models) {
+  for (DType dtype : kDtypes) {
+    check_case({{2, 32, 32, 2, 64}, dtype, true});
+    check_case({{1, 32, 32, 3, 64}, dtype, false});
+    check_case({{2, 32, 257, 1, 64}, dtype, false});
+    check_case({{1, 257, 257, 1, 88}, dtype, false, 0.1066f});
+  }
+}
+
+TEST(every_kernel_runs_at_its_full_width_and_below) {
+  std::set<std::string> ran;
+  for (DType dtype : kDtypes)
+    for (int width : {16, 40, 64, 72, 88, 96, 128})
+      for (const auto& [lq, lk] : {std::pair{32, 32}, {33, 70}, {100, 50}}) {
+        ran.insert(check_case({{1, lq, lk, 1, width}, dtype}));
+        if (dtype == DType::float16) ran.insert(check_case({{1, lq, lk, 1, width}, dtype, true, 0.125f, 1, 0, 1}));
+      }
+  CHECK_EQUAL(ran.size(), kernels().size());
+}
+
+TEST(odd_lengths_with_and_without_causality) {
+  for (DType dtype : kDtypes)
+    for (bool causal : {false, true})
+      for (const auto& [lq, lk] : {std::pair{1, 1}, {1, 300}, {3, 7}, {31, 33}, {33, 31}, {65, 97}, {97, 65}, {40, 289},
+                                   {130, 20}, {5, 193}}) {
+        check_case({{1, lq, lk, 1, 24}, dtype, causal});
+      }
+}
+
+TEST(rows_with_gaps_and_unaligned_rows) {
+  for (DType dtype : kDtypes)
+    for (int gap : {8, 3})
+      for (int offset : {0, 1, 8}) check_case({{2, 19, 37, 3, 32}, dtype, true, 0.125f, 1, gap, offset});
+}
+
+TEST(alignment_decides_about_tensor_cores_alone) {
+  for (int gap : {0, 4, 8}) {
+    const std::string kernel = check_case({{2, 9, 9, 2, 16}, DType::float16, false, 0.125f, 1, gap});
+    CHECK_EQUAL(kernel, gap == 4 ? "attention_fwd_float16_rows32_w32_kernel" : "attention_fwd_sm70_keys32_w32_kernel");
+  }
+}
+
+TEST(large_and_tiny_scores) {
+  for (DType dtype : kDtypes)
+    for (float magnitude : {0.0f, 1e-3f, 100.0f, 3000.0f})
+      for (int lq : {20, 97}) check_case({{1, lq, 300, 1, 32}, dtype, false, 0.125f, magnitude});
+  check_case({{1, 20, 300, 1, 32}, DType::float32, false, 0.125f, 1e30f});
+}
+
+TEST(negative_and_zero_scale) {
+  for (DType dtype : kDtypes)
+    for (float scale : {-0.5f, 0.0f})
+      for (int lq : {20, 97}) check_case({{1, lq, 300, 1, 32}, dtype, true, scale});
+}
+
+TEST(no_order_of_threads_changes_a_bit) {
+  for (DType dtype : kDtypes)
+    for (const auto& [lq, lk] : {std::pair{32, 32}, {20, 150}, {100, 40}}) {
+      Case c{{1, lq, lk, 1, 40}, dtype, true};
+      const Inputs in(c);
+      const Operand expected = attend(c, in);
+      for (c.seed = 1; c.seed < 4; ++c.seed) {
+        const Operand got = attend(c, in);
+        CHECK(got.floats == expected.floats && got.halves == expected.halves);
+      }
+    }
+}
+
+// Which queries give NaN when one element is replaced.
+std::vector<int> nan_rows(const Case& c, const Inputs& in) {
+  const Operand out = attend(c, in);
+  std::vector<int> rows;
+  for (int i = 0; i < c.shape.Lq; ++i) {
+    int count = 0;
+    for (int d = 0; d < c.shape.D; ++d) count += std::isnan(out.get(0, i, 0, d));
+    CHECK(count == 0 || count == c.shape.D);
+    if (count) rows.push_back(i);
+  }
+  return rows;
+}
+
+TEST(a_query_without_finite_scores_gives_nan_and_leaves_the_others_alone) {
+  for (DType dtype : kDtypes)
+    for (int lk : {20, 100, 300})
+      for (float value : {kNan, kInf, -kInf}) {
+        const Case c{{1, 40, lk, 1, 16}, dtype};
+        Inputs in(c);
+        for (int d = 0; d < 16; ++d) in.q.set(0, 7, 0, d, value);
+        CHECK(nan_rows(c, in) == std::vector<int>{7});
+      }
+}
+
+TEST(keys_that_causality_hides_never_matter) {
+  for (DType dtype : kDtypes)
+    for (int lk : {32, 90, 300}) {
+      const Case c{{1, 90, lk, 1, 16}, dtype, true};
+      Inputs in(c);
+      for (int d = 0; d < 16; ++d) in.k.set(0, 31, 0, d, kNan);
+      std::vector<int> expected;
+      for (int i = 31; i < 90; ++i) expected.push_back(i);
+      CHECK(nan_rows(c, in) == expected);
+    }
+}
+
+// A key with score -inf has weight 0, also where it is the first that a query sees.
+TEST(scores_of_minus_infinity_weigh_nothing) {
+  for (DType dtype : kDtypes)
+    for (int lk : {20, 100, 300}) {
+      const Case c{{1, 40, lk, 1, 16}, dtype};
+      Inputs in(c);
+      for (int i = 0; i < 40; ++i) in.q.set(0, i, 0, 0, 1);
+      for (int j = 0; j + 1 < lk; ++j) in.k.set(0, j, 0, 0, -kInf);
+      const Operand out = attend(c, in);
+      for (int i = 0; i < 40; ++i)
+        for (int d = 0; d < 16; ++d) CHECK_EQUAL(out.get(0, i, 0, d), in.v.get(0, lk - 1, 0, d));
+    }
+}
+
+TEST(plan_covers_every_query_once) {
+  for (DType dtype : kDtypes)
+    for (int64_t lq : {1, 32, 33, 64, 65, 257, 1000})
+      for (int64_t lk : {1, 32, 33, 288, 289}) {
+        const AttentionTensor x{nullptr, 0, 0, 0, 1};
+        const Plan plan(x, x, x, nullptr, dtype, 3, lq, lk, 5, 64, false, 1);
+        CHECK(kernels().count(plan.kernel));
+        const int64_t rows = dtype == DType::float32           ? (lq <= 32 ? 32 : 64)
+                             : plan.kernel.find("many") + 1 ? kManyRows
+                                                               : kFewRows;
+        CHECK_EQUAL(plan.problem.query_blocks, (lq + rows - 1) / rows);
+        CHECK_EQUAL(plan.blocks, 15 * static_cast<int64_t>(plan.problem.query_blocks));
+      }
+}
+
+}  // namespace
+
+int main() { return check::run(); }
