@@ -74,6 +74,7 @@ SEED_FAST_DEVICE double multiply_add(double a, double b, double c) { return fma(
 SEED_FAST_DEVICE float minimum(float a, float b) { return fminf(a, b); }
 SEED_FAST_DEVICE float maximum(float a, float b) { return fmaxf(a, b); }
 
+SEED_FAST_DEVICE float square_root(float a) { return sqrtf(a); }
 SEED_FAST_DEVICE double square_root(double a) { return sqrt(a); }
 
 // 2 to the power of the value, within 2^-22 of itself; 0 where that is below 2^-126.
@@ -122,6 +123,12 @@ SEED_FAST_DEVICE void mma_m16n8k8(float (&c)[4], const unsigned (&a)[2], unsigne
   __trap();
 #endif
 }
+
+#if __CUDA_ARCH__ >= 800
+constexpr bool kHasM16n8k16 = true;
+#else
+constexpr bool kHasM16n8k16 = false;
+#endif
 
 // m16n8k16 (sm_80 and newer; traps before): 16x16 by 16x8. With g and t as above:
 //   a[i], half j: A[g + i % 2 * 8][2 t + j + i / 2 * 8]    b[i], half j: B[2 t + j + 8 i][g]    c as above

@@ -1,5 +1,7 @@
 #include "library.h"
 
+#include <array>
+#include <atomic>
 #include <cstdlib>
 #include <map>
 #include <mutex>
@@ -97,6 +99,20 @@ void check(cudaError_t code, const char* doing) {
 cudaKernel_t get_kernel(const char* name) {
   static Registry* const registry = new Registry();  // never destroyed, see Registry
   return registry->kernel(name);
+}
+
+int architecture() {
+  static const bool forced = wants_ptx70();
+  if (forced) return 70;
+  static std::array<std::atomic<int>, 64> known{};  // by device; 0: not asked yet
+  int device = 0, major = 0, minor = 0;
+  check(cudaGetDevice(&device), "asking for the current device");
+  const std::size_t index = static_cast<std::size_t>(device);
+  if (index < known.size() && known[index] != 0) return known[index];
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "asking for the architecture");
+  check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "asking for the architecture");
+  if (index < known.size()) known[index] = 10 * major + minor;
+  return 10 * major + minor;
 }
 
 void allow_dynamic_shared_memory(cudaKernel_t kernel, int bytes) {

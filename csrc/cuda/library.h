@@ -30,6 +30,10 @@ void check(cudaError_t code, const char* doing);
 // SEED_FAST_CUDA_ARCH=70, read at the first call, loads the compute_70 PTX in place of the native image.
 cudaKernel_t get_kernel(const char* name);
 
+// What kernels to choose for: the compute capability of the current device, such as 70 or 89, or 70 with
+// SEED_FAST_CUDA_ARCH=70. Asked once per device.
+int architecture();
+
 // Lets `kernel` use `bytes` of dynamic shared memory on the current device; beyond 48 KiB CUDA wants to be told.
 void allow_dynamic_shared_memory(cudaKernel_t kernel, int bytes);
 

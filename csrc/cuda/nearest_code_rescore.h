@@ -1,63 +1,10 @@
-// Device code of nearest_code that makes a float32 screen exact: a row that the screen leaves open is scanned again by
-// one warp. Codes that the screen's error bound can't exclude get a float64 score; two scores that float64 can't tell
-// apart are compared without rounding.
+// Device code of nearest_code that makes a screen exact. What the screen leaves open is scored again, in float32 with
+// its own bound, then in float64; two scores that float64 can't tell apart are compared without rounding.
 #pragma once
 
-#include "device.h"
-#include "nearest_code.h"
+#include "nearest_code_device.h"
 
 namespace seed_fast::nearest_code {
-
-using namespace seed_fast::device;
-
-struct Half {
-  unsigned short bits;
-};
-struct BFloat16 {
-  unsigned short bits;
-};
-
-SEED_FAST_DEVICE float to_float(float value) { return value; }
-SEED_FAST_DEVICE float to_float(Half value) { return float_from_half(value.bits); }
-SEED_FAST_DEVICE float to_float(BFloat16 value) { return float_from_bits(static_cast<unsigned>(value.bits) << 16); }
-
-// Element i of an array of the dtype.
-SEED_FAST_DEVICE float load(const void* values, int dtype, long long i) {
-  if (dtype == kFloat32) return static_cast<const float*>(values)[i];
-  if (dtype == kFloat16) return to_float(static_cast<const Half*>(values)[i]);
-  return to_float(static_cast<const BFloat16*>(values)[i]);
-}
-
-// One row of z.
-struct Row {
-  const void* values;
-  int dtype;
-  long long offset;  // of its first element
-
-  SEED_FAST_DEVICE float operator[](int i) const { return load(values, dtype, offset + i); }
-};
-
-// The arrays of a packed codebook.
-struct Codes {
-  const PackedHeader* header;
-  const double* norms64;  // [K padded]
-  const float* norms32;   // [K padded]
-  const float* tiles;     // [K padded / 128, D padded, 128]
-  int k, d;
-
-  SEED_FAST_DEVICE Codes(const unsigned char* packed, int k, int d) : k(k), d(d) {
-    const PackedLayout layout(k, d);
-    header = reinterpret_cast<const PackedHeader*>(packed);
-    norms64 = reinterpret_cast<const double*>(packed + layout.norms64);
-    norms32 = reinterpret_cast<const float*>(packed + layout.norms32);
-    tiles = reinterpret_cast<const float*>(packed + layout.tiles);
-  }
-  SEED_FAST_DEVICE const float* tile(int t) const {
-    return tiles + static_cast<long long>(t) * padded_dim(d) * kTileCodes;
-  }
-  // Element i of the code is column(code)[i * 128].
-  SEED_FAST_DEVICE const float* column(int code) const { return tile(code / kTileCodes) + code % kTileCodes; }
-};
 
 // A sum of products of float32 values as a fixed-point integer: limb i weighs 2^(32 i - 298). Each limb is wide enough
 // to collect its share of 2^29 products, so carries wait until sign(). Integers, because no order of additions and no
@@ -141,55 +88,111 @@ SEED_FAST_DEVICE Candidate merge(const Row& z, const Codes& codes, double error,
   return merged;
 }
 
-// The best of all codes whose float32 score doesn't exceed the threshold; z has elements of type T. The 32 lanes of a
-// warp share the work and all return the result.
-template <class T>
-SEED_FAST_DEVICE Candidate rescore(const Row& z, const Codes& codes, float threshold, double error, int lane) {
-  constexpr int kPerLane = kTileCodes / kWarp;  // codes of a lane are 32 apart, so that a warp reads whole lines
-  const T* const values = static_cast<const T*>(z.values) + z.offset;
-  Candidate found{infinity(), infinity(), -1};
-  for (int tile = 0; tile < code_tiles(codes.k); ++tile) {
-    const int code = tile * kTileCodes + lane;
-    const float* const column = codes.column(code);
-    float score[kPerLane];
-    SEED_FAST_UNROLL
-    for (int c = 0; c < kPerLane; ++c) score[c] = codes.norms32[code + c * kWarp];
-    for (int i = 0; i < codes.d; ++i) {
-      const float z_value = -2 * to_float(values[i]);
-      SEED_FAST_UNROLL
-      for (int c = 0; c < kPerLane; ++c) {
-        score[c] = multiply_add(z_value, column[i * kTileCodes + c * kWarp], score[c]);
-      }
-    }
-    bool open = false;
-    SEED_FAST_UNROLL
-    for (int c = 0; c < kPerLane; ++c) open |= score[c] <= threshold;
-    if (!open) continue;
+// One row of z with what its decision needs. All functions are called by the 32 lanes of a warp and return the same to
+// all of them.
+struct Subject {
+  Row z;
+  const Codes& codes;
+  int lane;
+  double norm, spread;  // ||z||^2; ||z'||
+  double error64;       // of a float64 score ||e||^2 - 2 z.e
+  bool bounded;         // whether float32 scores can't overflow, so that bounds hold
 
-    double score64[kPerLane];
-    SEED_FAST_UNROLL
-    for (int c = 0; c < kPerLane; ++c) score64[c] = codes.norms64[code + c * kWarp];
-    for (int i = 0; i < codes.d; ++i) {
-      const double z_value = -2 * static_cast<double>(to_float(values[i]));
-      SEED_FAST_UNROLL
-      for (int c = 0; c < kPerLane; ++c) {
-        const double value = static_cast<double>(column[i * kTileCodes + c * kWarp]);
-        score64[c] = multiply_add(z_value, value, score64[c]);
-      }
+  SEED_FAST_DEVICE Subject(const Rows& rows, long long row, const Codes& codes, int lane)
+      : z(rows, row), codes(codes), lane(lane), norm(0) {
+    for (int i = lane; i < codes.d; i += kWarp) {
+      const double value = static_cast<double>(z[i]);
+      norm = multiply_add(value, value, norm);
     }
-    SEED_FAST_UNROLL
-    for (int c = 0; c < kPerLane; ++c) {
-      if (score[c] <= threshold) {  // may hold for the filling of the last tile, whose float64 score is +inf
-        found = merge(z, codes, error, found, Candidate{score64[c], infinity(), code + c * kWarp});
-      }
-    }
+    for (int mask = 1; mask < kWarp; mask *= 2) norm += shuffle_xor(norm, mask);
+    spread = static_cast<double>(measure(z, codes, lane).spread);
+    const double code_norm = static_cast<double>(float_from_bits(~codes.header->max_norm_bits));
+    const double code_spread = static_cast<double>(float_from_bits(~codes.header->max_spread_bits));
+    error64 = (2 * codes.d + 4) * 0x1p-53 * (code_norm + 2 * square_root(norm * code_norm));
+    bounded = code_spread * code_spread + spread * code_spread < 0x1p126;
   }
+
+  // Whether there is a nearest code: no NaN, and norms that are finite in float32.
+  SEED_FAST_DEVICE bool valid() const { return norm <= kFloat32Max && codes.header->bad_norm == ~0u; }
+};
+
+// The float32 score of a code.
+SEED_FAST_DEVICE float score32(const Subject& row, int code) {
+  const float* const column = row.codes.column(code);
+  float score = row.codes.start[code];
+  for (int i = 0; i < row.codes.d; ++i) {
+    const float center = row.codes.center[i];
+    score = multiply_add(row.z[i] - center, column[i * kTileCodes] - center, score);
+  }
+  return score;
+}
+
+SEED_FAST_DEVICE double score64(const Subject& row, int code) {
+  const float* const column = row.codes.column(code);
+  double score = row.codes.norms64[code];
+  for (int i = 0; i < row.codes.d; ++i) {
+    const double z_value = -2 * static_cast<double>(row.z[i]);
+    score = multiply_add(z_value, static_cast<double>(column[i * kTileCodes]), score);
+  }
+  return score;
+}
+
+// Error bound of the float32 scores of a group.
+SEED_FAST_DEVICE float bound32(const Subject& row, int group) {
+  const ScreenError error(row.codes.d, false);
+  const Group found = row.codes.groups[group];
+  return multiply_add(error.products * static_cast<float>(row.spread), found.norm, error.of_group(found));
+}
+
+// The first of the lanes' candidates.
+SEED_FAST_DEVICE Candidate first_of_lanes(const Subject& row, Candidate found) {
   for (int mask = 1; mask < kWarp; mask *= 2) {
     const Candidate other{shuffle_xor(found.score, mask), shuffle_xor(found.second, mask),
                           shuffle_xor(found.index, mask)};
-    found = merge(z, codes, error, found, other);
+    found = merge(row.z, row.codes, row.error64, found, other);
   }
   return found;
+}
+
+// The nearest code, where the screen left no more than two groups; else -1. `error` is the screen's.
+SEED_FAST_DEVICE int decide(const Subject& row, const Partial& found, const ScreenError& error) {
+  const double threshold = static_cast<double>(found.lower) - error.slack(row.spread);
+  if (!row.bounded || !(static_cast<double>(found.upper[2]) < threshold)) return -1;
+  const bool second = static_cast<double>(found.upper[1]) >= threshold;
+  const bool mine = row.lane < kGroup || (row.lane < 2 * kGroup && second);
+  const int group = found.group[row.lane < kGroup ? 0 : 1];
+  const int code = mine ? code_of(group, row.lane % kGroup) : -1;
+
+  const float score = mine ? score32(row, code) : -infinity(), bound = mine ? bound32(row, group) : 0;
+  float lower = score - bound;
+  for (int mask = 1; mask < kWarp; mask *= 2) lower = maximum(lower, shuffle_xor(lower, mask));
+  const double slack = ScreenError(row.codes.d, false).slack(row.spread);
+  const bool open = mine && static_cast<double>(score + bound) >= static_cast<double>(lower) - slack;
+  int count = open, only = open ? code : -1;
+  for (int mask = 1; mask < kWarp; mask *= 2) {
+    count += shuffle_xor(count, mask);
+    const int other = shuffle_xor(only, mask);
+    only = other > only ? other : only;
+  }
+  if (count == 1) return only;
+  const Candidate none{static_cast<double>(infinity()), static_cast<double>(infinity()), -1};
+  return first_of_lanes(row, open ? Candidate{score64(row, code), none.second, code} : none).index;
+}
+
+// The first of all codes whose float32 score may reach `lower`; -infinity scores all of them, equal ones too, in
+// float64. Lanes take neighbouring codes, so that a warp reads whole lines.
+SEED_FAST_DEVICE Candidate scan(const Subject& row, double lower) {
+  const bool all = lower == -static_cast<double>(infinity());
+  const double threshold = lower - ScreenError(row.codes.d, false).slack(row.spread);
+  Candidate found{static_cast<double>(infinity()), static_cast<double>(infinity()), -1};
+  for (int code = row.lane; code < code_tiles(row.codes.k) * kTileCodes; code += kWarp) {
+    if (!all && !(static_cast<double>(score32(row, code) + bound32(row, group_of(code))) >= threshold)) continue;
+    if (code < row.codes.k) {
+      const Candidate next{score64(row, code), static_cast<double>(infinity()), code};
+      found = merge(row.z, row.codes, row.error64, found, next);
+    }
+  }
+  return first_of_lanes(row, found);
 }
 
 }  // namespace seed_fast::nearest_code

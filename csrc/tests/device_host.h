@@ -34,6 +34,7 @@ struct __attribute__((may_alias, aligned(16))) uint4 {
 namespace seed_fast::device {
 
 constexpr int kWarp = 32;
+constexpr bool kHasM16n8k16 = true;
 
 namespace host {
 
@@ -116,6 +117,7 @@ inline float multiply_add(float a, float b, float c) { return std::fma(a, b, c);
 inline double multiply_add(double a, double b, double c) { return std::fma(a, b, c); }
 inline float minimum(float a, float b) { return std::fmin(a, b); }
 inline float maximum(float a, float b) { return std::fmax(a, b); }
+inline float square_root(float a) { return std::sqrt(a); }
 inline double square_root(double a) { return std::sqrt(a); }
 inline float power_of_two(float value) { return value < -126 ? 0 : std::exp2(value); }
 

@@ -1,4 +1,4 @@
-// Runs the kernels of csrc/cuda/nearest_code.cu on the host (device_host.h), and computes what they should find.
+// Runs the kernels of csrc/cuda/nearest_code*.cu on the host (device_host.h), and computes what they should find.
 #pragma once
 
 #include <algorithm>
@@ -12,6 +12,9 @@
 #include "check.h"
 #include "dtype.h"
 #include "nearest_code.cu"
+#include "nearest_code_pack.cu"
+#include "nearest_code_sm70.cu"
+#include "nearest_code_sm75.cu"
 
 namespace seed_fast::nearest_code::testing {
 
@@ -125,50 +128,95 @@ inline Result reference(const Matrix& z, const Matrix& codes) {
   return result;
 }
 
+enum class Cores { sm70, sm75, sm80 };
+
 struct Options {
-  int block_rows = 64, tiles_per_block = 1 << 20;
+  Cores cores = Cores::sm70;
+  int wanted_blocks = 1;  // more split the codebook
   unsigned seed = 0;
 };
 
 struct Search {
   std::vector<unsigned char> packed;
-  std::vector<Partial> partials;
+  std::vector<Partial> half, single;   // [shares, N], [shares, listed]
+  std::vector<unsigned> listed;        // rows that the binary16 screen left to the float32 screen
   Result result;
 
   const PackedHeader& header() const { return *reinterpret_cast<const PackedHeader*>(packed.data()); }
+  // Rows that the float32 screen left to the scan, where it ran in one share.
+  int scanned() const {
+    return static_cast<int>(std::count_if(single.begin(), single.end(),
+                                          [](const Partial& found) { return !(found.upper[2] < found.lower); }));
+  }
 };
+
+inline std::vector<unsigned char> pack(const Matrix& codes, Options options = {}) {
+  using device::host::launch;
+  const int k = codes.rows, d = codes.columns, tiles = code_tiles(k), dtype = static_cast<int>(codes.dtype);
+  const int fragments = options.cores == Cores::sm70 ? kSm70 : kSm75;
+  const PackedLayout layout(k, d);
+  std::vector<unsigned char> packed(static_cast<std::size_t>(layout.bytes), 0xff);  // NaN wherever nothing is written
+  const void* const from = codes.bytes.data();
+  launch(padded_dim(d), 1, kThreads, options.seed,
+         [&] { pack_center_kernel(from, dtype, k, d, codes.stride, packed.data()); });
+  launch(tiles, 1, kThreads, options.seed,
+         [&] { pack_entries_kernel(from, dtype, k, d, codes.stride, packed.data()); });
+  launch(tiles, 1, kThreads, options.seed, [&] { pack_screen_kernel(k, d, fragments, packed.data()); });
+  return packed;
+}
 
 inline Search search(const Matrix& z, const Matrix& codes, Options options = {}) {
   using device::host::launch;
-  const int d = z.columns, k = codes.rows, tiles = code_tiles(k);
-  const int n = z.rows, shares = (tiles - 1) / std::min(tiles, options.tiles_per_block) + 1;
+  const int d = z.columns, k = codes.rows, n = z.rows, dtype = static_cast<int>(z.dtype);
+  constexpr int kWarps = kThreads / device::kWarp;
+  const int warps = (n - 1) / kWarps + 1, wanted = options.wanted_blocks;
+  const void* const from = z.bytes.data();
+  const Partial poison{kNan, {kNan, kNan, kNan}, {-1, -1}};
   Search done;
-  done.packed.assign(static_cast<std::size_t>(PackedLayout(k, d).bytes), 0xff);
-  unsigned char* const packed = done.packed.data();
-  launch(tiles, 1, kThreads, options.seed, [&] {
-    pack_codebook_kernel(codes.bytes.data(), static_cast<int>(codes.dtype), k, d, codes.stride, packed);
+  done.packed = pack(codes, options);
+  const unsigned char* const packed = done.packed.data();
+
+  const Plan plan(n, k, wanted);
+  done.half.assign(static_cast<std::size_t>(plan.shares * n), poison);
+  launch(static_cast<int>(plan.blocks()), 1, kThreads, options.seed, [&] {
+    Partial* const out = done.half.data();
+    const Rows rows{from, dtype, n, z.stride};
+    switch (options.cores) {
+      case Cores::sm70: nearest_code_fwd_sm70_kernel(from, dtype, n, d, z.stride, packed, k, wanted, out); break;
+      case Cores::sm75: screen_half<MmaSm75<false>>(rows, Codes(packed, k, d), wanted, out); break;
+      case Cores::sm80: nearest_code_fwd_sm75_kernel(from, dtype, n, d, z.stride, packed, k, wanted, out); break;
+    }
   });
-  done.partials.assign(static_cast<std::size_t>(shares * n), Partial{kNan, kNan, -1});
-  launch((n - 1) / options.block_rows + 1, shares, kThreads, options.seed, [&] {
-    (options.block_rows == 64 ? nearest_code_fwd_kernel : nearest_code_fwd_rows32_kernel)(
-        z.bytes.data(), static_cast<int>(z.dtype), n, d, z.stride, packed, k, options.tiles_per_block,
-        done.partials.data());
+
+  unsigned count = 0;
+  done.listed.assign(static_cast<std::size_t>(n), ~0u);
+  done.result.ids.assign(static_cast<std::size_t>(n + 1), kPoison);
+  long long* const ids = done.result.ids.data();
+  launch(warps, 1, kThreads, options.seed, [&] {
+    nearest_code_finish_kernel(from, dtype, n, d, z.stride, packed, k, plan.shares, done.half.data(), &count,
+                               done.listed.data(), ids);
   });
-  const auto finish = [&](float* margin) {
-    done.result.ids.assign(static_cast<std::size_t>(n + 1), kPoison);
-    constexpr int kWarps = kThreads / device::kWarp;
-    launch((n - 1) / kWarps + 1, 1, kThreads, options.seed, [&] {
-      nearest_code_finish_kernel(z.bytes.data(), static_cast<int>(z.dtype), n, d, z.stride, packed, k, shares,
-                                 done.partials.data(), done.result.ids.data(), margin);
-    });
-    CHECK_EQUAL(done.result.ids.back(), kPoison);
-    done.result.ids.pop_back();
-  };
-  finish(nullptr);  // rescores what the screen leaves open
-  const std::vector<long long> ids = done.result.ids;
+  const Workspace workspace(n, wanted);
+  done.single.assign(static_cast<std::size_t>(workspace.blocks * kBlockRows), poison);
+  launch(static_cast<int>(workspace.blocks), 1, kThreads, options.seed, [&] {
+    nearest_code_fwd_rows_kernel(from, dtype, d, z.stride, packed, k, wanted, &count, done.listed.data(),
+                                 done.single.data());
+  });
+  launch(warps, 1, kThreads, options.seed, [&] {
+    nearest_code_finish_rows_kernel(from, dtype, d, z.stride, packed, k, wanted, &count, done.listed.data(),
+                                    done.single.data(), ids);
+  });
+  done.listed.resize(count);
+  done.single.resize(static_cast<std::size_t>(Plan(count, k, wanted).shares) * count);
+  CHECK_EQUAL(done.result.ids.back(), kPoison);
+  done.result.ids.pop_back();
+
+  std::vector<long long> again(static_cast<std::size_t>(n), kPoison);
   done.result.margin.assign(static_cast<std::size_t>(n), -7.0f);
-  finish(done.result.margin.data());  // rescores every row
-  CHECK(done.result.ids == ids);
+  launch(warps, 1, kThreads, options.seed, [&] {
+    nearest_code_margin_kernel(from, dtype, n, d, z.stride, packed, k, again.data(), done.result.margin.data());
+  });
+  CHECK(done.result.ids == again);
   return done;
 }
 

@@ -1,0 +1,176 @@
+// Device code that all kernels of nearest_code share: rows of z, a packed codebook, error bounds, partial results.
+//
+// With a centre c, z' = z - c and e' = e - c, a screen computes s_k = z'.e'_k - ||e'_k||^2 / 2, whose argmax is the
+// argmin of the distance. The centre makes the error follow the spread of the codebook, not its distance from zero.
+#pragma once
+
+#include "device.h"
+#include "nearest_code.h"
+
+namespace seed_fast::nearest_code {
+
+using namespace seed_fast::device;
+
+constexpr double kFloat32Max = 0x1.fffffep127;
+
+struct Half {
+  unsigned short bits;
+};
+struct BFloat16 {
+  unsigned short bits;
+};
+
+SEED_FAST_DEVICE float to_float(float value) { return value; }
+SEED_FAST_DEVICE float to_float(Half value) { return float_from_half(value.bits); }
+SEED_FAST_DEVICE float to_float(BFloat16 value) { return float_from_bits(static_cast<unsigned>(value.bits) << 16); }
+
+// Element i of an array of the dtype.
+SEED_FAST_DEVICE float load(const void* values, int dtype, long long i) {
+  if (dtype == kFloat32) return static_cast<const float*>(values)[i];
+  if (dtype == kFloat16) return to_float(static_cast<const Half*>(values)[i]);
+  return to_float(static_cast<const BFloat16*>(values)[i]);
+}
+
+// z [N, D] of the dtype; rows `stride` elements apart, the last axis contiguous.
+struct Rows {
+  const void* values;
+  int dtype;
+  long long n, stride;
+};
+
+// One row of z.
+struct Row {
+  const void* values;
+  int dtype;
+  long long offset;  // of its first element
+
+  SEED_FAST_DEVICE Row(const Rows& z, long long row) : values(z.values), dtype(z.dtype), offset(row * z.stride) {}
+  SEED_FAST_DEVICE float operator[](int i) const { return load(values, dtype, offset + i); }
+};
+
+// The arrays of a packed codebook, see PackedLayout.
+struct Codes {
+  const PackedHeader* header;
+  const double* norms64;
+  const float* start;
+  const Group* groups;
+  const float *center, *tiles;
+  const uint4* half_tiles;
+  int k, d;
+
+  SEED_FAST_DEVICE Codes(const unsigned char* packed, int k, int d) : k(k), d(d) {
+    const PackedLayout layout(k, d);
+    header = reinterpret_cast<const PackedHeader*>(packed);
+    norms64 = reinterpret_cast<const double*>(packed + layout.norms64);
+    start = reinterpret_cast<const float*>(packed + layout.start);
+    groups = reinterpret_cast<const Group*>(packed + layout.groups);
+    center = reinterpret_cast<const float*>(packed + layout.center);
+    tiles = reinterpret_cast<const float*>(packed + layout.tiles);
+    half_tiles = reinterpret_cast<const uint4*>(packed + layout.half_tiles);
+  }
+  SEED_FAST_DEVICE const float* tile(int t) const {
+    return tiles + static_cast<long long>(t) * padded_dim(d) * kTileCodes;
+  }
+  // Element i of the code is column(code)[i * 128].
+  SEED_FAST_DEVICE const float* column(int code) const { return tile(code / kTileCodes) + code % kTileCodes; }
+};
+
+// Bound on |s - exact s| of a code whose group has norm bound E and square bound S = E^2 / 2:
+//   products ||z'|| E + squares S + tiny (1 + ||z'|| + E)
+// float32: u = 2^-24 and n = D + 8 roundings of z', e', start, products, sums and of the bound itself give
+// n u / (1 - n u) for both factors; tiny covers D + 8 underflows, as if subnormals were flushed to zero.
+// binary16: rounding z' and e' adds 2 (2^-11 + 2^-28) + (2^-11 + 2^-28)^2 to the factor of products, and the tensor
+// core's cut-off sums 6 units of 2^-23 for every four dimensions. Rows and groups are scaled by powers of two, but not
+// below 2^-63, where elements lose 2^-88: tiny.
+struct ScreenError {
+  float products, squares, tiny;
+
+  SEED_FAST_DEVICE ScreenError(int d, bool half) {
+    const float n = static_cast<float>(d + 8) * 0x1p-24f;
+    squares = 1.0001f * n / (1 - n);
+    products = squares;
+    tiny = static_cast<float>(d + 8) * 0x1p-125f;
+    if (half) {
+      products += 1.0001f * (0x1p-10f + 0x1p-20f + static_cast<float>(padded_dim(d)) * 0x1p-22f);
+      tiny = static_cast<float>(d + 8) * 0x1p-86f;
+    }
+  }
+  // The part that doesn't depend on the row, but for tiny (1 + ||z'||), which is left to whoever compares: slack().
+  SEED_FAST_DEVICE float of_group(const Group& group) const {
+    return multiply_add(squares, group.square, tiny * group.norm);
+  }
+  // Upper bounds less lower bounds may be off by this much.
+  SEED_FAST_DEVICE double slack(double spread) const { return 2 * static_cast<double>(tiny) * (1 + spread); }
+};
+
+// A power of two that brings the largest magnitude into [2^13, 2^14), and its inverse.
+struct Scale {
+  float up, down;
+
+  SEED_FAST_DEVICE explicit Scale(float largest) {
+    const int exponent = static_cast<int>(float_bits(largest) >> 23 & 0xff) - 127;
+    const int kept = exponent < -50 ? -50 : exponent > 64 ? 64 : exponent;
+    up = float_from_bits(static_cast<unsigned>(127 + 13 - kept) << 23);
+    down = float_from_bits(static_cast<unsigned>(127 - 13 + kept) << 23);
+  }
+};
+
+// Scale of z' of a row, and ||z'|| rounded up; the 32 lanes of a warp share the work and all return the result.
+struct RowSize {
+  Scale scale;
+  float spread;
+};
+SEED_FAST_DEVICE RowSize measure(const Row& z, const Codes& codes, int lane) {
+  float largest = 0;
+  for (int i = lane; i < codes.d; i += kWarp) {
+    const float value = z[i] - codes.center[i];
+    largest = maximum(largest, value < 0 ? -value : value);
+  }
+  for (int mask = 1; mask < kWarp; mask *= 2) largest = maximum(largest, shuffle_xor(largest, mask));
+  const Scale scale(largest);
+  float square = 0;
+  for (int i = lane; i < codes.d; i += kWarp) {
+    const float value = (z[i] - codes.center[i]) * scale.up;
+    square = multiply_add(value, value, square);
+  }
+  for (int mask = 1; mask < kWarp; mask *= 2) square += shuffle_xor(square, mask);
+  const float rounding = 1 + static_cast<float>(codes.d + 8) * 0x1p-23f;
+  return {scale, square_root(square) * scale.down * rounding};
+}
+
+SEED_FAST_DEVICE Partial nothing() {
+  const float none = -infinity();
+  return {none, {none, none, none}, {0, 0}};
+}
+
+SEED_FAST_DEVICE void keep_upper(Partial& partial, float upper, int group) {
+  const bool first = upper > partial.upper[0], second = upper > partial.upper[1];
+  partial.upper[2] = second ? partial.upper[1] : maximum(partial.upper[2], upper);
+  partial.upper[1] = first ? partial.upper[0] : second ? upper : partial.upper[1];
+  partial.group[1] = first ? partial.group[0] : second ? group : partial.group[1];
+  partial.upper[0] = first ? upper : partial.upper[0];
+  partial.group[0] = first ? group : partial.group[0];
+}
+
+// One more group: its largest score and the error bound of its scores.
+SEED_FAST_DEVICE void keep(Partial& partial, float score, float bound, int group) {
+  partial.lower = maximum(partial.lower, score - bound);
+  keep_upper(partial, score + bound, group);
+}
+
+SEED_FAST_DEVICE void merge(Partial& partial, const Partial& other) {
+  partial.lower = maximum(partial.lower, other.lower);
+  keep_upper(partial, other.upper[0], other.group[0]);
+  keep_upper(partial, other.upper[1], other.group[1]);
+  partial.upper[2] = maximum(partial.upper[2], other.upper[2]);
+}
+
+SEED_FAST_DEVICE Partial shuffle_partial(const Partial& partial, int mask) {
+  Partial other;
+  other.lower = shuffle_xor(partial.lower, mask);
+  for (int i = 0; i < 3; ++i) other.upper[i] = shuffle_xor(partial.upper[i], mask);
+  for (int i = 0; i < 2; ++i) other.group[i] = shuffle_xor(partial.group[i], mask);
+  return other;
+}
+
+}  // namespace seed_fast::nearest_code

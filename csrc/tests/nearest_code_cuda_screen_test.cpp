@@ -1,0 +1,109 @@
+// The parts that nearest_code on CUDA is made of: the packed codebook, the bounds of its screens, the plan of a search.
+#include "nearest_code_cuda_harness.h"
+
+namespace {
+
+using namespace seed_fast;
+using namespace seed_fast::nearest_code;
+using namespace seed_fast::nearest_code::testing;
+
+TEST(largest_norm_is_found_wherever_it_is) {
+  const Matrix z = random_matrix(1, 8, 73);
+  for (int k : {0, 31, 77, 128, 299}) {
+    Matrix codes = random_matrix(300, 8, 74);
+    codes.set(k, 5, 1000);
+    const float largest = device::float_from_bits(~search(z, codes).header().max_norm_bits);
+    double norm = 0;
+    for (int d = 0; d < 8; ++d) norm += static_cast<double>(codes(k, d)) * codes(k, d);
+    CHECK(largest >= norm && std::nextafter(largest, 0.0f) < norm);
+  }
+}
+
+TEST(an_entry_that_equals_an_earlier_one_is_left_out) {
+  Matrix codes = random_matrix(300, 32, 75);
+  for (int d = 0; d < 32; ++d) codes.set(290, d, codes(17, d)), codes.set(40, d, 0.0f), codes.set(41, d, -0.0f);
+  const std::vector<unsigned char> packed = pack(codes);
+  const Codes all(packed.data(), 300, 32);
+  for (int k = 0; k < 300; ++k) CHECK_EQUAL(all.start[k] == -kInf, k == 290 || k == 41);
+}
+
+TEST(the_centre_is_inside_the_codebook_even_with_entries_far_away) {
+  Matrix codes = random_matrix(300, 8, 76, 0.01f);
+  for (int k = 0; k < 300; ++k) {
+    for (int d = 0; d < 8; ++d) codes.set(k, d, codes(k, d) + (k % 10 == 3 ? 1e6f : 50.0f));
+  }
+  const std::vector<unsigned char> packed = pack(codes);
+  const Codes all(packed.data(), 300, 8);
+  for (int d = 0; d < 8; ++d) CHECK(std::abs(all.center[d] - 50) < 0.01);
+  for (int d = 8; d < 32; ++d) CHECK_EQUAL(all.center[d], 0.0f);
+}
+
+TEST(every_code_has_its_own_place) {
+  for (int fragments : {kSm70, kSm75}) {
+    std::vector<int> taken(kTileCodes, 0);
+    for (int code = 0; code < kTileCodes; ++code) {
+      CHECK_EQUAL(code_of(group_of(code + 256), member_of(code + 256)), code + 256);
+      ++taken[position_of(code, fragments)];
+    }
+    CHECK(taken == std::vector<int>(kTileCodes, 1));
+  }
+}
+
+// Upper and lower bounds of every row and group hold for exact scores, and aren't idle.
+void check_bounds(const Matrix& z, const Matrix& codes, Options options) {
+  const Search done = search(z, codes, options);
+  const Codes all(done.packed.data(), codes.rows, codes.columns);
+  const auto exact = [&](int row, int code) {  // z'.e' - ||e'||^2 / 2
+    double score = 0;
+    for (int d = 0; d < z.columns; ++d) {
+      const double e = static_cast<double>(codes(code, d)) - all.center[d];
+      score += e * (static_cast<double>(z(row, d)) - all.center[d] - 0.5 * e);
+    }
+    return score;
+  };
+  for (int row = 0; row < z.rows; ++row) {
+    const Partial& found = done.half[row];
+    double best = -kInf;
+    for (int k = 0; k < codes.rows; ++k) best = std::max(best, exact(row, k));
+    CHECK(found.lower <= best);
+    CHECK(found.upper[0] >= best);
+    CHECK(found.upper[0] - found.lower < 0.01 * magnitude64(z, row, codes));
+    for (int i = 0; i < 2; ++i) {
+      for (int member = 0; member < kGroup; ++member) {
+        const int code = code_of(found.group[i], member);
+        if (code < codes.rows) CHECK(found.upper[i] >= exact(row, code));
+      }
+    }
+  }
+}
+
+TEST(screens_keep_to_the_stated_bound) {
+  for (Cores cores : {Cores::sm70, Cores::sm75, Cores::sm80}) {
+    for (int d : {8, 40}) {
+      check_bounds(random_matrix(64, d, 81), random_matrix(256, d, 82), {cores, 1, 0});
+      check_bounds(random_matrix(20, d, 83, 1e-6f), random_matrix(256, d, 84, 1e3f), {cores, 1, 0});
+    }
+  }
+}
+
+TEST(plan_and_workspace_cover_every_search_within_linear_memory) {
+  for (long long n : {1ll, 32ll, 65ll, 256ll, 8192ll, 65536ll, 1ll << 31}) {
+    for (int k : {1, 128, 129, 8192, 1 << 20}) {
+      for (int wanted : {1, 960, 1776}) {
+        const Plan plan(n, k, wanted);
+        const Workspace workspace(n, wanted);
+        CHECK(static_cast<long long>(plan.shares) * plan.tiles_per_block >= code_tiles(k));
+        CHECK(static_cast<long long>(plan.shares - 1) * plan.tiles_per_block < code_tiles(k));
+        CHECK(plan.row_blocks * kBlockRows >= n);
+        CHECK(plan.blocks() <= workspace.blocks);
+        CHECK(workspace.partials + plan.shares * n * static_cast<long long>(sizeof(Partial)) <= workspace.bytes);
+        CHECK(workspace.bytes <= 64 + 28 * n + 64 * 24 * (wanted + 1));
+      }
+    }
+  }
+  CHECK_EQUAL(Plan(0, 8192, 960).blocks(), 0);
+}
+
+}  // namespace
+
+int main() { return check::run(); }
