@@ -143,13 +143,17 @@ def _file_or_shard(path: str, on_problem: Callable[[str], None]) -> Iterator[Ent
         yield Entry(path, path)
         return
     try:
-        yield from _shard_members(path)
+        yield from shard_members(path)
     except ShardError as error:
         on_problem(str(error))
 
 
-def _shard_members(path: str) -> Iterator[Entry]:
-    """Images of a tar shard, in archive order. What precedes a tear has been yielded when `ShardError` is raised."""
+def shard_members(path: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> Iterator[Entry]:
+    """Files of a tar shard whose names end so, in archive order.
+
+    Raises:
+        ShardError: the shard is missing or torn. What precedes a tear has been yielded by then.
+    """
     whole = 0
     try:
         status = os.stat(path)
@@ -161,7 +165,7 @@ def _shard_members(path: str) -> Iterator[Entry]:
             while (member := archive.next()) is not None:
                 if not compressed and member.isreg() and member.offset_data + member.size > status.st_size:
                     raise ShardError(f"{path}: the shard is cut off inside {member.name} (after {whole} whole members)")
-                if member.isreg() and member.name.lower().endswith(IMAGE_SUFFIXES):
+                if member.isreg() and member.name.lower().endswith(suffixes):
                     yield _member(path, archive, member, compressed)
                 whole += 1
                 archive.members = []  # tarfile keeps all it has seen

@@ -1,0 +1,157 @@
+"""Files that list images and captions, in the formats that are in use, as records of one kind."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from seed_fast.data.samples import CAPTION_KEYS, IMAGE_KEYS, captions_of, clean_captions
+
+LIST_SUFFIXES = (".jsonl", ".tsv", ".json")
+_KARPATHY_SPLITS = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}
+
+
+class DataError(ValueError):
+    """A data set that cannot be used. The message starts with its name."""
+
+
+class Record(NamedTuple):
+    """One entry of a list."""
+
+    image: str  # path as the list gives it; the entry's own name if it gives none
+    captions: tuple[str, ...]
+    problem: str | None  # why it can't be used
+
+
+def read_list(path: Path, split: str) -> Iterator[Record]:
+    """Every entry of a list, in its order.
+
+    Args:
+        path: `.jsonl`: objects with "image" and "caption"; `.tsv`: image and caption, or a header that names the
+            columns; `.json`: a list of such objects (CC3M), a Karpathy split ("images" with "sentences"), or COCO's
+            annotations ("images" and "annotations").
+        split: which images of a Karpathy split: "train" (with "restval"), "val" or "test". Other lists have no splits.
+
+    Raises:
+        DataError: the file can't be read, or is none of these.
+    """
+    try:
+        if path.suffix == ".json":
+            yield from _of_json(path, json.loads(path.read_bytes()), split)
+        else:
+            yield from _of_jsonl(path) if path.suffix == ".jsonl" else _of_tsv(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}: not valid JSON: {error}") from None
+
+
+def _of_jsonl(path: Path) -> Iterator[Record]:
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    yield _record(json.loads(line), f"{path}:{number}")
+                except ValueError as error:
+                    yield Record(f"{path}:{number}", (), f"not valid JSON: {error}")
+
+
+def _of_tsv(path: Path) -> Iterator[Record]:
+    image_at, caption_at = 0, 1
+    with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
+        for number, line in enumerate(file, 1):
+            cells = [cell.strip() for cell in line.rstrip("\r\n").split("\t")]
+            if number == 1 and set(cells) & set(IMAGE_KEYS) and set(cells) & {*CAPTION_KEYS, "title"}:
+                image_at = next(at for at, cell in enumerate(cells) if cell in IMAGE_KEYS)
+                caption_at = next(at for at, cell in enumerate(cells) if cell in (*CAPTION_KEYS, "title"))
+            elif len(cells) > max(image_at, caption_at):
+                yield _record({"image": cells[image_at], "caption": cells[caption_at]}, f"{path}:{number}")
+            elif any(cells):
+                yield Record(f"{path}:{number}", (), f"expected an image, a tab and a caption, got {line.strip()!r}")
+
+
+def _of_json(path: Path, content: Any, split: str) -> Iterator[Record]:
+    if isinstance(content, list):
+        return (_record(item, f"{path}[{number}]") for number, item in enumerate(content))
+    images = content.get("images") if isinstance(content, dict) else None
+    if isinstance(images, list) and isinstance(content.get("annotations"), list):
+        return _of_coco(path, images, content["annotations"])
+    if isinstance(images, list) and any(isinstance(item, dict) and "sentences" in item for item in images):
+        return _of_karpathy(path, images, split)
+    raise DataError(
+        f'{path}: expected a list of {{"image", "caption"}}, a Karpathy split {{"images": [{{"sentences"}}]}} or COCO '
+        f'annotations {{"images", "annotations"}}, got {_shown(content)}'
+    )
+
+
+def _of_karpathy(path: Path, images: list[Any], split: str) -> Iterator[Record]:
+    for number, item in enumerate(images):
+        name = f"{path}: images[{number}]"
+        try:
+            if item["split"] not in _KARPATHY_SPLITS[split]:
+                continue
+            image = os.path.join(item.get("filepath", ""), item["filename"])
+            captions = [each["raw"] if "raw" in each else " ".join(each["tokens"]) for each in item["sentences"]]
+            yield _record({"image": image, "caption": captions}, name)
+        except (KeyError, TypeError, AttributeError) as error:
+            yield Record(name, (), f"expected split, filename and sentences: {error!r}")
+
+
+def _of_coco(path: Path, images: list[Any], annotations: list[Any]) -> Iterator[Record]:
+    captions: dict[Any, list[Any]] = {}
+    try:
+        for annotation in annotations:
+            captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
+    except (KeyError, TypeError):
+        raise DataError(f"{path}: expected annotations with image_id and caption, got {annotation!r}") from None
+    for number, item in enumerate(images):
+        name = f"{path}: images[{number}]"
+        if isinstance(item, dict) and item.get("id") in captions:
+            yield _record({"image": item.get("file_name"), "caption": captions[item["id"]]}, name)
+        else:
+            yield Record(name, (), "no annotation has its id")
+
+
+def _record(item: Any, name: str) -> Record:
+    """From an object with an image and captions; `name` is what a message calls it if it names no image."""
+    try:
+        captions = captions_of(item)
+    except ValueError as error:
+        image = _image_of(item)
+        return Record(image or name, (), str(error) if image is None else f"{error} ({name})")
+    image = _image_of(item)
+    if image is None:
+        return Record(name, (), f"expected {' or '.join(IMAGE_KEYS)} to be a path, got {_shown(item)}")
+    return Record(image, captions, None)
+
+
+def _image_of(item: Any) -> str | None:
+    if not isinstance(item, dict):
+        return None
+    image = next((item[key] for key in IMAGE_KEYS if key in item), None)
+    return image if isinstance(image, str) and image and "\0" not in image else None
+
+
+def _shown(content: Any) -> str:
+    if isinstance(content, dict):
+        return f"an object with {', '.join(map(repr, list(content)[:5])) or 'nothing'}"
+    return f"{type(content).__name__} {str(content)[:60]!r}"
+
+
+def merged(records: Iterable[Record]) -> Iterator[Record]:
+    """One record per image, with all of its captions, where the image comes first; unusable ones as they are."""
+    captions: dict[str, tuple[str, ...]] = {}
+    unusable = []
+    for record in records:
+        if record.problem:
+            unusable.append(record)
+        else:
+            captions[record.image] = captions.get(record.image, ()) + record.captions
+    for image, texts in captions.items():
+        yield Record(image, clean_captions(list(dict.fromkeys(texts))), None)
+    yield from unusable

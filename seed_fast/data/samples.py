@@ -1,0 +1,159 @@
+"""One picture with its captions, small enough to send to a worker, which reads and decodes it there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from seed_fast.data import shapes
+from seed_fast.data.augment import may_flip, random_crop
+from seed_fast.data.image_processor import ImageError, ImageProcessor, load_image
+from seed_fast.data.shards import Entry, read_entry
+
+IMAGE_KEYS = ("image", "file_name", "filepath")
+CAPTION_KEYS = ("caption", "captions", "text")
+
+
+class SampleError(ValueError):
+    """A sample that cannot be used. The message starts with its name."""
+
+
+@dataclass(frozen=True)
+class View:
+    """How samples are looked at in one epoch."""
+
+    processor: ImageProcessor
+    seed: int
+    epoch: int
+    augment: bool  # random crops and flips, where the kind of data allows it
+    random_caption: bool  # of several captions one is drawn; otherwise the first is taken
+    all_captions: bool
+
+    def draws(self, key: str) -> random.Random:
+        """Random numbers for one sample: the same on any rank and in any worker."""
+        name = f"{self.seed}/{self.epoch}/{key}"
+        return random.Random(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest(), "little"))
+
+
+class Loaded(NamedTuple):
+    """A sample ready to be put into a batch, or the reason why there is none."""
+
+    key: str
+    pixels: np.ndarray | None  # uint8 [S, S, 3]
+    captions: tuple[str, ...]
+    error: str | None  # one line that names the sample
+
+
+class Sample(Protocol):
+    """What a source gives for a number."""
+
+    @property
+    def key(self) -> str:
+        """Its name, unique within the data set."""
+
+    def load(self, view: View) -> tuple[np.ndarray, tuple[str, ...]]:
+        """Pixels, uint8 [S, S, 3], and captions: all of them, or the one that the view chooses.
+
+        Raises:
+            ImageError, SampleError: it can't be used.
+        """
+
+
+def load(sample: Sample, view: View) -> Loaded:
+    """Read and decode a sample. An error that concerns it alone is returned, not raised."""
+    try:
+        return Loaded(sample.key, *sample.load(view), None)
+    except (ImageError, SampleError) as error:
+        return Loaded(sample.key, None, (), str(error))
+
+
+@dataclass(frozen=True)
+class FileSample:
+    """An image file, or a member of a shard, with captions at hand or in a file of their own."""
+
+    key: str
+    image: Entry | None
+    captions: tuple[str, ...] = ()
+    text: Entry | None = None  # .txt: the caption; .json: an object with one of CAPTION_KEYS
+    problem: str | None = None  # why the list it comes from gives nothing usable
+
+    def load(self, view: View) -> tuple[np.ndarray, tuple[str, ...]]:
+        """See `Sample`."""
+        if self.problem:
+            raise SampleError(f"{self.key}: {self.problem}")
+        if self.image is None:
+            raise SampleError(f"{self.key}: no image belongs to this caption")
+        draws = view.draws(self.key)
+        captions = self.captions or self._read_captions()
+        if not view.all_captions:
+            captions = (captions[int(draws.random() * len(captions)) if view.random_caption else 0],)
+        image = load_image(read_entry(self.image), self.image.path)
+        if not view.augment:
+            return view.processor.resize_uint8(image, self.image.path), captions
+        cropped = random_crop(image, view.processor.image_size, draws.random, flip=all(map(may_flip, captions)))
+        return np.asarray(cropped), captions
+
+    def _read_captions(self) -> tuple[str, ...]:
+        if self.text is None:
+            raise SampleError(f"{self.key}: no caption belongs to this image")
+        content = read_entry(self.text)
+        try:
+            if not self.text.path.lower().endswith(".json"):
+                return clean_captions(content.decode())
+            record = json.loads(content)
+            return captions_of(record)
+        except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are
+            raise SampleError(f"{self.text.path}: {error}") from None
+
+
+@dataclass(frozen=True)
+class ShapesSample:
+    """A generated picture. It is drawn at the size asked for, and never cropped or mirrored: its caption says where."""
+
+    seed: int
+    index: int
+    split: str
+
+    @property
+    def key(self) -> str:
+        return f"shapes:{self.split}/{self.seed}/{self.index}"
+
+    def load(self, view: View) -> tuple[np.ndarray, tuple[str, ...]]:
+        """See `Sample`."""
+        scene = shapes.scene(self.seed, self.index, self.split)
+        return shapes.render(scene, view.processor.image_size), (shapes.caption(scene),)
+
+
+def captions_of(record: Any) -> tuple[str, ...]:
+    """The captions of a JSON record.
+
+    Raises:
+        ValueError: it is no object, or has none.
+    """
+    if not isinstance(record, dict):
+        raise ValueError(f"expected an object with {' or '.join(CAPTION_KEYS)}, got {type(record).__name__}")
+    for key in CAPTION_KEYS:
+        if key in record:
+            return clean_captions(record[key])
+    raise ValueError(f"expected {' or '.join(CAPTION_KEYS)}, got {', '.join(map(str, record)) or 'nothing'}")
+
+
+def clean_captions(value: Any) -> tuple[str, ...]:
+    """A caption or a list of them, without the blank ones; white space runs become single spaces.
+
+    Raises:
+        ValueError: none is left, or one is no text.
+    """
+    values = value if isinstance(value, list) else [value]
+    for each in values:
+        if not isinstance(each, str):
+            raise ValueError(f"a caption must be text, got {each!r}")
+    captions = tuple(filter(None, (" ".join(each.split()) for each in values)))
+    if not captions:
+        raise ValueError("the caption is empty")
+    return captions

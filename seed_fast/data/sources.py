@@ -1,0 +1,188 @@
+"""Data sets of pictures and captions, each a numbered list of samples, from the one line of text that names them.
+
+`open_source` says which forms there are; `docs/data.md` shows each.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from seed_fast.data import shapes
+from seed_fast.data.lists import LIST_SUFFIXES, DataError, Record, merged, read_list
+from seed_fast.data.samples import FileSample, Sample, ShapesSample
+from seed_fast.data.shards import IMAGE_SUFFIXES, SHARD_SUFFIXES, Entry, ShardError
+from seed_fast.data.tar_pairs import ShardsSource
+
+CAPTION_FILES = ("captions.jsonl", "captions.tsv", "captions.json", "metadata.jsonl")  # of a folder
+SPLITS = ("train", "val", "test")
+
+
+class Source(Protocol):
+    """Samples numbered from 0."""
+
+    groups: list[int]  # samples of each shard; one group if there are no shards
+    window: int | None  # see `EpochOrder`
+
+    def __len__(self) -> int: ...
+
+    def sample(self, number: int, epoch: int) -> Sample:
+        """The sample with this number in this epoch."""
+
+
+def open_source(spec: str, *, split: str = "train", image_root: str | os.PathLike[str] | None = None) -> Source:
+    """A data set.
+
+    Args:
+        spec: `shapes:COUNT[,seed=N][,fresh]`; a tar shard, a brace list or a glob of them; a folder of images with a
+            captions file, with a `.txt` beside each image, or of tar shards; a `.jsonl`, `.tsv` or `.json` list.
+        split: "train", "val" or "test". Tells the parts of `shapes` and of a Karpathy file; other data has none.
+        image_root: where the relative paths of a list begin. Default: the folder that the list is in.
+
+    Raises:
+        ValueError: there is no such data, or nothing in it can be used. The message starts with its name.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"open_source: split must be one of {', '.join(SPLITS)}, got {split!r}")
+    if spec.partition(":")[0] == "shapes":
+        return _shapes(spec, split)
+    path = Path(spec)
+    if path.is_dir():
+        return _folder(path, split, image_root)
+    if path.is_file() and path.suffix in LIST_SUFFIXES:
+        return _list(path, split, image_root)
+    if spec.lower().endswith(SHARD_SUFFIXES):
+        return ShardsSource(_expanded(spec))
+    if not path.exists():
+        raise DataError(f"{spec}: no such file or folder")
+    raise DataError(f"{spec}: expected a folder, tar shards, a list ({', '.join(LIST_SUFFIXES)}) or shapes:COUNT")
+
+
+class ListSource:
+    """Samples that are files, held as one block of bytes: millions of strings would take several times as much."""
+
+    window = None
+
+    def __init__(self, root: Path, records: Iterable[Record], text_beside: bool = False) -> None:
+        self._root = root
+        self._text_beside = text_beside
+        lines = [json.dumps(record).encode() for record in records]
+        self._ends = np.cumsum([len(line) for line in lines], dtype=np.int64)
+        self._lines = b"".join(lines)
+        self.groups = [len(lines)]
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def sample(self, number: int, epoch: int) -> FileSample:
+        """The sample with this number, the same in every epoch."""
+        begin = int(self._ends[number - 1]) if number else 0
+        image, captions, problem = json.loads(self._lines[begin : int(self._ends[number])])
+        path = os.path.join(self._root, image)
+        text = None
+        if self._text_beside:
+            text_path = os.path.splitext(path)[0] + ".txt"
+            text = Entry(text_path, text_path)
+        return FileSample(image if problem else path, Entry(path, path), tuple(captions), text, problem)
+
+
+class ShapesSource:
+    """Generated scenes. Those of "val" and "test" have captions that are all different."""
+
+    window = None
+
+    def __init__(self, count: int, seed: int, split: str, fresh: bool) -> None:
+        self.groups = [count]
+        self._seed, self._split, self._fresh = seed, split, fresh
+        self._indexes = range(count) if split == "train" else shapes.distinct(seed, count, split)
+
+    def __len__(self) -> int:
+        return self.groups[0]
+
+    def sample(self, number: int, epoch: int) -> ShapesSample:
+        """The scene with this number; if they are fresh, another one in every epoch."""
+        index = epoch * len(self) + number if self._fresh else self._indexes[number]
+        return ShapesSample(self._seed, index, self._split)
+
+
+def _shapes(spec: str, split: str) -> ShapesSource:
+    count, *options = spec.partition(":")[2].split(",")
+    seed, fresh = 0, False
+    try:
+        for option in options:
+            if option == "fresh" and split == "train":
+                fresh = True
+            elif option.startswith("seed="):
+                seed = int(option[len("seed=") :])
+            else:
+                raise ValueError(option)
+        if int(count) < 1:
+            raise ValueError(count)
+        return ShapesSource(int(count), seed, split, fresh)
+    except ValueError as error:
+        if str(error).startswith("shapes:"):
+            raise
+        form = "shapes:COUNT[,seed=N][,fresh], COUNT at least 1 and fresh for training only"
+        raise DataError(f"{spec}: expected {form}") from None
+
+
+def _folder(path: Path, split: str, image_root: str | os.PathLike[str] | None) -> Source:
+    lists = [path / name for name in CAPTION_FILES if (path / name).is_file()]
+    if len(lists) > 1:
+        raise DataError(f"{path}: expected one captions file, got {' and '.join(each.name for each in lists)}")
+    if lists:
+        return _list(lists[0], split, image_root)
+    images, texts, tars = [], 0, []
+    for folder, folders, names in os.walk(path, onerror=_raise, followlinks=True):
+        folders.sort()
+        for name in sorted(names):
+            if name.lower().endswith(IMAGE_SUFFIXES):
+                images.append(os.path.relpath(os.path.join(folder, name), path))
+            elif name.lower().endswith(SHARD_SUFFIXES):
+                tars.append(os.path.join(folder, name))
+            texts += name.endswith(".txt")
+    if images and texts:
+        return ListSource(path, (Record(image, (), None) for image in images), text_beside=True)
+    if tars and not images:
+        return ShardsSource(tars)
+    raise DataError(
+        f"{path}: expected tar shards, or images with {', '.join(CAPTION_FILES[:-1])} or a .txt beside each; "
+        f"got {len(images)} images, {texts} .txt files and {len(tars)} shards"
+    )
+
+
+def _raise(error: OSError) -> None:
+    raise DataError(f"{error.filename}: cannot be listed: {error.strerror or error}") from error
+
+
+def _list(path: Path, split: str, image_root: str | os.PathLike[str] | None) -> ListSource:
+    records = list(merged(read_list(path, split)))
+    if all(record.problem for record in records):
+        why = f": {records[0].image}: {records[0].problem}" if records else f" for the split {split!r}"
+        raise DataError(f"{path}: no usable entry{why}")
+    return ListSource(path.parent if image_root is None else Path(image_root), records)
+
+
+def _expanded(spec: str) -> list[str]:
+    """The shards that a brace list or a glob names. A name that exists is taken as it is."""
+    if os.path.lexists(spec):
+        return [spec]
+    from braceexpand import UnbalancedBracesError, braceexpand
+
+    try:
+        parts = list(braceexpand(spec))
+    except UnbalancedBracesError as error:
+        raise DataError(f"{spec}: {error}") from None
+    paths = []
+    for part in parts:
+        matches = sorted(glob.glob(part, recursive=True)) if glob.has_magic(part) else [part]
+        if not matches:
+            raise ShardError(f"{part}: no shard matches")
+        paths += matches
+    return paths
