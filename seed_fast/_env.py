@@ -27,7 +27,9 @@ VARIABLES = (
     ),
     Variable("SEED_FAST_CUDA_ARCH", "", "70: run the compute_70 image of the CUDA kernels on a newer GPU, for tests"),
     Variable(
-        "SEED_FAST_CACHE", "~/.cache/seed_fast", "folder for what can be made again, such as the indexes of training shards"
+        "SEED_FAST_CACHE",
+        "~/.cache/seed_fast",
+        "folder for what can be made again, such as the indexes of training shards",
     ),
     Variable(
         "SEED_FAST_NATIVE",

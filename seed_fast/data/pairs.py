@@ -98,8 +98,9 @@ class Pairs:
     A batch is a dict of `pixels` (normalised float32 [B, 3, S, S]), `captions` (B strings; lists of strings with
     `all_captions`) and `keys` (B strings).
 
-    An iteration begins where the last one stopped, at the start of the epoch after a whole one. `skipped` counts how
-    often a sample could not be used, on this rank since it was made; the first ones are logged.
+    An iteration begins where the last one stopped and ends with its epoch; the next one is that of the next epoch.
+    `epoch` and `position` are those of the next batch. `skipped` counts how often a sample could not be used, on this
+    rank since it was made; the first ones are logged.
     """
 
     def __init__(
@@ -164,7 +165,12 @@ class Pairs:
                 raise ValueError(f"{self.name}: the run was begun with {key} {state[key]}, now it is {here}")
         if state["epoch"] < 0 or not 0 <= state["position"] <= len(self.source):
             raise ValueError(f"{self.name}: no such place: {state}")
-        self.epoch, self.position = state["epoch"], state["position"]
+        self._go_to(state["epoch"], state["position"])
+
+    def _go_to(self, epoch: int, position: int) -> None:
+        """A place behind an epoch's last batch is the start of the next epoch."""
+        over = next(self._steps(position), None) is None
+        self.epoch, self.position = (epoch + 1, 0) if over else (epoch, position)
 
     def close(self) -> None:
         """End the workers."""
@@ -186,13 +192,12 @@ class Pairs:
         try:
             for after, begin, end in self._steps(start):
                 rows = [self._usable(next(results), place, order, view) for place in range(begin, end)]
-                self.position = after
+                self._go_to(epoch, after)
                 usable = [row for row in rows if row is not None]
                 if usable:
                     yield self._batch(usable)
         finally:
             results.close()
-        self.epoch, self.position = epoch + 1, 0
 
     def _steps(self, start: int) -> Iterator[tuple[int, int, int]]:
         """For each batch: where the epoch stands after it, and this rank's places, which lie side by side."""

@@ -101,13 +101,22 @@ def test_a_state_taken_at_the_end_of_an_epoch_begins_the_next() -> None:
     pairs = opened("shapes:9")
     keys(pairs, 3)
     state = pairs.state_dict()
-    assert (state["epoch"], state["position"]) == (0, 9)
+    assert (state["epoch"], state["position"]) == (1, 0)
     resumed = opened("shapes:9")
     resumed.load_state_dict(state)
-    assert keys(resumed) == []
-    assert resumed.epoch == 1
-    pairs.set_epoch(1)
-    assert keys(resumed) == keys(pairs)
+    resumed.set_epoch(1)
+    second = keys(resumed)
+    assert second == keys(pairs)
+    assert len(second) == 9
+
+
+def test_what_makes_no_batch_on_more_ranks_is_left_out_with_the_rest() -> None:
+    alone = opened("shapes:9", batch_size=2)
+    keys(alone, 3)
+    for rank in range(2):
+        pairs = opened("shapes:9", batch_size=2, rank=rank, world=2)
+        pairs.load_state_dict(alone.state_dict())
+        assert (pairs.epoch, pairs.position) == (1, 0), "three are left, and two ranks need four"
 
 
 @pytest.mark.parametrize("change", [{"seed": 5}, {"samples": 31}, {"position": 99}, {"epoch": -1}, {"more": 1}])
