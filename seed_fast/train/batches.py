@@ -31,12 +31,12 @@ def endless(batches: Batches) -> Iterator[Batch]:
     Raises:
         ValueError: an epoch has no batch.
     """
-    while True:
-        empty = True
+    empty = 0  # one in a row may be: a run that goes on from the very end of an epoch
+    while empty < 2:
+        empty += 1
         for batch in batches:
-            empty = False
+            empty = 0
             yield batch
-        if empty:
-            raise ValueError(
-                "data: an epoch must have at least one batch on every rank, got none: fewer samples than one batch?"
-            )
+    raise ValueError(
+        "data: an epoch must have at least one batch on every rank, got none: fewer samples than one batch?"
+    )

@@ -101,6 +101,7 @@ def main() -> None:
     parser.add_argument("--save-every", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--pause", type=float, default=0.0, help="seconds added to each step")
+    parser.add_argument("--keep", type=int, default=20)
     parser.add_argument("--official-gather", action="store_true")
     parser.add_argument("--fsdp", action="store_true")
     parser.add_argument("--ema", type=float)
@@ -111,7 +112,7 @@ def main() -> None:
     task = stage1(dropout=options.dropout, gather=gather) if options.stage == 1 else stage2(dropout=options.dropout)
     task.register_forward_hook(lambda *_: time.sleep(options.pause))
     recipe = replace(RECIPE, epochs=options.epochs, ema=options.ema)
-    run = {"save_every": options.save_every, "resume": True, "fsdp": options.fsdp}
+    run = {"save_every": options.save_every, "resume": True, "fsdp": options.fsdp, "keep": options.keep}
     finished = loop(task, options.output, recipe=recipe, ranks=ranks, **run)()
     if ranks.rank == 0 and finished:
         (options.output / "finished").touch()
