@@ -6,6 +6,7 @@
 #include <exception>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -66,13 +67,16 @@ class Launch {
  public:
   Launch(int threads, unsigned seed, const std::function<void()>& kernel)
       : fibers_(static_cast<std::size_t>(threads)), warps_(static_cast<std::size_t>(threads / kWarp)), kernel_(kernel),
-        random_(seed), shuffled_(seed != 0) {}
+        random_(seed), shuffled_(seed % 2 != 0), ahead_(seed != 0 && seed % 2 == 0), priorities_(warps_.size()) {
+    std::iota(priorities_.begin(), priorities_.end(), 0);
+  }
 
   void run_block(int x, int y) {
     block_x = x;
     block_y = y;
     shared_.clear();
     ready_.clear();
+    std::shuffle(priorities_.begin(), priorities_.end(), random_);
     for (std::size_t i = 0; i < fibers_.size(); ++i) {
       prepare(fibers_[i]);
       make_ready(static_cast<int>(i));
@@ -134,9 +138,14 @@ class Launch {
   }
 
   int take_ready() {
-    const std::size_t pick = shuffled_ ? random_() % ready_.size() : 0;
-    const int index = ready_[pick];
-    ready_.erase(ready_.begin() + static_cast<std::ptrdiff_t>(pick));
+    auto pick = ready_.begin();
+    if (shuffled_) pick += static_cast<std::ptrdiff_t>(random_() % ready_.size());
+    if (ahead_) {
+      const auto priority = [&](int index) { return priorities_[static_cast<std::size_t>(index / kWarp)]; };
+      pick = std::min_element(ready_.begin(), ready_.end(), [&](int a, int b) { return priority(a) < priority(b); });
+    }
+    const int index = *pick;
+    ready_.erase(pick);
     return index;
   }
 
@@ -181,7 +190,8 @@ class Launch {
   std::vector<Warp> warps_;
   const std::function<void()>& kernel_;
   std::mt19937 random_;
-  const bool shuffled_;
+  const bool shuffled_, ahead_;
+  std::vector<int> priorities_;  // of warps: whose threads go first
   std::vector<int> ready_;
   std::vector<void*> shared_;
   std::exception_ptr failure_;

@@ -2,7 +2,7 @@
 // under sanitizers and a debugger, and mistakes that a GPU would let pass are errors here:
 //   - a barrier or shuffle that some thread of the block or warp doesn't reach, or reaches at another line
 //   - shared memory read before it is written: it starts as NaN in every block
-//   - a missing barrier: threads run in order or, with a seed, in random order, up to their next barrier or shuffle
+//   - a missing barrier: threads run in order or, with a seed, in others, up to their next barrier or shuffle
 // Tensor cores take their fragments from the lanes that the PTX ISA names, and cut sums off as Volta's do.
 #pragma once
 
@@ -44,7 +44,8 @@ class KernelError : public std::logic_error {
 };
 
 // Runs the kernel once per thread of a grid of grid_x * grid_y blocks, one block after another. Seed 0: threads take
-// turns in order; any other: in an order drawn from the seed. Throws KernelError, or what the kernel throws.
+// turns in order; odd: in an order drawn from the seed; even: a warp runs ahead until it has to wait for the block, then
+// another one, in an order of warps drawn from the seed. Throws KernelError, or what the kernel throws.
 void launch(int grid_x, int grid_y, int threads, unsigned seed, const std::function<void()>& kernel);
 
 // What the running thread asks for.

@@ -70,6 +70,31 @@ TEST(missing_barrier_after_a_write_is_caught_in_every_order) {
   }
 }
 
+// A warp that needs many steps until it reads what another one overwrites after as many: only a warp that runs ahead
+// finds out.
+template <bool kWithBarrier>
+bool keeps_step(unsigned seed) {
+  std::vector<int> out(kThreads);
+  host::launch(1, 1, kThreads, seed, [&] {
+    SEED_FAST_SHARED(int, tile, [kThreads]);
+    tile[thread_index()] = 1;
+    barrier();
+    for (int i = 0; i < 50; ++i) shuffle_xor(i, 1);
+    out[thread_index()] = tile[kThreads - 1 - thread_index()];
+    if (kWithBarrier) barrier();
+    for (int i = 0; i < 50; ++i) shuffle_xor(i, 1);
+    tile[thread_index()] = 2;
+  });
+  return out == std::vector<int>(kThreads, 1);
+}
+
+TEST(missing_barrier_between_far_steps_is_caught_by_warps_that_run_ahead) {
+  for (unsigned seed = 0; seed < 20; ++seed) {
+    CHECK(keeps_step<true>(seed));
+    CHECK_EQUAL(keeps_step<false>(seed), seed == 0 || seed % 2 == 1);
+  }
+}
+
 TEST(missing_barrier_before_an_overwrite_is_caught) {
   for (unsigned seed = 0; seed < 20; ++seed) {
     CHECK(rotates<true>(seed));
