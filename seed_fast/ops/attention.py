@@ -113,11 +113,18 @@ _dispatch.register(
     "attention",
     _dispatch.Backend("cpu", backends.cpu, _native.cpu_unavailable, backends.cpu_objections),
     _dispatch.Backend(
+        "cuda",
+        backends.cuda,
+        _native.cuda_unavailable,
+        backends.cuda_objections,
+        note="for GPUs older than sm_80; never yet run on a GPU",
+    ),
+    _dispatch.Backend(
         "sdpa",
         backends.sdpa,
         lambda: "",
         backends.sdpa_objections,
-        note="torch's scaled_dot_product_attention; what runs on GPUs until another backend is measured to be faster",
+        note="torch's scaled_dot_product_attention; what runs on GPUs from sm_80 on",
     ),
     _dispatch.Backend(
         "triton",

@@ -1,4 +1,4 @@
-"""attention on the C++ CPU kernel, torch's scaled_dot_product_attention and the Triton kernel.
+"""attention on the C++ CPU kernel, the CUDA kernels, torch's scaled_dot_product_attention and the Triton kernel.
 
 Every function takes the op's arguments: q [B, Lq, H, Dh], k and v [B, Lk, H, Dh], causal, scale; and returns
 [B, Lq, H, Dh], contiguous.
@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seed_fast.ops import _native
+from seed_fast.ops import _dispatch, _native
 
 HEAD_WIDTHS = range(16, 129, 8)  # what our kernels are written for
 # sm_80 is where Triton has tensor cores and where its generated code is right.
 TRITON_MINIMUM = (8, 0)
+# Where torch's own kernels are as good; before, they have no fused one for every shape and dtype.
+SDPA_MINIMUM = (8, 0)
 
 
 def cpu(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Tensor:
@@ -56,6 +58,33 @@ def cpu_backward_objections(grad_out: Tensor, q: Tensor, *others: object) -> lis
 def cpu_objections(q: Tensor, *others: object) -> list[str]:
     """Why the C++ kernel cannot run on these arguments."""
     return ([] if q.device.type == "cpu" else [f"q is on {q.device}"]) + _kernel_objections(q)
+
+
+def cuda(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Tensor:
+    """csrc/cuda/attention.cu, and for float16 csrc/cuda/attention_sm70.cu."""
+    b, lq, h, d = q.shape
+    with torch.cuda.device(q.device):
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        _native.module().attention_cuda(
+            (q.data_ptr(), *q.stride()), (k.data_ptr(), *k.stride()), (v.data_ptr(), *v.stride()), out.data_ptr(),
+            _native.DTYPE_CODES[q.dtype], b, lq, k.shape[1], h, d, causal, scale, _native.stream(q),
+        )  # fmt: skip
+    return out
+
+
+def cuda_objections(q: Tensor, k: Tensor, v: Tensor, *others: object) -> list[str]:
+    """Why the CUDA kernels cannot run on these arguments, or are not to."""
+    if not q.is_cuda:
+        return [f"q is on {q.device}"]
+    reasons = _kernel_objections(q)
+    if q.dtype == torch.bfloat16:
+        reasons.append("q is bfloat16, which no GPU has that these kernels are for")
+    reasons += [
+        f"{name}'s last axis is not contiguous" for name, x in zip("qkv", (q, k, v), strict=True) if x.stride(3) != 1
+    ]
+    if torch.cuda.get_device_capability(q.device) >= SDPA_MINIMUM and _dispatch.forced() != "cuda":
+        reasons.append("the GPU is sm_80 or newer, where scaled_dot_product_attention has tensor cores too")
+    return reasons
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Tensor:
