@@ -10,6 +10,8 @@
 // arXiv:1805.02867). The 257 queries of ViT-g are nine such warps.
 //
 // kSteps is the head width in units of 8, rounded up to one of those that are compiled.
+//
+// architectures: 70 75
 #include "attention_sm70.h"
 
 namespace seed_fast::attention {

@@ -1,4 +1,6 @@
 // The binary16 screen of nearest_code with Volta's tensor cores, m8n8k4.
+//
+// architectures: 70
 #include "nearest_code_half.h"
 
 namespace seed_fast::nearest_code {

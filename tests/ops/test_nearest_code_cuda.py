@@ -56,10 +56,11 @@ def kernels(tmp_path_factory) -> dict[str, dict[str, dict[str, int]]]:
 
 
 @needs_compiler
-def test_every_kernel_compiles_for_every_architecture_without_spills(kernels):
+def test_every_kernel_compiles_for_its_architectures_without_spills(kernels):
     assert set(kernels) == KERNELS
-    for by_arch in kernels.values():
-        assert set(by_arch) == ARCHITECTURES
+    screens = {"nearest_code_fwd_sm70_kernel": {"sm_70"}, "nearest_code_fwd_sm75_kernel": ARCHITECTURES - {"sm_70"}}
+    for name, by_arch in kernels.items():
+        assert set(by_arch) == screens.get(name, ARCHITECTURES)
         for usage in by_arch.values():
             assert usage["registers"] > 0
             assert usage["spill_store_bytes"] == usage["spill_load_bytes"] == 0
