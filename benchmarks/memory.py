@@ -19,6 +19,7 @@ from benchmarks.providers import Benchmark, Case, Provider, Unavailable, environ
 from benchmarks.results import ROOT
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+TIMEOUT_SECONDS = 300
 RESET_PEAK = "5"  # what clear_refs takes for "set VmHWM to the present VmRSS"
 
 
@@ -26,7 +27,10 @@ def measure(benchmark: Benchmark, case: Case, provider: Provider, device: str, t
     """Bytes, from a fresh process; None where they cannot be measured here."""
     command = [sys.executable, "-m", "benchmarks.memory", benchmark.op, case.name, provider.name, device]
     environ = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=120)
+    try:
+        done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
+    except subprocess.TimeoutExpired:
+        return None
     return int(done.stdout) if done.returncode == 0 and done.stdout.strip().isdigit() else None
 
 
@@ -79,11 +83,11 @@ def _kibibytes(field: str) -> int:
 
 def main() -> int:
     """Print the bytes; exit 1, saying why, where they cannot be measured."""
-    from benchmarks.ops import BENCHMARKS
+    from benchmarks import e2e, ops
 
     op, case, provider, device = sys.argv[1:]
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    benchmark = BENCHMARKS[op]
+    benchmark = {**ops.BENCHMARKS, **e2e.BENCHMARKS}[op]
     try:
         print(peak(benchmark, benchmark.provider(provider), case, device))
     except (Unavailable, OSError) as error:

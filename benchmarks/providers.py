@@ -39,6 +39,8 @@ class Case:
         quick: whether a quick run includes it.
         devices: device types on which it is run.
         options: what else the inputs depend on, such as {"causal": True}.
+        full: whether only a full run includes it.
+        rounds: fewest rounds, where a call takes seconds; default: `timing.MINIMUM_ROUNDS`.
     """
 
     name: str
@@ -47,6 +49,8 @@ class Case:
     quick: bool = False
     devices: tuple[str, ...] = ("cpu", "cuda")
     options: Mapping[str, Any] = field(default_factory=dict)
+    full: bool = False
+    rounds: int | None = None
 
     def torch_dtype(self) -> torch.dtype:
         """`dtype` as torch names it."""
@@ -68,6 +72,7 @@ class Provider:
         environment: variables set while it is prepared and called.
         unsuited: takes a case, and says why it is left out there (too much memory, say) or "".
         roundoff: unit roundoff of its arithmetic, where it is coarser than the dtype of the inputs.
+        dtype: type of its matrix products, whose ceiling its rate is a share of, where that is not the case's.
     """
 
     name: str
@@ -78,6 +83,7 @@ class Provider:
     environment: Mapping[str, str] = field(default_factory=dict)
     unsuited: Callable[[Case], str] = lambda case: ""
     roundoff: float | None = None
+    dtype: str = ""
 
     def start(self, inputs: Inputs, case: Case, device: str) -> Call:
         """`prepare`, after the reasons that need no try.
@@ -105,7 +111,8 @@ class Bar:
         fast: the provider that is judged.
         slow: the peers; the fastest of those that ran counts.
         target: the ratio to reach.
-        metric: "wall" (with launches) or "device" (a replayed CUDA graph).
+        metric: "wall" (with launches) or "device" (a replayed CUDA graph); "memory": the ratio of the extra memory of
+            one call; "gemm", which has no peers: the share of the GEMM ceiling that `fast` reaches.
         device: device type that it speaks of.
         threads: CPU threads that it speaks of.
     """

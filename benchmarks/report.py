@@ -52,7 +52,9 @@ def _cell(row: dict[str, Any] | None) -> str:
     if row["status"] != "ok":
         return row["status"]
     time = (row["device_ms"] or row["wall_ms"])["median"]
-    return f"{time:.3g} ms" + (f" ({row['speedup']:.3g}x)" if row["speedup"] is not None else "")
+    images = row["shape"].get("images")
+    rate = f", {1000 * images / time:.3g} images/s" if images else ""
+    return f"{time:.3g} ms{rate}" + (f" ({row['speedup']:.3g}x)" if row["speedup"] is not None else "")
 
 
 def _where(found: dict[str, Any], device: str) -> str:
@@ -139,6 +141,10 @@ def _summary(found: dict[str, Any]) -> list[str]:
     table = [["op", "case", "claim", "seed_fast", "peer", "ratio", "target", ""]]
     measured = [bar for bar in found["bars"] if bar["ratio"] is not None]
     for bar in measured:
+        if bar["metric"] not in ("wall", "device"):
+            numbers = ["-", "-", f"{bar['ratio']:.3g}", f"{bar['target']:.3g}"]
+            table.append([bar["op"], bar["case"], bar["name"], *numbers, bar["state"]])
+            continue
         ours, peer = (
             f"{times[bar['op'], bar['case'], bar['device'], bar[side], bar['metric']]:.3g} ms"
             for side in ("fast", "slow")
@@ -225,8 +231,9 @@ def draw(found: dict[str, Any], op: str, folder: Path) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; see --help."""
-    from benchmarks.ops import BENCHMARKS
+    from benchmarks import e2e, ops
 
+    names = (*ops.BENCHMARKS, *e2e.BENCHMARKS)
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("--results", type=Path, default=results.RESULTS, help="folder of results files")
     parser.add_argument("--documents", type=Path, nargs="+", default=[p for p in DOCUMENTS if p.is_file()])
@@ -242,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stale = []
         for path in options.documents:
             old = path.read_text()
-            new = refreshed(old, everything, tuple(BENCHMARKS), path.resolve().parent, options.figures.resolve())
+            new = refreshed(old, everything, names, path.resolve().parent, options.figures.resolve())
             if new != old:
                 stale.append(path)
                 if not options.check:

@@ -1,4 +1,4 @@
-"""Check and time every provider of every op that this machine can run: `seed-fast bench ops`.
+"""Check and time every provider of every op that this machine can run: `seed-fast bench ops`; or `e2e`, of the model.
 
 Each provider's output is compared with the float64 truth first, and a wrong one is not timed.
 """
@@ -29,9 +29,13 @@ def run(
     *,
     threads: int = 2,
     quick: bool = False,
+    full: bool = False,
     devices: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Results, in the schema of `benchmarks.results`, of all cases (quick: a few small ones, without memory)."""
+    """Results, in the schema of `benchmarks.results`, of all cases (quick: a few small ones, without memory).
+
+    Cases that take minutes come only with `full`.
+    """
     devices = devices or (("cpu", "cuda") if torch.cuda.is_available() else ("cpu",))
     found = {
         "schema": results.SCHEMA,
@@ -49,7 +53,7 @@ def run(
             for benchmark in benchmarks
             for device in devices
             for case in benchmark.cases
-            if device in case.devices and (case.quick or not quick)
+            if device in case.devices and (case.quick or not quick) and (full or not case.full)
         ]
         for benchmark, device, case in tqdm(work, disable=None, unit="case"):
             rows, bars = run_case(benchmark, case, device, threads, quick)
@@ -62,8 +66,12 @@ def run(
             found["ceilings"][device] = {n: max(v, again[n]) for n, v in found["ceilings"][device].items()}
     finally:
         torch.set_num_threads(before)
+    dtypes = {
+        (benchmark.op, provider.name): provider.dtype for benchmark in benchmarks for provider in benchmark.providers
+    }
     for row in found["rows"]:
-        _add_shares(row, found["ceilings"][row["device"]])
+        _add_shares(row, dtypes[row["op"], row["provider"]] or row["dtype"], found["ceilings"][row["device"]])
+    _judge_shares(found)
     return found
 
 
@@ -101,6 +109,7 @@ def run_case(
         # A provider held to an instruction set or a backend is one of the others with a setting.
         if case.name in benchmark.memory_cases and not quick and not provider.environment:
             row["peak_bytes"] = memory.measure(benchmark, case, provider, device, threads)
+    samples["memory"] = {name: [row["peak_bytes"]] for name, row in rows.items() if row["peak_bytes"]}
     bars = [
         _bar(benchmark, bar, samples)
         for bar in benchmark.bars
@@ -156,8 +165,9 @@ def _time(
 ) -> dict[str, dict[str, list[float]]]:
     """{"wall": {provider: seconds per round}, "device": ...}."""
     environments = {name: benchmark.provider(name).environment for name in calls}
+    minimum = case.rounds or timing.MINIMUM_ROUNDS
     if device == "cpu":
-        return {"wall": timing.interleave(calls, budget, environments), "device": {}}
+        return {"wall": timing.interleave(calls, budget, environments, minimum), "device": {}}
     copies = [inputs] + [
         {name: x.detach().clone().requires_grad_(x.requires_grad) for name, x in inputs.items()}
         for _ in range(timing.cuda_copies(benchmark.bytes(case)) - 1)
@@ -174,8 +184,8 @@ def _time(
             except Unavailable as reason:
                 rows[name]["note"] = "; ".join(filter(None, [rows[name]["note"], str(reason)]))
     return {
-        "wall": timing.interleave(walls, budget / 2, environments),
-        "device": timing.interleave(graphs, budget / 2, environments),
+        "wall": timing.interleave(walls, budget / 2, environments, minimum),
+        "device": timing.interleave(graphs, budget / 2, environments, minimum),
     }
 
 
@@ -189,17 +199,26 @@ def _fill(row: dict[str, Any], samples: dict[str, dict[str, list[float]]], basel
         row["speedup"] = timing.ratio(samples["wall"][baseline], wall)
 
 
-def _add_shares(row: dict[str, Any], ceilings: dict[str, float]) -> None:
+def _add_shares(row: dict[str, Any], dtype: str, ceilings: dict[str, float]) -> None:
     if row["status"] != "ok":
         return
     busy = (row["device_ms"] or row["wall_ms"])["median"] / 1000
-    peak = ceilings.get(f"gemm_{row['dtype']}_gflops")
+    peak = ceilings.get(f"gemm_{dtype}_gflops")
     row["gemm_share"] = row["flops"] / busy / 1e9 / peak if peak else None
     row["copy_share"] = row["bytes"] / busy / 1e9 / ceilings["copy_gb_per_s"]
 
 
+def _judge_shares(found: dict[str, Any]) -> None:
+    """The bars on shares of the GEMM ceiling, which is known at the end of a run."""
+    shares = {(row["op"], row["case"], row["device"], row["provider"]): row["gemm_share"] for row in found["rows"]}
+    for bar in found["bars"]:
+        share = shares.get((bar["op"], bar["case"], bar["device"], bar["fast"]))
+        if bar["metric"] == "gemm" and share is not None:
+            bar |= {"ratio": share, "state": "reached" if share >= bar["target"] else "not reached"}
+
+
 def _bar(benchmark: Benchmark, bar: Bar, samples: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
-    measured = samples[bar.metric]
+    measured = samples.get(bar.metric, {})
     ratios = {
         name: timing.ratio(measured[name], measured[bar.fast])
         for name in bar.slow
@@ -218,7 +237,7 @@ def unmeasured_bars(benchmarks: Iterable[Benchmark], found: list[dict[str, Any]]
     """The bars that this run had no case, device or thread count for: shown, never dropped."""
     there = {(bar["op"], bar["name"], bar["case"], bar["device"]) for bar in found}
     return [
-        _bar(benchmark, bar, {"wall": {}, "device": {}})
+        _bar(benchmark, bar, {})
         for benchmark in benchmarks
         for bar in benchmark.bars
         if (benchmark.op, bar.name, bar.case, bar.device) not in there
@@ -236,14 +255,16 @@ def broken(found: dict[str, Any]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; see --help."""
-    from benchmarks import compare, report
-    from benchmarks.ops import BENCHMARKS
+    from benchmarks import compare, e2e, ops, report
 
+    benchmarks = {**ops.BENCHMARKS, **e2e.BENCHMARKS}
+    groups = {"ops": tuple(ops.BENCHMARKS), "e2e": tuple(e2e.BENCHMARKS)}
     parser = argparse.ArgumentParser(prog="seed-fast bench", description=__doc__)
-    parser.add_argument("what", choices=("ops", *BENCHMARKS), nargs="?", default="ops", help="all ops, or one")
+    parser.add_argument("what", choices=(*groups, *benchmarks), nargs="?", default="ops", help="a group, or one of it")
     parser.add_argument("--quick", action="store_true", help="small cases only, in seconds; the numbers mean little")
+    parser.add_argument("--full", action="store_true", help="also the cases that take minutes each")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
-    parser.add_argument("--output", type=Path, help="file to write; default benchmarks/results/MACHINE.json")
+    parser.add_argument("--output", type=Path, help="file to write; default benchmarks/results/MACHINE[-e2e].json")
     parser.add_argument("--machine", help="name of the machine in the results; default: from its GPU or CPU")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="CPU threads for everyone")
     parser.add_argument("--compare", type=Path, metavar="OLD", help="exit 1 where seed_fast is slower than in OLD")
@@ -258,12 +279,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         parser.error(str(error))
     if found is None:
-        chosen = list(BENCHMARKS.values()) if options.what == "ops" else [BENCHMARKS[options.what]]
-        found = run(chosen, threads=options.threads, quick=options.quick)
+        chosen = [benchmarks[name] for name in groups.get(options.what, (options.what,))]
+        found = run(chosen, threads=options.threads, quick=options.quick, full=options.full)
         found["bars"] += unmeasured_bars(chosen, found["bars"])
         if options.machine:
             found["provenance"]["machine"] = options.machine
-        path = options.output or (None if options.quick else results.RESULTS / f"{found['provenance']['machine']}.json")
+        suffix = "-e2e" if chosen[0].op in e2e.BENCHMARKS else ""  # beside the ops' results
+        name = f"{found['provenance']['machine']}{suffix}.json"
+        path = options.output or (None if options.quick else results.RESULTS / name)
         if path:
             results.save(found, path)
             print(f"wrote {path}", file=sys.stderr)

@@ -44,14 +44,18 @@ def seconds(call: Call, repeats: int) -> float:
 
 
 def interleave(
-    calls: Mapping[str, Call], budget: float, environments: Mapping[str, Mapping[str, str]] | None = None
+    calls: Mapping[str, Call],
+    budget: float,
+    environments: Mapping[str, Mapping[str, str]] | None = None,
+    minimum: int = MINIMUM_ROUNDS,
 ) -> dict[str, list[float]]:
     """Samples in seconds of every call, one per round, all in the same rounds.
 
     Args:
         calls: already called once each, so that nothing is compiled or allocated for the first time in here.
-        budget: seconds to spend in all; at least `MINIMUM_ROUNDS` rounds are run whatever they take.
+        budget: seconds to spend in all.
         environments: variables to set around the calls of a name.
+        minimum: rounds that are run whatever they take.
     """
     environments = environments or {}
     names = list(calls)
@@ -65,7 +69,7 @@ def interleave(
             repeats[name] = max(1, round(SAMPLE_SECONDS / lasts))
     end = time.perf_counter() + budget
     for turn in range(MAXIMUM_ROUNDS):
-        if turn >= MINIMUM_ROUNDS and time.perf_counter() > end:
+        if turn >= minimum and time.perf_counter() > end:
             break
         at = turn % max(1, len(names))
         for name in names[at:] + names[:at]:

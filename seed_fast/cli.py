@@ -255,12 +255,15 @@ def profile(
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="ops, or the name of one op.")] = "ops",
+    what: Annotated[
+        str, typer.Argument(help="ops, or one of them; e2e, or one of its parts: encode (pixels to codes), qformer.")
+    ] = "ops",
     quick: Annotated[bool, typer.Option("--quick", help="Small cases, in seconds; the numbers mean little.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Also the cases that take minutes each on a CPU.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
     output: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--output", "-o", help="The file to write. Default: benchmarks/results/MACHINE.json."),
+        typer.Option("--output", "-o", help="The file to write. Default: benchmarks/results/MACHINE[-e2e].json."),
     ] = None,
     threads: Annotated[
         Optional[int],  # noqa: UP045
@@ -279,11 +282,14 @@ def bench(
         typer.Option(help="Judge this results file instead of measuring."),
     ] = None,
 ) -> None:
-    """Measure the ops against their peers: official formula, FAISS, SDPA and others. Needs the source tree.
+    """Measure ops against the official formula, FAISS, SDPA and others; and the whole against the official computation.
+
+    Needs the source tree.
 
     \b
     Examples:
       seed-fast bench ops --quick
+      seed-fast bench e2e
       seed-fast bench --compare old.json
       seed-fast bench --results new.json --compare old.json
     """
@@ -291,7 +297,7 @@ def bench(
 
     values = {"threads": threads, "threshold": threshold}
     values |= {"output": output, "compare": compare, "results": results}
-    arguments = [what, *["--quick"] * quick, *["--json"] * as_json]
+    arguments = [what, *["--quick"] * quick, *["--full"] * full, *["--json"] * as_json]
     for name, value in values.items():
         if value is not None:
             arguments += [f"--{name}", str(value.absolute() if isinstance(value, Path) else value)]

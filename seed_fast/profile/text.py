@@ -108,7 +108,7 @@ def _legend(found: dict[str, Any]) -> list[str]:
     return [
         f"Ceilings measured in this run: matrix products {peaks}; copies {reached['copy_gb_per_s']:.4g} GB/s.",
         "GFLOP: matrix products, attention, codebook. MB: weights once, inputs and outputs of each product once, as",
-        "if all between two products were fused; what stays in a cache moves faster than copies: over 100% is possible.",
+        "if all between two products were fused; what stays in a cache moves faster than copies: 100% is no limit.",
         "bound: which ceiling is nearer. if free: gain of the whole if the stage took no time; at roof: if it took",
         "what its ceiling allows. Parts of the Q-Former are timed by themselves.",
         work,

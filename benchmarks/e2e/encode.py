@@ -1,0 +1,243 @@
+"""encode (pixels to codes) and its part behind the ViT, against the official computation and its torch.compile.
+
+The official computation is that of the official models/seed_qformer/qformer_quantizer.py on our plain modules: eager,
+float32 on a CPU and float16 on a GPU, the distances to all entries in a matrix. Weights are random; the codebook is
+drawn around the embeddings that they give, because the official initial one gives all images the same few codes.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.e2e.truth import Truth, code_errors, float64_codes
+from benchmarks.ops.nearest_code import official as official_lookup
+from benchmarks.providers import Bar, Benchmark, Call, Case, Inputs, Provider
+from seed_fast import SeedConfig, SeedTokenizer
+from seed_fast.profile.cost import costs
+
+OFFICIAL, COMPILED, PLAIN = "official", "official, torch.compile", "seed_fast, plain"
+FAST = {dtype: f"seed_fast, fast, {dtype}" for dtype in ("float32", "bfloat16", "float16")}
+FEW_ROUNDS = 3  # of calls that take seconds
+Encode = Callable[[Any, Tensor], Tensor]
+
+
+class Model:
+    """The tokenizer of a case with random weights, and what is made of it, once for all providers.
+
+    Args:
+        preset: sizes.
+        part: "encode", or "qformer", which does without the ViT and has one block of it only, to save memory.
+        device: where it is.
+    """
+
+    def __init__(self, preset: str, part: str, device: str) -> None:
+        config = dataclasses.replace(SeedConfig.preset(preset), decoder_depth=1)
+        if part == "qformer":
+            config = dataclasses.replace(config, vit_depth=1)
+        torch.manual_seed(0)
+        self.float32 = SeedTokenizer(config, device=device).eval()
+        self._made: dict[Any, Any] = {}
+        codebook = self.float32.quantizer.codebook
+        with torch.no_grad():
+            normed = torch.randn(8, config.num_tokens, config.vit_dim, device=device)
+            z_BND = self.float32.quantizer.encode_task(self.float32.query_embeddings(normed))
+            # Random weights tell queries apart more than images; entries around each query tell its images apart.
+            near = torch.arange(len(codebook), device=device) % config.num_codes
+            codebook.copy_(z_BND.mean(0)[near] + z_BND.std(0)[near] * torch.randn_like(codebook))
+
+    def plain(self, dtype: torch.dtype) -> SeedTokenizer:
+        """The modules in `dtype`."""
+        if dtype == torch.float32:
+            return self.float32
+        return self._once(("plain", dtype), lambda: copy.deepcopy(self.float32).to(dtype))
+
+    def compiled(self, dtype: torch.dtype) -> SeedTokenizer:
+        """The modules in `dtype` with the same weights, each block and layer compiled.
+
+        Block by block, since all are alike: the kernels of one whole graph, without its minutes of compilation.
+        """
+
+        def make() -> SeedTokenizer:
+            source = self.plain(dtype)
+            tok = copy.deepcopy(source, memo={id(p): p for p in source.parameters()})
+            blocks: list[nn.Module] = [*tok.vit.blocks, *tok.qformer.layers]
+            for block in blocks:
+                block.compile(dynamic=False)
+            return tok
+
+        return self._once(("compiled", dtype), make)
+
+    def fast(self, dtype: torch.dtype) -> Any:
+        """The inference plan in `dtype`."""
+        return self._once(("fast", dtype), lambda: self.float32.fast(dtype=dtype))
+
+    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+
+@functools.lru_cache(maxsize=1)  # one at a time: of the full size they are gigabytes
+def model(preset: str, part: str, device: str) -> Model:
+    """The model of a case."""
+    return Model(preset, part, device)
+
+
+def _model(inputs: Inputs, case: Case) -> Model:
+    return model(case.options["preset"], case.options["part"], next(iter(inputs.values())).device.type)
+
+
+def _causal(tok: Any, x: Tensor) -> Tensor:
+    """Causal embeddings of pixels [B, 3, S, S], or of features [B, L, E]."""
+    return tok.query_embeddings(tok.image_features(x) if x.ndim == 4 else x)
+
+
+def _official_codes(tok: SeedTokenizer, x: Tensor) -> Tensor:
+    z = tok.quantizer.encode_task(_causal(tok, x))
+    return official_lookup(z.flatten(0, 1), tok.quantizer.codebook).view(z.shape[:2])
+
+
+def _codes(tok: Any, x: Tensor) -> Tensor:
+    return tok.lookup(_causal(tok, x))
+
+
+def _call(encode: Encode, tok: Any, inputs: Inputs, dtype: torch.dtype | None = None) -> Call:
+    (x,) = inputs.values()
+    x = x.to(dtype or x.dtype)
+
+    @torch.no_grad()
+    def call() -> Tensor:
+        return encode(tok, x)
+
+    return call
+
+
+def _official(inputs: Inputs, case: Case) -> Call:
+    dtype = case.torch_dtype()
+    return _call(_official_codes, _model(inputs, case).plain(dtype), inputs, dtype)
+
+
+def _compiled(inputs: Inputs, case: Case) -> Call:
+    dtype = case.torch_dtype()
+    return _call(_official_codes, _model(inputs, case).compiled(dtype), inputs, dtype)
+
+
+def _plain(inputs: Inputs, case: Case) -> Call:
+    dtype = case.torch_dtype()
+    return _call(_codes, _model(inputs, case).plain(dtype), inputs, dtype)
+
+
+def _fast(dtype: str) -> Provider:
+    def prepare(inputs: Inputs, case: Case) -> Call:
+        return _call(_codes, _model(inputs, case).fast(getattr(torch, dtype)), inputs)
+
+    devices = ("cuda",) if dtype == "float16" else ("cpu", "cuda")
+    return Provider(FAST[dtype], prepare, ours=True, devices=devices, dtype=dtype)
+
+
+def _inputs(case: Case, device: str, seed: int) -> Inputs:
+    generator = torch.Generator().manual_seed(seed)
+    config, images = SeedConfig.preset(case.options["preset"]), case.shape["images"]
+    if case.options["part"] == "qformer":
+        return {"features": torch.randn(images, config.num_tokens, config.vit_dim, generator=generator).to(device)}
+    return {"pixels": torch.randn(images, 3, config.image_size, config.image_size, generator=generator).to(device)}
+
+
+def _truth(inputs: Inputs, case: Case) -> Truth:
+    tok = _model(inputs, case).float32
+    (x,) = inputs.values()
+    return float64_codes(tok, x, _causal)
+
+
+def check(case: Case, provider: Provider, output: Tensor, inputs: Inputs, truth: Truth) -> tuple[str, str]:
+    """Codes equal to float64's wherever rounding cannot change them; the remark is how many equal float32's."""
+    wrong = code_errors(output, truth, provider.dtype or case.dtype, ours=provider.ours)
+    if wrong:
+        return wrong, ""
+    share = float((output[: len(truth.float32)].cpu() == truth.float32).double().mean())
+    return "", f"{share:.2%} of codes equal to float32"
+
+
+def _work(case: Case) -> list[Any]:
+    config = SeedConfig.preset(case.options["preset"])
+    stages = ("Q-Former", "nearest code") if case.options["part"] == "qformer" else ("ViT", "Q-Former", "nearest code")
+    found = costs(config, case.shape["images"], case.dtype)
+    return [found[stage] for stage in stages]
+
+
+def _case(part: str, preset: str, images: int, dtype: str = "float32", **settings: Any) -> Case:
+    name = f"{preset}, B={images}" + (f", {dtype}" if dtype != "float32" else "")
+    devices = ("cpu",) if dtype == "float32" else ("cuda",)
+    return Case(name, {"images": images}, dtype, devices=devices, options={"preset": preset, "part": part}, **settings)
+
+
+def _cases(part: str) -> tuple[Case, ...]:
+    small = "seed-tiny"
+    slow = {"rounds": FEW_ROUNDS} if part == "encode" else {}
+    full_size = (1,) if part == "encode" else (1, 8)
+    return (
+        *(_case(part, small, images, quick=images == 8) for images in (1, 8)),
+        *(_case(part, small, images, full=True) for images in (64, 256)),
+        *(_case(part, "seed-2", images, full=images not in full_size, **slow) for images in (1, 8, 64, 256)),
+        _case(part, small, 8, "float16", quick=True),
+        *(_case(part, "seed-2", images, "float16") for images in (1, 8, 64, 256)),
+    )
+
+
+def _benchmark(op: str, bars: tuple[Bar, ...], memory_cases: tuple[str, ...]) -> Benchmark:
+    return Benchmark(
+        op=op,
+        cases=_cases(op),
+        providers=(
+            *map(_fast, FAST),
+            Provider(PLAIN, _plain, ours=True),
+            Provider(OFFICIAL, _official),
+            Provider(COMPILED, _compiled),
+        ),
+        baseline=OFFICIAL,
+        bars=bars,
+        inputs=_inputs,
+        truth=_truth,
+        check=check,
+        flops=lambda case: sum(stage.flops for stage in _work(case)),
+        bytes=lambda case: sum(stage.bytes for stage in _work(case)),
+        memory_cases=memory_cases,
+    )
+
+
+def _gpu_bars() -> tuple[Bar, ...]:
+    fast, official = FAST["float16"], (OFFICIAL,)
+    return (
+        Bar("3x official fp16", "seed-2, B=1, float16", fast, official, 3, device="cuda"),
+        Bar("1.3x official fp16", "seed-2, B=64, float16", fast, official, 1.3, device="cuda"),
+        *(
+            Bar("GEMM time at the measured peak / time", f"seed-2, B={n}, float16", fast, (), 0.75, "gemm", "cuda")
+            for n in (64, 256)
+        ),
+        Bar("half of the official extra memory", "seed-2, B=256, float16", fast, official, 2, "memory", "cuda"),
+    )
+
+
+QFORMER = _benchmark(
+    "qformer",
+    (
+        Bar("1.25x the plain modules", "seed-2, B=8", FAST["float32"], (PLAIN,), 1.25),
+        Bar("2.3x the plain modules in float32", "seed-2, B=8", FAST["bfloat16"], (PLAIN,), 2.3),
+    ),
+    ("seed-2, B=8",),
+)
+ENCODE = _benchmark(
+    "encode",
+    (
+        Bar("2.1x the plain modules in float32", "seed-2, B=1", FAST["bfloat16"], (PLAIN,), 2.1),
+        *_gpu_bars(),
+    ),
+    ("seed-tiny, B=8", "seed-2, B=256, float16"),
+)
