@@ -10,6 +10,8 @@ from typing import Annotated, Optional
 import typer
 
 import seed_fast
+from seed_fast.eval.cli import app as eval_app
+from seed_fast.train.cli import app as train_app
 
 app = typer.Typer(
     name="seed-fast",
@@ -20,6 +22,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.add_typer(train_app, name="train")
+app.add_typer(eval_app, name="eval")
 
 
 class Format(str, Enum):

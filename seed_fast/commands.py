@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     from seed_fast.model.tokenizer import SeedTokenizer
 
-EXIT_FAILED, EXIT_USAGE = 1, 2
+EXIT_FAILED, EXIT_USAGE, EXIT_SKIPPED = 1, 2, 3
+DTYPES = ("float32", "bfloat16", "float16")
 MOST_WORKERS = 8
 
 
@@ -76,6 +77,22 @@ class ProfileOptions:
     rounds: int | None = None
     output: Path | None = None
     trace: Path | None = None
+    as_json: bool = False
+
+
+@dataclass(frozen=True)
+class RetrievalOptions:
+    """The options of `seed-fast eval retrieval`, as given."""
+
+    data: str
+    model: str = "seed-tiny"
+    split: str = "test"
+    images: Path | None = None
+    codes: bool = True
+    device: str = "auto"
+    dtype: str = "float32"
+    batch_size: int = 64
+    workers: int | None = None
     as_json: bool = False
 
 
@@ -288,6 +305,72 @@ def _profile(options: ProfileOptions) -> int:
             _complain(missing)
     print(json.dumps(found) if options.as_json else render_profile(found), flush=True)
     return 0
+
+
+def eval_retrieval(options: RetrievalOptions) -> int:
+    """Run `seed-fast eval retrieval`. Returns the exit code."""
+    with _stopping_signals():
+        try:
+            return _eval_retrieval(options)
+        except UsageError as error:
+            return _fail(error, EXIT_USAGE)
+        except (ValueError, OSError, ImportError, WorkerDied) as error:
+            return _fail(error, EXIT_FAILED)
+        except Stopped as stop:
+            return 128 + stop.number
+
+
+def _eval_retrieval(options: RetrievalOptions) -> int:
+    if options.dtype not in DTYPES:
+        raise UsageError(f"--dtype must be one of {', '.join(DTYPES)}, got {options.dtype!r}")
+    device = _device(options.device)
+    import torch
+
+    from seed_fast import SeedTokenizer
+    from seed_fast.convert.source import ASSETS, EMBEDDED
+    from seed_fast.data.pairs import open_pairs
+    from seed_fast.eval.retrieval import retrieval, table
+    from seed_fast.train.folder import CONTRAST, has_contrast, load_contrast
+
+    folder = Path(options.model)
+    if options.model == EMBEDDED and not folder.exists():
+        folder = ASSETS / EMBEDDED
+    if not has_contrast(folder):
+        raise UsageError(
+            f"--model {folder}: must be a folder of `seed-fast train` with {CONTRAST}, which reads captions"
+        )
+    tok = SeedTokenizer.from_pretrained(folder, device=device, dtype=getattr(torch, options.dtype))
+    model, captions = load_contrast(folder, tok)
+    config = tok.config
+    try:
+        pairs = open_pairs(
+            options.data,
+            image_size=config.image_size,
+            resize=config.resize,
+            batch_size=options.batch_size,
+            split=options.split,
+            workers=_spare_cores() if options.workers is None else options.workers,
+            shuffle=False,
+            drop_last=False,
+            all_captions=True,
+            image_root=options.images,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    progress = Progress()
+    try:
+        result = retrieval(model, captions, pairs, codes=options.codes, advance=progress.advance)
+    except _out_of_memory() as error:
+        raise OSError(f"the device has no memory for a batch of {options.batch_size}: lower --batch-size") from error
+    finally:
+        progress.close()
+        pairs.close()
+    about = {"data": options.data, "split": options.split, "model": options.model, "device": str(device)}
+    about |= {"dtype": options.dtype, "skipped": pairs.skipped}
+    print(json.dumps(about | result.to_dict()) if options.as_json else table(result), flush=True)
+    if pairs.skipped:
+        _complain(f"{pairs.skipped} pictures or captions were bad and are left out")
+    return EXIT_SKIPPED if pairs.skipped else 0
 
 
 def convert(paths: list[str], preset: str | None, dtype: str | None) -> int:

@@ -222,3 +222,9 @@ def test_a_size_that_cannot_be_drawn_is_refused(size: object) -> None:
 def test_an_unknown_split_is_refused() -> None:
     with pytest.raises(ValueError, match="split must be one of train, val, test, got 'validation'"):
         shapes.scene(0, 0, "validation")
+
+
+def test_captions_have_at_most_42_words_and_commas() -> None:
+    """What a caption tokenizer must have room for, as the documentation says."""
+    lengths = [len(shapes.caption(shapes.scene(0, index)).replace(",", " ,").split()) for index in range(3000)]
+    assert max(lengths) == 42

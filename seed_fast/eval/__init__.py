@@ -1,0 +1,1 @@
+"""What a trained model is worth, measured as the paper measures it."""
