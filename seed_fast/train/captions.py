@@ -58,6 +58,11 @@ class WordTokenizer:
         ordered = sorted(counts, key=lambda word: (-counts[word], word))
         return cls([*SPECIAL, *ordered[: limit - len(SPECIAL)]])
 
+    @classmethod
+    def load(cls, folder: Path) -> WordTokenizer:
+        """The tokenizer that `save` wrote."""
+        return cls((folder / VOCABULARY).read_text(encoding="utf-8").split("\n")[:-1])
+
     def __call__(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """See `CaptionTokenizer`."""
         room = self.max_tokens - 2
@@ -121,7 +126,7 @@ def open_captions(folder: str | Path) -> CaptionTokenizer:
     """
     folder = Path(folder)
     if (folder / VOCABULARY).is_file():
-        return WordTokenizer((folder / VOCABULARY).read_text(encoding="utf-8").splitlines())
+        return WordTokenizer.load(folder)
     if (folder / "vocab.txt").is_file() or (folder / "tokenizer.json").is_file():
         return BertCaptions(folder)
     raise FileNotFoundError(f"{folder}: must hold {VOCABULARY}, or a BERT tokenizer (vocab.txt); got neither")

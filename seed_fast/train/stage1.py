@@ -71,10 +71,11 @@ class Stage1(nn.Module):
 
         A caption that occurs twice can't be told apart from itself: keep the captions of a validation set distinct.
         """
-        parts = [self(batch) for batch in batches]
-        if not parts:
-            raise ValueError("validation: must have at least one batch on every rank, got none")
-        image, text = (concatenate(torch.cat([part[name] for part in parts]).float()) for name in ("image", "text"))
+        nothing = self.model.temperature.new_empty(0, len(self.model.text_proj.weight))  # a rank may have no pair
+        parts = [{"image": nothing, "text": nothing}, *(self(batch) for batch in batches)]
+        image, text = (concatenate(torch.cat([part[name].float() for part in parts])) for name in ("image", "text"))
+        if not len(image):
+            raise ValueError("validation: must have at least one pair, got none")
         target = torch.arange(len(image), device=image.device)
         scores = image @ text.T
         return {

@@ -13,19 +13,22 @@ Shapes: B images, N codes, C Q-Former width, G generation width, T generation to
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seed_fast.model.qformer import set_dropout
 from seed_fast.model.tokenizer import SeedTokenizer
 from seed_fast.ops import vector_quantize
+from seed_fast.train.batches import Batch, Batches
 from seed_fast.train.health import CodebookHealth
 
 VQ_WEIGHT, RECON_WEIGHT, IMAGE_WEIGHT = 5.0, 2.0, 0.5
 CODEBOOK_WEIGHT = 0.25
+TERMS = ("loss", "vq", "recon", "image")
 FROZEN = ("vit", "vision_norm", "qformer")
 
 
@@ -87,11 +90,11 @@ class Stage2(nn.Module):
     def __init__(
         self,
         tokenizer: SeedTokenizer,
-        targets: Any,
+        targets: Callable[[Batch], Tensor],
         *,
         dropout: float = 0.1,
         official_dropout: bool = False,
-        causal: Any = None,
+        causal: Callable[[Batch], Tensor] | None = None,
     ) -> None:
         super().__init__()
         if causal is not None and official_dropout:
@@ -114,15 +117,34 @@ class Stage2(nn.Module):
             self.tokenizer.get_submodule(name).train(mode and self._official_dropout)
         return self
 
-    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Losses of a batch {"pixels", "captions", "keys"}."""
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses of a batch {"pixels", "captions", "keys"}; in eval mode its codes [B, N] too."""
         with torch.no_grad():
             causal = self._causal(batch) if self._causal else self.tokenizer.causal_embeddings(batch["pixels"])
             target = self._targets(batch)
         terms, codes = losses_of_causal(self.tokenizer, causal, target)
-        if self.training:
-            self.health.update(codes)
+        if not self.training:
+            return {**terms, "codes": codes}
+        self.health.update(codes)
         return terms
+
+    @torch.no_grad()
+    def validate(self, batches: Batches) -> dict[str, float]:
+        """The losses over all pairs of one epoch, on all ranks, and the share of the codebook that they use."""
+        sums = torch.zeros(len(TERMS) + 1, dtype=torch.float64, device=self.tokenizer.device)
+        used = torch.zeros(self.tokenizer.config.codebook_size, dtype=torch.float64, device=sums.device)
+        for batch in batches:
+            terms = self(batch)
+            codes = terms["codes"]
+            sums += len(codes) * torch.stack([*(terms[name].double() for name in TERMS), sums.new_ones(())])
+            used[codes.flatten()] = 1
+        if dist.is_initialized():
+            dist.all_reduce(sums)
+            dist.all_reduce(used)
+        if not sums[-1]:
+            raise ValueError("validation: must have at least one pair, got none")
+        means = (sums[:-1] / sums[-1]).tolist()
+        return {**dict(zip(TERMS, means, strict=True)), "usage": (used > 0).double().mean().item()}
 
     def metrics(self) -> dict[str, float]:
         """Codebook health, for the log."""

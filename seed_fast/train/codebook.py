@@ -1,0 +1,67 @@
+"""A codebook that begins where the data is, in place of the official U(-1/K, 1/K) around zero.
+
+From the official start most entries are nearest to nothing and never learn. Here K-means of encoded queries gives every
+entry a share of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from seed_fast.model.tokenizer import SeedTokenizer
+from seed_fast.ops import nearest_code
+from seed_fast.train.batches import Batch, Batches, endless
+from seed_fast.train.ranks import Ranks, concatenate
+
+VECTORS_PER_ENTRY = 8
+ITERATIONS = 10
+
+
+@torch.no_grad()
+def codebook_from_data(
+    tokenizer: SeedTokenizer, batches: Batches, ranks: Ranks, *, seed: int, causal: object = None
+) -> None:
+    """Set the codebook to K-means of the encoded queries of the first batches, whose position is given back.
+
+    Args:
+        tokenizer: its `encode_task` stays as it is, its codebook changes in place; the same on all ranks.
+        batches: of this rank.
+        ranks: who shares the work.
+        seed: of the first choice of entries.
+        causal: batch -> causal embeddings [B, N, C], in place of the tokenizer's own.
+    """
+    size = len(tokenizer.quantizer.codebook)
+    position = batches.state_dict()
+    stream: Iterator[Batch] = endless(batches)
+    parts: list[Tensor] = []
+    while sum(map(len, parts)) * ranks.world < VECTORS_PER_ENTRY * size:
+        batch = next(stream)
+        batch["pixels"] = batch["pixels"].to(ranks.device)
+        queries = causal(batch) if callable(causal) else tokenizer.causal_embeddings(batch["pixels"])
+        parts.append(tokenizer.quantizer.encode_task(queries).flatten(0, 1))
+    del stream  # ends the iteration before the position goes back
+    batches.load_state_dict(position)
+    centres = k_means(concatenate(torch.cat(parts)).float(), size, seed)
+    tokenizer.quantizer.codebook.copy_(ranks.from_first(centres.cpu()))
+
+
+def k_means(vectors: Tensor, count: int, seed: int, iterations: int = ITERATIONS) -> Tensor:
+    """Lloyd's algorithm: `count` centres [count, D] of vectors [M, D]; an empty one moves to a random vector.
+
+    Raises:
+        ValueError: fewer vectors than centres, or vectors that aren't finite.
+    """
+    if len(vectors) < count or not vectors.isfinite().all():
+        raise ValueError(f"k_means: needs at least {count} finite vectors, got {len(vectors)}")
+    generator = torch.Generator().manual_seed(seed)
+    centres = vectors[torch.randperm(len(vectors), generator=generator)[:count].to(vectors.device)]
+    for _ in range(iterations):
+        ids = nearest_code(vectors, centres)
+        sums = torch.zeros_like(centres).index_add_(0, ids, vectors)
+        counts = torch.bincount(ids, minlength=count)[:, None]
+        others = vectors[torch.randint(len(vectors), (count,), generator=generator).to(vectors.device)]
+        centres = torch.where(counts > 0, sums / counts.clamp(min=1), others)
+    return centres

@@ -1,0 +1,82 @@
+"""Trained folders: a tokenizer's (config.json, model.safetensors), and beside it what compares pictures with captions.
+
+    contrast.safetensors   text tower, projections, temperature: `Stage1Model` without its tokenizer
+    vocabulary.txt         or BERT's own tokenizer files
+
+So one folder serves `SeedTokenizer.from_pretrained`, stage 2 and retrieval.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from seed_fast.convert.files import CheckpointError
+from seed_fast.model.stage1 import Stage1Model
+from seed_fast.model.tokenizer import SeedTokenizer
+from seed_fast.train.captions import CaptionTokenizer, open_captions
+
+CONTRAST = "contrast.safetensors"
+_PREFIX = "tokenizer."
+
+
+def save_contrast(folder: Path, tensors: Mapping[str, Tensor], captions: CaptionTokenizer) -> None:
+    """Write what belongs to the contrast; the tokenizer's own files are `SeedTokenizer.save_pretrained`'s.
+
+    Args:
+        folder: made if it isn't there.
+        tensors: state dict of a `Stage1Model`; its tokenizer's part is left out.
+        captions: goes beside.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    captions.save(folder)
+    own = {name: value for name, value in tensors.items() if not name.startswith(_PREFIX)}
+    beside = folder / f"{CONTRAST}.tmp"
+    save_file({name: value.detach().cpu().contiguous() for name, value in own.items()}, beside)
+    os.replace(beside, folder / CONTRAST)
+
+
+def has_contrast(folder: str | Path) -> bool:
+    """Whether `load_contrast` finds something."""
+    return (Path(folder) / CONTRAST).is_file()
+
+
+def load_contrast(folder: str | Path, tokenizer: SeedTokenizer) -> tuple[Stage1Model, CaptionTokenizer]:
+    """Stage 1's model around `tokenizer`, and its caption tokenizer.
+
+    Example of retrieval, with `tok = SeedTokenizer.from_pretrained(folder)`:
+        model, captions = load_contrast(folder, tok)
+        scores = model.image_embedding(tok.causal_embeddings(pixels)) @ model.text_embedding(*captions(texts)).T
+
+    Raises:
+        FileNotFoundError: the folder has no contrast.safetensors, or no vocabulary.
+        CheckpointError: the file is damaged, or doesn't fit the tokenizer.
+    """
+    path = Path(folder) / CONTRAST
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; `seed-fast train stage1` writes it")
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path}: must be a whole .safetensors file, got one that doesn't read: {error}"
+        ) from None
+    words, positions, projection = (
+        tensors.get(name, torch.empty(1))
+        for name in ("text.word_embedding", "text.position_embedding", "vision_proj.weight")
+    )
+    model = Stage1Model(tokenizer, len(words), projection_dim=len(projection), max_tokens=len(positions))
+    own = {name: value.shape for name, value in model.state_dict().items() if not name.startswith(_PREFIX)}
+    found = {name: value.shape for name, value in tensors.items()}
+    for name in sorted(own.keys() | found.keys()):
+        if own.get(name) != found.get(name):
+            wanted, got = (list(shapes[name]) if name in shapes else "nothing" for shapes in (own, found))
+            raise CheckpointError(f"{path}: {name} must be {wanted} for this tokenizer, got {got}")
+    model.load_state_dict(tensors, strict=False)  # the tokenizer has its weights
+    return model.eval(), open_captions(folder)

@@ -1,0 +1,104 @@
+"""What stage 2's generation head learns to make: batch -> target, by a frozen model.
+
+clip-image:FOLDER   image embeddings [B, G] of a CLIP (SEED-2: CLIP-ViT-H-14-laion2B), from the same pixels
+clip-text:FOLDER    text features [B, 77, G] of a CLIP (SEED-1: Stable Diffusion 1.4's) of the captions
+stage1-text         output [B, C] of stage 1's own text tower at [CLS]: needs no other model; seed-tiny's
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seed_fast.model.config import SeedConfig
+from seed_fast.model.stage1 import Stage1Model
+from seed_fast.train.batches import Batch
+from seed_fast.train.captions import CaptionTokenizer
+
+Target = Callable[[Batch], Tensor]
+KINDS = ("clip-image:FOLDER", "clip-text:FOLDER", "stage1-text")
+
+
+def open_target(
+    spec: str, config: SeedConfig, device: torch.device, contrast: tuple[Stage1Model, CaptionTokenizer] | None = None
+) -> Target:
+    """The target that `spec` names.
+
+    Args:
+        spec: see above; folders are local ones, of transformers.
+        config: whose head must fit.
+        device: where to compute.
+        contrast: stage 1's model and caption tokenizer, for "stage1-text".
+
+    Raises:
+        ImportError: transformers isn't installed.
+        ValueError: `spec` is no target, or its embeddings don't have the size of the head.
+    """
+    kind, _, folder = spec.partition(":")
+    if kind == "stage1-text" and not folder:
+        if contrast is None:
+            raise ValueError("--target stage1-text needs a --model with stage 1's text tower (contrast.safetensors)")
+        _check(spec, (1, contrast[0].tokenizer.config.qformer_dim), config)
+        return _Stage1Text(*contrast)
+    if kind not in ("clip-image", "clip-text") or not folder:
+        raise ValueError(f"--target must be one of {', '.join(KINDS)}, got {spec!r}")
+    if not Path(folder).is_dir():
+        raise ValueError(f"--target {spec}: no such folder")
+    try:
+        import transformers
+    except ImportError as error:
+        raise ImportError(f"--target {spec} needs transformers: pip install 'seed_fast[train]'") from error
+    if kind == "clip-image":
+        model = transformers.CLIPVisionModelWithProjection.from_pretrained(folder, local_files_only=True)
+        _check(spec, (1, model.config.projection_dim), config)
+        if model.config.image_size != config.image_size:
+            size = model.config.image_size
+            raise ValueError(f"--target {spec}: its pictures are {size} px, this tokenizer's {config.image_size} px")
+        return _ClipImage(model.eval().to(device))
+    model = transformers.CLIPTextModel.from_pretrained(folder, local_files_only=True)
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    _check(spec, (model.config.max_position_embeddings, model.config.hidden_size), config)
+    return _ClipText(model.eval().to(device), tokenizer)
+
+
+def _check(spec: str, found: tuple[int, int], config: SeedConfig) -> None:
+    wanted = (config.generation_tokens, config.generation_dim)
+    if found != wanted:
+        raise ValueError(
+            f"--target {spec}: gives {found[0]} x {found[1]} numbers, the head makes {wanted[0]} x {wanted[1]}"
+        )
+
+
+class _ClipImage:
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return self._model(pixel_values=batch["pixels"]).image_embeds
+
+
+class _ClipText:
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self._model, self._tokenizer = model, tokenizer
+
+    def __call__(self, batch: Batch) -> Tensor:
+        length = self._model.config.max_position_embeddings
+        rows = self._tokenizer(
+            batch["captions"], padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        )  # fmt: skip
+        # Without the mask, as Stable Diffusion does: padding takes part.
+        return self._model(input_ids=rows["input_ids"].to(self._model.device)).last_hidden_state
+
+
+class _Stage1Text:
+    def __init__(self, model: Stage1Model, captions: CaptionTokenizer) -> None:
+        self._model, self._captions = model, captions
+
+    def __call__(self, batch: Batch) -> Tensor:
+        device = self._model.tokenizer.device
+        ids, mask = (rows.to(device) for rows in self._captions(batch["captions"]))
+        return self._model.text_features(ids, mask)
