@@ -25,6 +25,7 @@ void bind_vector_quantize(py::module_&);
 #if SEED_FAST_WITH_CUDA
 void bind_attention_cuda(py::module_&);
 void bind_nearest_code_cuda(py::module_&);
+void bind_vector_quantize_cuda(py::module_&);
 #endif
 
 namespace {
@@ -62,6 +63,7 @@ PYBIND11_MODULE(_C, m) {
   py::register_exception<cuda::CudaError>(m, "CudaError", PyExc_RuntimeError);
   bind_attention_cuda(m);
   bind_nearest_code_cuda(m);
+  bind_vector_quantize_cuda(m);
 #endif
 }
 

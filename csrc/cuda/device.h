@@ -35,6 +35,11 @@ SEED_FAST_DEVICE T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }
 
+// Bit i says whether lane i voted yes; all 32 lanes of the warp take part.
+SEED_FAST_DEVICE unsigned ballot(bool vote) { return __ballot_sync(0xffffffffu, vote); }
+// Index of the lowest set bit of a value that has one.
+SEED_FAST_DEVICE int lowest_bit(unsigned bits) { return __ffs(static_cast<int>(bits)) - 1; }
+
 SEED_FAST_DEVICE void atomic_min(unsigned* address, unsigned value) { atomicMin(address, value); }
 // Returns what was there before.
 SEED_FAST_DEVICE unsigned atomic_add(unsigned* address, unsigned value) { return atomicAdd(address, value); }

@@ -83,6 +83,13 @@ T shuffle_xor(T value, int mask, int line = __builtin_LINE()) {
   return other;
 }
 
+inline unsigned ballot(bool vote, int line = __builtin_LINE()) {
+  unsigned votes = vote ? 1u << host::thread_index() % kWarp : 0;
+  for (int mask = 1; mask < kWarp; mask *= 2) votes |= shuffle_xor(votes, mask, line);
+  return votes;
+}
+inline int lowest_bit(unsigned bits) { return __builtin_ctz(bits); }
+
 // Fibers of one thread need no atomic instruction.
 inline void atomic_min(unsigned* address, unsigned value) {
   if (value < *address) *address = value;

@@ -144,6 +144,13 @@ TEST(shuffles_add_up_every_lane_in_any_order) {
   }
 }
 
+TEST(ballots_count_every_lane_of_the_own_warp) {
+  std::vector<unsigned> votes(kThreads);
+  host::launch(1, 1, kThreads, 5, [&] { votes[thread_index()] = ballot(thread_index() % 3 == 0); });
+  for (int i = 0; i < kThreads; ++i) CHECK_EQUAL(votes[i], i < kWarp ? 0x49249249u : 0x92492492u);
+  CHECK_EQUAL(lowest_bit(0x50), 4);
+}
+
 TEST(shared_memory_is_nan_at_the_start_of_every_block) {
   std::vector<float> seen(3 * kThreads, 0.0f);
   host::launch(3, 1, kThreads, 7, [&] {

@@ -43,16 +43,19 @@ def on_gpu(test):
     return pytest.mark.gpu(pytest.mark.skipif(bool(reason), reason=reason or "has a GPU")(test))
 
 
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory) -> dict[str, dict[str, dict[str, int]]]:
-    """{kernel: {architecture: what ptxas reports}}, of a compilation for every architecture."""
-    out = tmp_path_factory.mktemp("device")
+def compiled_kernels(out: Path, pattern: str) -> dict[str, dict[str, dict[str, int]]]:
+    """{kernel: {architecture: what ptxas reports}} of csrc/cuda/`pattern`, compiled for all their architectures."""
     driver, folder = ROOT / "cmake" / "compile_device_code.py", ROOT / "csrc" / "cuda"
-    command = [sys.executable, driver, "build", out, *sorted(folder.glob("nearest_code*.cu")), "-I", folder]
+    command = [sys.executable, driver, "build", out, *sorted(folder.glob(pattern)), "-I", folder]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     sources = json.loads((out / "device_code.json").read_text())["sources"]
     return {name: by_arch for source in sources.values() for name, by_arch in source["kernels"].items()}
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory):
+    return compiled_kernels(tmp_path_factory.mktemp("device"), "nearest_code*.cu")
 
 
 @needs_compiler

@@ -1,4 +1,4 @@
-"""vector_quantize on the C++ CPU kernel, and on any device from nearest_code and torch.
+"""vector_quantize on the C++ CPU and the CUDA kernels, and on any device from nearest_code and torch.
 
 Forward functions take z [N, D], codebook [K, D] and packed (or None), and return z_q [N, D], ids [N] int64, commit []
 and codebook_loss []. Backward functions return grad_z [N, D] and grad_codebook [K, D], each [0] where it is not needed.
@@ -55,6 +55,53 @@ def cpu_backward(
         grad_z.data_ptr() if need_z else 0, grad_codebook.data_ptr() if need_codebook else 0, _native.threads(),
     )  # fmt: skip
     return grad_z, grad_codebook
+
+
+def cuda(z: Tensor, codebook: Tensor, packed: Tensor | None) -> Outputs:
+    """csrc/cuda/nearest_code.cu, then csrc/cuda/vector_quantize.cu: gather, and both losses summed in one order."""
+    module = _native.module()
+    with torch.cuda.device(z.device):
+        z, codebook = _contiguous_rows(z), _contiguous_rows(codebook)
+        ids, _ = nearest.cuda(z, codebook, packed, False)
+        z_q = z.new_empty(z.shape)
+        commit, codebook_loss = (z.new_empty((), dtype=torch.float32) for _ in range(2))
+        size = module.vector_quantize_cuda_workspace_bytes(len(z))
+        workspace = torch.empty(size, dtype=torch.uint8, device=z.device)
+        module.vector_quantize_cuda(
+            _device_matrix(z), _device_matrix(codebook), z.shape[1], ids.data_ptr(), z_q.data_ptr(),
+            commit.data_ptr(), codebook_loss.data_ptr(), workspace.data_ptr(), _native.stream(z),
+        )  # fmt: skip
+    return z_q, ids, commit, codebook_loss
+
+
+def cuda_objections(z: Tensor, codebook: Tensor, *others: object) -> list[str]:
+    """Why the CUDA kernels cannot run on these arguments."""
+    return nearest.cuda_objections(z, codebook)
+
+
+def cuda_backward(
+    z: Tensor, codebook: Tensor, ids: Tensor, grad_z_q: Tensor, grad_commit: Tensor, grad_codebook_loss: Tensor,
+    need_z: bool, need_codebook: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """csrc/cuda/vector_quantize.cu: each entry's gradient summed in row order in float64, without sort or atomics."""
+    with torch.cuda.device(z.device):
+        z, codebook = _contiguous_rows(z), _contiguous_rows(codebook)
+        grad_z = z.new_empty(z.shape if need_z else 0)
+        grad_codebook = codebook.new_empty(codebook.shape if need_codebook else 0)
+        _native.module().vector_quantize_backward_cuda(
+            _device_matrix(z), _device_matrix(codebook), z.shape[1], ids.data_ptr(),
+            (grad_z_q.data_ptr(), *grad_z_q.stride()), grad_commit.data_ptr(), grad_codebook_loss.data_ptr(),
+            grad_z.data_ptr() if need_z else 0, grad_codebook.data_ptr() if need_codebook else 0, _native.stream(z),
+        )  # fmt: skip
+    return grad_z, grad_codebook
+
+
+def _contiguous_rows(x: Tensor) -> Tensor:
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
+def _device_matrix(x: Tensor) -> tuple[int, int, int, int]:
+    return x.data_ptr(), _native.DTYPE_CODES[x.dtype], x.shape[0], x.stride(0)
 
 
 def composite(z: Tensor, codebook: Tensor, packed: Tensor | None) -> Outputs:
