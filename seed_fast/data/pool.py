@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -51,7 +51,7 @@ class Pool:
 
     def map(
         self, function: Callable[[Item], Result], items: Iterable[Item], name: Callable[[Item], str]
-    ) -> Iterator[Result]:
+    ) -> Generator[Result, None, None]:
         """The results of `function`, in the order of `items`, which is read only as far as the window reaches.
 
         Args:

@@ -27,8 +27,13 @@ SPLITS = ("train", "val", "test")
 class Source(Protocol):
     """Samples numbered from 0."""
 
-    groups: list[int]  # samples of each shard; one group if there are no shards
-    window: int | None  # see `EpochOrder`
+    @property
+    def groups(self) -> list[int]:
+        """Samples of each shard; one group if there are no shards."""
+
+    @property
+    def window(self) -> int | None:
+        """See `EpochOrder`."""
 
     def __len__(self) -> int: ...
 

@@ -94,7 +94,8 @@ def _scan(path: str) -> np.ndarray:
 
 def _rows(path: str) -> Iterator[tuple]:
     """Name, whether the text is JSON, and the four numbers of each sample."""
-    name, found = None, {}
+    name: str | None = None
+    found: dict[str, Entry] = {}
     for member in shard_members(path, IMAGE_SUFFIXES + TEXT_SUFFIXES):
         folder, base = os.path.split(member.path[len(path) + 1 :])
         stem, _, suffix = base.partition(".")
@@ -113,7 +114,7 @@ def _rows(path: str) -> Iterator[tuple]:
 
 def _row(name: str, found: dict[str, Entry]) -> tuple:
     text = found.get(".txt") or found.get(".json")
-    numbers = []
+    numbers: list[int] = []
     for member in (found.get("image"), text):
         numbers += [-1, 0] if member is None else [member.offset, member.size]
     return (name.encode("utf-8", "surrogateescape"), ".txt" not in found, *numbers)
