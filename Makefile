@@ -18,7 +18,7 @@ TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
 NATIVE_SOURCES := CMakeLists.txt setup.py $(wildcard cmake/*) $(shell find csrc -path csrc/tests -prune -o -type f -print)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-cpp lint format fatbin wheel dist-wheel wheel-pure test-wheel clean
+.PHONY: help install demo test test-slow test-cpp lint format fatbin wheel dist-wheel wheel-pure test-wheel gpu clean
 
 help: ## show this
 	@echo "seed_fast: an image becomes 32 causally ordered codes. Start with 'make demo'."
@@ -104,6 +104,9 @@ wheel-pure: $(VENV)/.requirements ## the pure-Python wheel, for every other plat
 test-wheel: $(VENV)/.requirements ## install dist/*.whl into fresh environments and use it: TORCH=2.4.1 for the oldest torch
 	@$(PIP) pyelftools
 	@$(BIN)/python -m tests.packaging.check_wheel --torch $(TORCH) dist/*.whl
+
+gpu: ## on a machine with a GPU, no registry needed: build, GPU tests, sanitizers, benchmarks; logs in out/gpu
+	@PYTHON=$(PYTHON) benchmarks/gpu.sh out/gpu
 
 clean: ## remove what was built, not .venv
 	rm -rf build dist *.egg-info seed_fast/_C*.so seed_fast/_native_build_failure.txt $(VENV)/.installed
