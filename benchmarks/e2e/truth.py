@@ -87,6 +87,8 @@ def _float64(tok: SeedTokenizer) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+        for module in modules:  # one that failed while it ran
+            module.float()
         for parameter, data in zip(loose, before, strict=True):
             parameter.data = data
 

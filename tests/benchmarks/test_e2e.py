@@ -129,6 +129,19 @@ def test_work_of_the_whole_is_the_work_of_its_stages():
     )
 
 
+def test_bars_on_memory_and_on_the_gemm_peak_are_judged_from_the_rows():
+    bars = {bar.metric: bar for bar in ENCODE.bars}
+    samples = {"memory": {FAST["float16"]: [100], OFFICIAL: [150]}}
+    memory = run._bar(ENCODE, bars["memory"], samples)
+    assert (memory["ratio"], memory["state"], memory["slow"]) == (1.5, "not reached", OFFICIAL)
+    share = run._bar(ENCODE, bars["gemm"], samples)
+    assert share["state"] == "not measured"
+    row = {"op": "encode", "case": share["case"], "device": "cuda", "provider": FAST["float16"], "gemm_share": 0.8}
+    run._judge_shares({"rows": [row], "bars": [memory, share]})
+    assert (share["ratio"], share["state"]) == (0.8, "reached")
+    assert memory["ratio"] == 1.5
+
+
 def test_a_normal_run_leaves_out_what_takes_minutes(monkeypatch):
     ran = []
     monkeypatch.setattr(run, "run_case", lambda benchmark, case, *others: ran.append(case.name) or ([], []))
