@@ -1,8 +1,8 @@
 // attention on CUDA in float32: fused multiply-adds only, every architecture. Exact as plain float32 is: no TF32, no
-// splits. It also takes the float16 inputs whose rows tensor cores can't load, because they are not aligned.
+// splits. It also takes the float16 inputs that attention_sm70.cu can't load, because their rows are not aligned.
 //
-// A block takes a tile of 32 or 64 queries of one head and walks over the keys in tiles of the same size. Scores stay
-// in registers, weights pass through shared memory, sums are rescaled whenever a row's largest score grows (Milakov and
+// A block takes a tile of 32 or 96 queries of one head (257 are three of 96) and walks over the keys, 32 at a time.
+// Scores stay in registers, weights pass through shared memory, sums are rescaled whenever a row's largest score grows (Milakov and
 // Gimelshein 2018, arXiv:1805.02867). Thread (i, j) of 16 x 8 owns rows i, i + 16, ... and keys j, j + 8, ...
 //
 // architectures: 70 75
@@ -19,55 +19,47 @@ using device::power_of_two;
 using device::shuffle_xor;
 using device::thread_index;
 
+constexpr int kTileKeys = 32;
 constexpr int kDepth = 32;              // dimensions held in shared memory at a time
 constexpr int kVectors = kDepth / 4;    // of four floats
 constexpr int kPitch = kDepth + 4;      // odd in 16-byte units: eight rows at one depth lie in different banks
 
-struct Float {
+SEED_FAST_DEVICE float4 load4(const float* from) { return *reinterpret_cast<const float4*>(from); }
+
+// How rows are read and written, four elements at a time. What a kernel writes is always aligned.
+struct Aligned {
   using Element = float;
-  static SEED_FAST_DEVICE float load(const float* from) { return *from; }
+  static SEED_FAST_DEVICE float4 load(const float* from) { return load4(from); }
   static SEED_FAST_DEVICE void store(float* to, const float4& value) { *reinterpret_cast<float4*>(to) = value; }
 };
-
-struct Half {
+struct UnalignedFloat : Aligned {
+  static SEED_FAST_DEVICE float4 load(const float* from) { return float4{from[0], from[1], from[2], from[3]}; }
+};
+struct UnalignedHalf {
   using Element = unsigned short;
-  static SEED_FAST_DEVICE float load(const unsigned short* from) { return device::float_from_half(*from); }
+  static SEED_FAST_DEVICE float4 load(const unsigned short* from) {
+    return float4{device::float_from_half(from[0]), device::float_from_half(from[1]),
+                  device::float_from_half(from[2]), device::float_from_half(from[3])};
+  }
   static SEED_FAST_DEVICE void store(unsigned short* to, const float4& value) {
-    to[0] = device::half_from_float(value.x);
-    to[1] = device::half_from_float(value.y);
-    to[2] = device::half_from_float(value.z);
-    to[3] = device::half_from_float(value.w);
+    unsigned* const pairs = reinterpret_cast<unsigned*>(to);
+    pairs[0] = device::half_pair(value.x, value.y);
+    pairs[1] = device::half_pair(value.z, value.w);
   }
 };
 
-// Four floats at once where that is possible: `vectors`, which only float32 inputs have.
-SEED_FAST_DEVICE float4 load4(const float* from) { return *reinterpret_cast<const float4*>(from); }
-SEED_FAST_DEVICE float4 load4(const unsigned short*) { return float4{0, 0, 0, 0}; }
-
-// kTile rows x 32 columns of `source`, of which `rows` and `columns` exist, into a tile; zeros elsewhere.
-template <class Type, int kTile, int kTilePitch>
-SEED_FAST_DEVICE void stage(const typename Type::Element* source, long long stride, int rows, int columns, bool vectors,
+// 32 rows x 32 columns of `source`, of which `rows` and `columns` exist, into a tile; zeros elsewhere.
+template <class Type, int kTilePitch>
+SEED_FAST_DEVICE void stage(const typename Type::Element* source, long long stride, int rows, int columns,
                             float* tile) {
-  constexpr int kCount = kTile * kVectors / kThreads, kRowStep = kThreads / kVectors;
+  constexpr int kCount = 32 * kVectors / kThreads, kRowStep = kThreads / kVectors;
   const int row = thread_index() / kVectors, column = thread_index() % kVectors * 4;
   const typename Type::Element* const from = source + row * stride + column;
   if (column >= columns) rows = 0;
-  float4 loaded[kCount] = {};
-  if (vectors) {
-    SEED_FAST_UNROLL
-    for (int i = 0; i < kCount; ++i) {
-      if (row + i * kRowStep < rows) loaded[i] = load4(from + i * kRowStep * stride);
-    }
-  } else {
-    SEED_FAST_NO_UNROLL
-    for (int c = 0; c < 4; ++c) {  // each turn shifts the vectors by one element and adds another
-      SEED_FAST_UNROLL
-      for (int i = 0; i < kCount; ++i) {
-        const bool inside = row + i * kRowStep < rows;
-        const float value = inside ? Type::load(from + i * kRowStep * stride + c) : 0;
-        loaded[i] = float4{loaded[i].y, loaded[i].z, loaded[i].w, value};
-      }
-    }
+  float4 loaded[kCount];
+  SEED_FAST_UNROLL
+  for (int i = 0; i < kCount; ++i) {
+    loaded[i] = row + i * kRowStep < rows ? Type::load(from + i * kRowStep * stride) : float4{0, 0, 0, 0};
   }
   SEED_FAST_UNROLL
   for (int i = 0; i < kCount; ++i) {
@@ -89,14 +81,14 @@ SEED_FAST_DEVICE void add_scaled(float weight, const float4& value, float (&sum)
   sum[3] = multiply_add(weight, value.w, sum[3]);
 }
 
-// kTile: queries, and keys at a time. kChunks: head width in units of 32, rounded up.
+// kTile: queries. kChunks: head width in units of 32, rounded up.
 template <class Type, int kTile, int kChunks>
 SEED_FAST_DEVICE void attend(const Problem& problem) {
   using Element = typename Type::Element;
-  constexpr int kRows = kTile / 16, kKeys = kTile / 8;  // of one thread
-  constexpr int kWeightPitch = kTile + 8;               // four rows times eight keys lie in different banks
-  SEED_FAST_SHARED(float, q_or_weights, [kTile * (kWeightPitch > kPitch ? kWeightPitch : kPitch)]);
-  SEED_FAST_SHARED(float, k_or_v, [kTile * kPitch]);
+  constexpr int kRows = kTile / 16, kKeys = kTileKeys / 8;  // of one thread
+  constexpr int kWeightPitch = kTileKeys + 8;  // four rows times eight keys lie in different banks
+  SEED_FAST_SHARED(float, q_or_weights, [kTile * kWeightPitch]);
+  SEED_FAST_SHARED(float, k_or_v, [kTileKeys * kPitch]);
   const int i = thread_index() / 8, j = thread_index() % 8;
   const unsigned block = static_cast<unsigned>(device::block_index_x()), head = block / problem.query_blocks;
   const unsigned b = head / problem.heads, h = head % problem.heads;
@@ -113,18 +105,22 @@ SEED_FAST_DEVICE void attend(const Problem& problem) {
   for (int r = 0; r < kRows; ++r) largest[r] = -infinity();
 
   SEED_FAST_NO_UNROLL
-  for (int first_key = 0; first_key < end; first_key += kTile) {
+  for (int first_key = 0; first_key < end; first_key += kTileKeys) {
     float score[kRows][kKeys] = {};
     SEED_FAST_NO_UNROLL
     for (int depth = 0; depth < problem.d; depth += kDepth) {
       barrier();  // nobody reads what is overwritten now
-      stage<Type, kTile, kPitch>(q + depth, problem.q.stride_l, problem.lq - first_row, problem.d - depth, problem.vectors,
-                           q_or_weights);
-      stage<Type, kTile, kPitch>(k + first_key * problem.k.stride_l + depth, problem.k.stride_l, problem.lk - first_key,
-                           problem.d - depth, problem.vectors, k_or_v);
-      barrier();
       SEED_FAST_NO_UNROLL
-      for (int at = 0; at < kDepth; at += 4) {
+      for (int row = 0; row < kTile; row += 32) {
+        stage<Type, kPitch>(q + row * problem.q.stride_l + depth, problem.q.stride_l, problem.lq - first_row - row,
+                            problem.d - depth, q_or_weights + row * kPitch);
+      }
+      stage<Type, kPitch>(k + first_key * problem.k.stride_l + depth, problem.k.stride_l, problem.lk - first_key,
+                          problem.d - depth, k_or_v);
+      barrier();
+      const int part = problem.d - depth < kDepth ? problem.d - depth : kDepth;
+      SEED_FAST_NO_UNROLL
+      for (int at = 0; at < part; at += 4) {
         float4 q_part[kRows];
         SEED_FAST_UNROLL
         for (int r = 0; r < kRows; ++r) q_part[r] = load4(q_or_weights + (i + 16 * r) * kPitch + at);
@@ -137,6 +133,7 @@ SEED_FAST_DEVICE void attend(const Problem& problem) {
       }
     }
     barrier();  // nobody reads queries where the weights go
+    const int keys = end - first_key < kTileKeys ? end - first_key : kTileKeys;
     SEED_FAST_UNROLL
     for (int r = 0; r < kRows; ++r) {
       const int row = first_row + i + 16 * r;
@@ -167,23 +164,21 @@ SEED_FAST_DEVICE void attend(const Problem& problem) {
     SEED_FAST_UNROLL
     for (int chunk = 0; chunk < kChunks; ++chunk) {
       if (chunk > 0) barrier();
-      stage<Type, kTile, kDepth>(v + first_key * problem.v.stride_l + chunk * kDepth, problem.v.stride_l,
-                           problem.lk - first_key, problem.d - chunk * kDepth, problem.vectors, k_or_v);
+      stage<Type, kDepth>(v + first_key * problem.v.stride_l + chunk * kDepth, problem.v.stride_l,
+                          problem.lk - first_key, problem.d - chunk * kDepth, k_or_v);
       barrier();
       SEED_FAST_NO_UNROLL
-      for (int key = 0; key < kTile; key += 4) {
-        float4 weights[kRows];
-        SEED_FAST_UNROLL
-        for (int r = 0; r < kRows; ++r) weights[r] = load4(q_or_weights + (i + 16 * r) * kWeightPitch + key);
+      for (int key = 0; key < keys; key += 4) {
         const float* const values = k_or_v + key * kDepth + 4 * j;
         const float4 value[4] = {load4(values), load4(values + kDepth), load4(values + 2 * kDepth),
                                  load4(values + 3 * kDepth)};
         SEED_FAST_UNROLL
         for (int r = 0; r < kRows; ++r) {
-          add_scaled(weights[r].x, value[0], sums[r][chunk]);
-          add_scaled(weights[r].y, value[1], sums[r][chunk]);
-          add_scaled(weights[r].z, value[2], sums[r][chunk]);
-          add_scaled(weights[r].w, value[3], sums[r][chunk]);
+          const float4 weights = load4(q_or_weights + (i + 16 * r) * kWeightPitch + key);
+          add_scaled(weights.x, value[0], sums[r][chunk]);
+          add_scaled(weights.y, value[1], sums[r][chunk]);
+          add_scaled(weights.z, value[2], sums[r][chunk]);
+          add_scaled(weights.w, value[3], sums[r][chunk]);
         }
       }
     }
@@ -206,23 +201,25 @@ SEED_FAST_DEVICE void attend(const Problem& problem) {
   }
 }
 
-#define SEED_FAST_ATTENTION(type, name, tile, width, blocks)                      \
-  SEED_FAST_KERNEL(128, blocks)                                                   \
-  attention_fwd_##name##_rows##tile##_w##width##_kernel(const Problem problem) {  \
-    attend<type, tile, width / kDepth>(problem);                                  \
-  }
-SEED_FAST_ATTENTION(Float, float32, 32, 32, 5)
-SEED_FAST_ATTENTION(Float, float32, 32, 64, 5)
-SEED_FAST_ATTENTION(Float, float32, 32, 96, 4)
-SEED_FAST_ATTENTION(Float, float32, 32, 128, 4)
-SEED_FAST_ATTENTION(Float, float32, 64, 32, 3)
-SEED_FAST_ATTENTION(Float, float32, 64, 64, 3)
-SEED_FAST_ATTENTION(Float, float32, 64, 96, 3)
-SEED_FAST_ATTENTION(Float, float32, 64, 128, 3)
-SEED_FAST_ATTENTION(Half, float16, 32, 32, 5)
-SEED_FAST_ATTENTION(Half, float16, 32, 64, 5)
-SEED_FAST_ATTENTION(Half, float16, 32, 96, 4)
-SEED_FAST_ATTENTION(Half, float16, 32, 128, 4)
+#define SEED_FAST_ATTENTION(type, name, tile, width, blocks)                                 \
+  SEED_FAST_KERNEL(128, blocks)                                                              \
+  attention_fwd_##name##_w##width##_kernel(const Problem problem) { attend<type, tile, width / kDepth>(problem); }
+SEED_FAST_ATTENTION(Aligned, float32_rows32, 32, 32, 5)
+SEED_FAST_ATTENTION(Aligned, float32_rows32, 32, 64, 5)
+SEED_FAST_ATTENTION(Aligned, float32_rows32, 32, 96, 4)
+SEED_FAST_ATTENTION(Aligned, float32_rows32, 32, 128, 4)
+SEED_FAST_ATTENTION(Aligned, float32_rows96, 96, 32, 3)
+SEED_FAST_ATTENTION(Aligned, float32_rows96, 96, 64, 3)
+SEED_FAST_ATTENTION(Aligned, float32_rows96, 96, 96, 3)
+SEED_FAST_ATTENTION(Aligned, float32_rows96, 96, 128, 2)
+SEED_FAST_ATTENTION(UnalignedFloat, float32_unaligned, 32, 32, 5)
+SEED_FAST_ATTENTION(UnalignedFloat, float32_unaligned, 32, 64, 5)
+SEED_FAST_ATTENTION(UnalignedFloat, float32_unaligned, 32, 96, 4)
+SEED_FAST_ATTENTION(UnalignedFloat, float32_unaligned, 32, 128, 4)
+SEED_FAST_ATTENTION(UnalignedHalf, float16_unaligned, 32, 32, 5)
+SEED_FAST_ATTENTION(UnalignedHalf, float16_unaligned, 32, 64, 5)
+SEED_FAST_ATTENTION(UnalignedHalf, float16_unaligned, 32, 96, 4)
+SEED_FAST_ATTENTION(UnalignedHalf, float16_unaligned, 32, 128, 4)
 #undef SEED_FAST_ATTENTION
 
 }  // namespace seed_fast::attention

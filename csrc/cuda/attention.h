@@ -17,7 +17,6 @@ struct Problem {
   unsigned heads, query_blocks;  // of one head: neighbours in the grid, so that its keys stay in the L2 cache
   int d;
   int causal;   // query i sees keys 0 .. i
-  int vectors;  // q, k and v can be read 16 bytes at a time
   float scale;  // of the scores, times log2(e): weights are powers of two
 };
 

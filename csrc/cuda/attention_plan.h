@@ -26,27 +26,28 @@ struct Plan {
     };
     const bool vectors = aligned(q, Lq) && aligned(k, Lk) && aligned(v, Lk);
 
-    int rows;
-    if (dtype == DType::float16 && vectors) {
-      const int width = D <= 32 ? 32 : D <= 64 ? 64 : D <= 88 ? 88 : 128;
+    std::string kind = dtype == DType::float32 ? "float32" : "float16";
+    int64_t rows = 32, width = (D + 31) / 32 * 32;
+    threads = kThreads;
+    if (!vectors) {
+      kind += "_unaligned";
+    } else if (dtype == DType::float32) {
+      rows = Lq <= 64 ? 32 : 96;
+      kind += "_rows" + std::to_string(rows);
+    } else {
+      width = D <= 32 ? 32 : D <= 64 ? 64 : D <= 88 ? 88 : 128;
       const bool few = Lk <= kFewKeys || (Lk <= kMoreKeys && Lq <= 2 * kFewRows);
-      const std::string keys = "keys" + std::to_string(Lk <= kFewKeys ? kFewKeys : kMoreKeys);
-      kernel = "attention_fwd_sm70_" + (few ? keys : "many") + "_w" + std::to_string(width) + "_kernel";
       rows = few ? kFewRows : kManyRows;
       threads = 32 * (few ? kFewWarps : kManyWarps);
-    } else {
-      const int width = static_cast<int>((D + 31) / 32 * 32);
-      rows = dtype == DType::float16 || Lq <= 32 ? 32 : 64;
-      kernel = std::string("attention_fwd_") + (dtype == DType::float16 ? "float16" : "float32") + "_rows" +
-               std::to_string(rows) + "_w" + std::to_string(width) + "_kernel";
-      threads = kThreads;
+      kind = few ? "sm70_keys" + std::to_string(Lk <= kFewKeys ? kFewKeys : kMoreKeys) : "sm70_many";
     }
+    kernel = "attention_fwd_" + kind + "_w" + std::to_string(width) + "_kernel";
     const int64_t query_blocks = (Lq + rows - 1) / rows;
     blocks = B * H * query_blocks;
     problem.q = tensor(q), problem.k = tensor(k), problem.v = tensor(v), problem.out = out;
     problem.lq = static_cast<int>(Lq), problem.lk = static_cast<int>(Lk), problem.d = static_cast<int>(D);
     problem.heads = static_cast<unsigned>(H), problem.query_blocks = static_cast<unsigned>(query_blocks);
-    problem.causal = causal, problem.vectors = vectors, problem.scale = scale * kLog2e;
+    problem.causal = causal, problem.scale = scale * kLog2e;
   }
 };
 

@@ -91,7 +91,8 @@ struct Inputs {
       SEED_FAST_KERNELS(prefix, 128)
 inline const std::map<std::string, void (*)(Problem)>& kernels() {
   static const std::map<std::string, void (*)(Problem)> all = {
-      SEED_FAST_WIDTHS(float32_rows32, 96), SEED_FAST_WIDTHS(float32_rows64, 96), SEED_FAST_WIDTHS(float16_rows32, 96),
+      SEED_FAST_WIDTHS(float32_rows32, 96), SEED_FAST_WIDTHS(float32_rows96, 96), SEED_FAST_WIDTHS(float32_unaligned, 96),
+      SEED_FAST_WIDTHS(float16_unaligned, 96),
       SEED_FAST_WIDTHS(sm70_keys32, 88),    SEED_FAST_WIDTHS(sm70_keys288, 88),   SEED_FAST_WIDTHS(sm70_many, 88)};
   return all;
 }
