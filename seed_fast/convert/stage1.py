@@ -129,8 +129,8 @@ def load_bert(model: Stage1Model, folder: str | Path) -> None:
     """Start the Q-Former and the text tower from a local BERT folder, such as bert-base-uncased.
 
     As BLIP-2: self-attention and norms from BERT, text feed-forwards from BERT's, and query feed-forwards as a copy of
-    these. Cross-attention, which BERT lacks, keeps its initial weights. Word embeddings beyond BERT's vocabulary
-    ([DEC]) keep theirs.
+    these. Cross-attention, which BERT lacks, keeps its initial weights, and so do word embeddings beyond BERT's
+    vocabulary ([DEC]). BERT's token types, which BLIP-2 lacks, are left out.
 
     Raises:
         ImportError: transformers isn't installed.

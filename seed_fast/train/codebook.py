@@ -6,7 +6,7 @@ entry a share of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -22,7 +22,12 @@ ITERATIONS = 10
 
 @torch.no_grad()
 def codebook_from_data(
-    tokenizer: SeedTokenizer, batches: Batches, ranks: Ranks, *, seed: int, causal: object = None
+    tokenizer: SeedTokenizer,
+    batches: Batches,
+    ranks: Ranks,
+    *,
+    seed: int,
+    causal: Callable[[Batch], Tensor] | None = None,
 ) -> None:
     """Set the codebook to K-means of the encoded queries of the first batches, whose position is given back.
 
@@ -40,7 +45,7 @@ def codebook_from_data(
     while sum(map(len, parts)) * ranks.world < VECTORS_PER_ENTRY * size:
         batch = next(stream)
         batch["pixels"] = batch["pixels"].to(ranks.device)
-        queries = causal(batch) if callable(causal) else tokenizer.causal_embeddings(batch["pixels"])
+        queries = causal(batch) if causal is not None else tokenizer.causal_embeddings(batch["pixels"])
         parts.append(tokenizer.quantizer.encode_task(queries).flatten(0, 1))
     del stream  # ends the iteration before the position goes back
     batches.load_state_dict(position)

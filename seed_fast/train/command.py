@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,14 +121,13 @@ class _Session:
     def __init__(self, options: TrainOptions) -> None:
         self.options = options
         device = _device(options.device)
-        try:
-            options.recipe(None, device)
-            self.run = options.run()
-        except ValueError as error:  # before anything is loaded
-            raise UsageError(str(error)) from None
+        with _usage():  # before anything is loaded
+            recipe, self.run = options.recipe(None, device), options.run()
         if options.cache_features and options.augment:
             raise UsageError("--cache-features keeps one view of each picture: it can't be used with --augment")
         self.ranks = Ranks.join(device)
+        with _usage():
+            recipe.micro_batch(self.ranks.world)
         self.fresh = checkpoint.latest(options.output / CHECKPOINTS) is None
         torch.manual_seed(options.seed)
 
@@ -301,6 +301,15 @@ def _load_init(model: Stage1Model, path: Path, session: _Session) -> None:
     tensors = {prefix + name: tensor for name, tensor in file.read(file.entries)}
     left = load_official_stage1(model, tensors, source=str(path))
     session.say(f"{path}: taken over; {len(left)} tensors of stage 1 are not in it and keep their weights")
+
+
+@contextmanager
+def _usage() -> Iterator[None]:
+    """Values that can't be meant are a wrong command, not a failed run."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def _guarded(work: Callable[[], None]) -> int:

@@ -91,7 +91,8 @@ class FeatureCache:
         self._repair()
         self._refresh()
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
         """Samples there."""
         return len(self._index)
 
@@ -102,11 +103,11 @@ class FeatureCache:
             ValueError: the disk has less.
         """
         total = samples * self.row_bytes
-        needed, free = max(0, samples - len(self)) * self.row_bytes, shutil.disk_usage(self.folder).free
+        needed, free = max(0, samples - self.count) * self.row_bytes, shutil.disk_usage(self.folder).free
         text = f"{samples} samples x {self.row_bytes / 1e6:.3g} MB = {total / 1e9:.3g} GB in {self.folder}"
         if needed > free:
             raise ValueError(f"--cache-features: {text}, and the disk has {free / 1e9:.3g} GB free")
-        return f"cached features: {text}, {len(self)} there already; {free / 1e9:.3g} GB free"
+        return f"cached features: {text}, {self.count} there already; {free / 1e9:.3g} GB free"
 
     def __call__(self, batch: Batch) -> Tensor:
         """Features [B, *shape] on the device of the pixels."""

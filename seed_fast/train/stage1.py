@@ -47,7 +47,8 @@ class Stage1(nn.Module):
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"Stage1: label_smoothing must be in [0, 1), got {label_smoothing}")
         self.model = model
-        self._captions, self._features = captions, features
+        self._captions = captions
+        self._features = features or (lambda batch: model.tokenizer.vit_features(batch["pixels"]))
         self._label_smoothing, self._gather = label_smoothing, gather
         model.freeze(train_vision=train_vision)
         set_dropout(model.tokenizer.qformer, dropout)
@@ -58,7 +59,7 @@ class Stage1(nn.Module):
         """The loss of a batch {"pixels", "captions", ...}; in eval mode its unit vectors {"image", "text"} [B, P]."""
         model, device = self.model, self.model.tokenizer.device
         ids, mask = (rows.to(device) for rows in self._captions(batch["captions"]))
-        features = self._features(batch) if self._features else model.tokenizer.vit_features(batch["pixels"])
+        features = self._features(batch)
         if self.training:
             loss = model.loss_of_features(features, ids, mask, self._label_smoothing, gather=self._gather)
             return {"loss": loss, "temperature": model.temperature.detach().mean()}

@@ -101,7 +101,8 @@ class Stage2(nn.Module):
             raise ValueError("Stage2: official_dropout needs fresh causal embeddings at every step, got cached ones")
         self.tokenizer = tokenizer
         self.health = CodebookHealth(tokenizer.config.codebook_size)
-        self._targets, self._causal = targets, causal
+        self._targets = targets
+        self._causal = causal or (lambda batch: tokenizer.causal_embeddings(batch["pixels"]))
         self._official_dropout = official_dropout
         tokenizer.requires_grad_(True)
         for name in FROZEN:
@@ -120,7 +121,7 @@ class Stage2(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Losses of a batch {"pixels", "captions", "keys"}; in eval mode its codes [B, N] too."""
         with torch.no_grad():
-            causal = self._causal(batch) if self._causal else self.tokenizer.causal_embeddings(batch["pixels"])
+            causal = self._causal(batch)
             target = self._targets(batch)
         terms, codes = losses_of_causal(self.tokenizer, causal, target)
         if not self.training:

@@ -68,9 +68,8 @@ def open_target(
 def _check(spec: str, found: tuple[int, int], config: SeedConfig) -> None:
     wanted = (config.generation_tokens, config.generation_dim)
     if found != wanted:
-        raise ValueError(
-            f"--target {spec}: gives {found[0]} x {found[1]} numbers, the head makes {wanted[0]} x {wanted[1]}"
-        )
+        gives, makes = (f"{tokens} x {width}" for tokens, width in (found, wanted))
+        raise ValueError(f"--target {spec}: must give what the head makes, {makes} numbers, got {gives}")
 
 
 class _ClipImage:

@@ -105,13 +105,15 @@ def main() -> None:
     parser.add_argument("--official-gather", action="store_true")
     parser.add_argument("--fsdp", action="store_true")
     parser.add_argument("--ema", type=float)
+    parser.add_argument("--clip", type=float)
+    parser.add_argument("--dtype", default="float32")
     options = parser.parse_args()
     torch.set_num_threads(1)
     ranks = Ranks.join(torch.device("cpu"))
     gather = gather_without_gradient if options.official_gather else gather_with_gradient
     task = stage1(dropout=options.dropout, gather=gather) if options.stage == 1 else stage2(dropout=options.dropout)
     task.register_forward_hook(lambda *_: time.sleep(options.pause))
-    recipe = replace(RECIPE, epochs=options.epochs, ema=options.ema)
+    recipe = replace(RECIPE, epochs=options.epochs, ema=options.ema, clip=options.clip, dtype=options.dtype)
     run = {"save_every": options.save_every, "resume": True, "fsdp": options.fsdp, "keep": options.keep}
     finished = loop(task, options.output, recipe=recipe, ranks=ranks, **run)()
     if ranks.rank == 0 and finished:
