@@ -91,16 +91,21 @@ def _backward(
 
 torch.library.register_autograd("seed_fast::vector_quantize", _backward, setup_context=_setup_context, lib=LIBRARY)
 
-NOTE = "compiled for every architecture, executed on the host by the C++ tests, never yet run on a GPU"
+CUDA_NOTE = "compiled for every architecture, executed on the host by the C++ tests, never yet run on a GPU"
+TRITON_NOTE = "tested under the Triton interpreter, never yet run on a GPU"
 _dispatch.register(
     "vector_quantize",
-    _dispatch.Backend("cuda", backends.cuda, _native.cuda_unavailable, backends.cuda_objections, NOTE),
+    _dispatch.Backend("cuda", backends.cuda, _native.cuda_unavailable, backends.cuda_objections, CUDA_NOTE),
+    _dispatch.Backend("triton", backends.triton, _native.triton_unavailable, backends.triton_objections, TRITON_NOTE),
     _dispatch.Backend("cpu", backends.cpu, _native.cpu_unavailable, backends.cpu_objections),
     _dispatch.Backend("reference", backends.composite, lambda: "", lambda *arguments: []),
 )
 _dispatch.register(
     "vector_quantize_backward",
-    _dispatch.Backend("cuda", backends.cuda_backward, _native.cuda_unavailable, backends.cuda_objections, NOTE),
+    _dispatch.Backend("cuda", backends.cuda_backward, _native.cuda_unavailable, backends.cuda_objections, CUDA_NOTE),
+    _dispatch.Backend(
+        "triton", backends.triton_backward, _native.triton_unavailable, backends.triton_objections, TRITON_NOTE
+    ),
     _dispatch.Backend("cpu", backends.cpu_backward, _native.cpu_unavailable, backends.cpu_objections),
     _dispatch.Backend("reference", backends.composite_backward, lambda: "", lambda *arguments: []),
 )

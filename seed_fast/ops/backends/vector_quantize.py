@@ -1,4 +1,4 @@
-"""vector_quantize on the C++ CPU and the CUDA kernels, and on any device from nearest_code and torch.
+"""vector_quantize on the C++ CPU, the CUDA and the Triton kernels, and on any device from nearest_code and torch.
 
 Forward functions take z [N, D], codebook [K, D] and packed (or None), and return z_q [N, D], ids [N] int64, commit []
 and codebook_loss []. Backward functions return grad_z [N, D] and grad_codebook [K, D], each [0] where it is not needed.
@@ -93,6 +93,37 @@ def cuda_backward(
             (grad_z_q.data_ptr(), *grad_z_q.stride()), grad_commit.data_ptr(), grad_codebook_loss.data_ptr(),
             grad_z.data_ptr() if need_z else 0, grad_codebook.data_ptr() if need_codebook else 0, _native.stream(z),
         )  # fmt: skip
+    return grad_z, grad_codebook
+
+
+def triton(z: Tensor, codebook: Tensor, packed: Tensor | None) -> Outputs:
+    """kernels/triton_ops/nearest_code.py, then kernels/triton_ops/vector_quantize.py."""
+    from seed_fast.kernels.vector_quantize import vector_quantize_fwd
+
+    ids, _ = nearest.triton(z, codebook, packed, False)
+    z_q = z.new_empty(z.shape)
+    loss = vector_quantize_fwd(z, codebook, ids, z_q).to(loss_dtype(z, codebook))
+    return z_q, ids, loss, loss.clone()
+
+
+def triton_objections(z: Tensor, codebook: Tensor, *others: object) -> list[str]:
+    """Why the Triton kernels cannot run on these arguments."""
+    return nearest.triton_objections(z, codebook)
+
+
+def triton_backward(
+    z: Tensor, codebook: Tensor, ids: Tensor, grad_z_q: Tensor, grad_commit: Tensor, grad_codebook_loss: Tensor,
+    need_z: bool, need_codebook: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """kernels/triton_ops/vector_quantize.py; torch sorts the ids, each entry's rows are summed in one program."""
+    from seed_fast.kernels.vector_quantize import vector_quantize_bwd_codebook, vector_quantize_bwd_z
+
+    grad_z = z.new_empty(z.shape if need_z else 0)
+    grad_codebook = codebook.new_empty(codebook.shape if need_codebook else 0)
+    if need_z:
+        vector_quantize_bwd_z(z, codebook, ids, grad_z_q, grad_commit, grad_z)
+    if need_codebook:
+        vector_quantize_bwd_codebook(z, codebook, ids, grad_codebook_loss, grad_codebook)
     return grad_z, grad_codebook
 
 
