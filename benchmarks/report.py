@@ -241,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a block is stale")
     options = parser.parse_args(arguments)
     try:
-        everything = [results.load(path) for path in sorted(options.results.glob("*.json"))]
+        everything = [results.load(path) for path in results.files(options.results)]
         if not options.check:
             for found in everything:
                 for op in dict.fromkeys(row["op"] for row in found["rows"]):

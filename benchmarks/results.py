@@ -90,6 +90,11 @@ def _check_fields(where: str, entry: Any, fields: dict[str, Any]) -> None:
             raise ValueError(f"results: {where}.{name} has the wrong type, got {entry[name]!r}")
 
 
+def files(folder: Path) -> list[Path]:
+    """The results files of a folder. What volta_report.py writes beside them is nothing measured."""
+    return sorted(path for path in folder.glob("*.json") if path.name != "volta_report.json")
+
+
 def load(path: Path) -> dict[str, Any]:
     """Read and validate a file.
 

@@ -4,7 +4,7 @@
 
 #include "attention_cuda.h"
 #include "attention_plan.h"
-#include "library.h"
+#include "launch.h"
 
 namespace seed_fast {
 namespace {
@@ -33,14 +33,9 @@ void attention_cuda(const AttentionTensor& q, const AttentionTensor& k, const At
   check_range("H * Dh", H * D, 0, kMost);
   if (B * Lq * H == 0) return;
 
-  attention::Plan plan(q, k, v, out, dtype, B, Lq, Lk, H, D, causal, scale);
+  const attention::Plan plan(q, k, v, out, dtype, B, Lq, Lk, H, D, causal, scale);
   check_range("blocks", plan.blocks, 1, kMost);
-  void* arguments[] = {&plan.problem};
-  const void* const kernel = reinterpret_cast<const void*>(cuda::get_kernel(plan.kernel.c_str()));
-  const std::string doing = "launching " + plan.kernel;
-  cuda::check(cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(plan.blocks)),
-                               dim3(static_cast<unsigned>(plan.threads)), arguments, 0, stream),
-              doing.c_str());
+  cuda::launch(plan.kernel.c_str(), plan.blocks, plan.threads, stream, plan.problem);
 }
 
 }  // namespace seed_fast

@@ -5,7 +5,7 @@
 // registers, so the softmax is exact and nothing is rescaled. Weights pass through shared memory, and the warps share
 // out the columns of the values. The next rows are under way in registers while those in shared memory are used.
 //
-// Many queries: each of three warps has 32 queries of its own and walks over the keys, 32 at a time. Scores and weights
+// Many queries: each of three warps has 32 queries of its own and walks over the keys, 16 to 32 at a time. Scores and weights
 // stay in registers; sums are rescaled when a row's largest score grows (Milakov and Gimelshein 2018,
 // arXiv:1805.02867). The 257 queries of ViT-g are nine such warps.
 //
