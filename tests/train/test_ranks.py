@@ -81,6 +81,7 @@ def keep_until(folder, step):
     assert checkpoint.read_state(checkpoint.latest(folder / "checkpoints"))["step"] == step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
 def test_sharded_parameters_train_alike_and_their_checkpoints_are_whole(tmp_path, alone, stage):
     pytest.importorskip("torch", minversion="2.6")

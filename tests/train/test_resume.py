@@ -115,39 +115,42 @@ def wait(process):
 
 
 def kill_until_finished(folder, kills, generator, *options):
-    """Kill the training at random moments of its life, from its first import to its last file; then let it finish."""
-    killed = 0
-    while killed < kills:
+    """Kill the training again and again: mostly within a second of its next checkpoint, else anywhere before. Then let
+    it finish. Returns the steps at which it went on.
+    """
+    steps = []
+    while len(steps) < kills:
+        before = checkpoint.latest(folder / "checkpoints")
         process = start(folder, *options)
-        while process.poll() is None and not list(folder.glob("**/state.json")) and generator.random() < 0.9:
-            time.sleep(0.05)
-        try:
-            process.wait(timeout=generator.uniform(0.0, 1.5))
-        except subprocess.TimeoutExpired:
-            process.kill()
+        is_early = generator.random() < 0.2
+        while not is_early and process.poll() is None and checkpoint.latest(folder / "checkpoints") == before:
+            time.sleep(0.01)
+        time.sleep(generator.uniform(0.0, 2.0 if is_early else 0.6))
+        process.kill()
         code, errors = wait(process)
-        assert code in (0, -signal.SIGKILL), errors
-        if code == 0:
-            break
-        killed += 1
-    assert killed > kills // 2, "too quick to be killed that often"
+        assert code == -signal.SIGKILL, errors or "it finished too soon to be killed that often"
+        newest = checkpoint.latest(folder / "checkpoints")
+        steps.append(checkpoint.read_state(newest)["step"] if newest else 0)
     code, errors = wait(start(folder, *options))
     assert code == 0, errors
     assert (folder / "finished").exists()
+    return steps
 
 
 def test_after_sigkill_the_weights_are_those_of_an_unbroken_run(tmp_path):
-    options = ["--dropout", "0.1", "--pause", "0.05"]
-    assert wait(start(tmp_path / "whole", *options, "--pause", "0"))[0] == 0
-    kill_until_finished(tmp_path / "killed", 2, random.Random(0), *options)
+    options = ["--dropout", "0.1", "--epochs", "10"]
+    assert wait(start(tmp_path / "whole", *options))[0] == 0
+    steps = kill_until_finished(tmp_path / "killed", 2, random.Random(0), *options, "--pause", "0.1")
+    assert 0 < steps[0] < steps[1] < 40
     assert_equal_to_the_bit(tmp_path / "whole", tmp_path / "killed")
 
 
 @pytest.mark.slow
 def test_twenty_sigkills_at_random_moments(tmp_path):
-    options = ["--dropout", "0.1", "--pause", "0.1", "--epochs", "40", "--stage", "1", "--save-every", "2"]
-    assert wait(start(tmp_path / "whole", *options, "--pause", "0"))[0] == 0
-    kill_until_finished(tmp_path / "killed", 20, random.Random(1), *options)
+    options = ["--dropout", "0.1", "--epochs", "60", "--stage", "1", "--save-every", "2", "--ema", "0.9"]
+    assert wait(start(tmp_path / "whole", *options))[0] == 0
+    steps = kill_until_finished(tmp_path / "killed", 20, random.Random(1), *options, "--pause", "0.1")
+    assert len(set(steps)) > 10  # most kills hit it while it trained
     assert_equal_to_the_bit(tmp_path / "whole", tmp_path / "killed")
 
 
