@@ -9,10 +9,10 @@
 namespace seed_fast {
 namespace {
 
-void check_range(const char* name, int64_t value, int64_t low, int64_t high) {
-  if (value >= low && value <= high) return;
-  throw std::invalid_argument(std::string("attention: the CUDA kernels take ") + name + " from " + std::to_string(low) +
-                              " to " + std::to_string(high) + ", got " + std::to_string(value));
+void check(bool good, const char* expected, int64_t got) {
+  if (good) return;
+  throw std::invalid_argument(std::string("attention: the CUDA kernels take ") + expected + ", got " +
+                              std::to_string(got));
 }
 
 }  // namespace
@@ -23,18 +23,15 @@ void attention_cuda(const AttentionTensor& q, const AttentionTensor& k, const At
   constexpr int64_t kMost = std::numeric_limits<int>::max();
   constexpr int64_t kLongest = kMost - attention::kMoreKeys;  // a kernel looks one tile beyond the last row
   if (dtype == DType::bfloat16) throw std::invalid_argument("attention: the CUDA kernels don't take bfloat16");
-  check_range("strides of the last axis", q.stride_d, 1, 1);
-  check_range("strides of the last axis", k.stride_d, 1, 1);
-  check_range("strides of the last axis", v.stride_d, 1, 1);
-  check_range("Lq", Lq, 0, kLongest);
-  check_range("Lk", Lk, 1, kLongest);
-  check_range("Dh", D, attention::kMinDim, attention::kMaxDim);
-  check_range("Dh modulo 8", D % 8, 0, 0);
-  check_range("H * Dh", H * D, 0, kMost);
+  for (const AttentionTensor* x : {&q, &k, &v}) check(x->stride_d == 1, "a last axis of stride 1", x->stride_d);
+  check(Lq >= 0 && Lq <= kLongest, "at most 2^31 - 289 queries", Lq);
+  check(Lk >= 1 && Lk <= kLongest, "1 to 2^31 - 289 keys", Lk);
+  check(D >= attention::kMinDim && D <= attention::kMaxDim && D % 8 == 0, "head widths 16, 24, ... 128", D);
+  check(H >= 0 && H * D <= kMost, "up to 2^31 - 1 elements in a row", H * D);
   if (B * Lq * H == 0) return;
 
   const attention::Plan plan(q, k, v, out, dtype, B, Lq, Lk, H, D, causal, scale);
-  check_range("blocks", plan.blocks, 1, kMost);
+  check(plan.blocks <= kMost, "up to 2^31 - 1 blocks of queries", plan.blocks);
   cuda::launch(plan.kernel.c_str(), plan.blocks, plan.threads, stream, plan.problem);
 }
 
