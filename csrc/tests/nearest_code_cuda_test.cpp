@@ -169,6 +169,20 @@ TEST(sums_that_overflow_on_the_way_are_still_decided) {
   check_search(corner, pair);
 }
 
+TEST(entries_too_far_apart_for_float32_are_still_found) {
+  // All norms are finite in float32, but half the square of the first entry's distance from the others is not.
+  Matrix z(4, 2), codes(140, 2);
+  for (int k = 0; k < 140; ++k) {
+    for (int d : {0, 1}) codes.set(k, d, k == 0 ? 0x1.4p63f : -0x1.4p63f + 0x1p45f * static_cast<float>(k * (d + 1)));
+  }
+  for (int row = 0; row < 4; ++row) {
+    for (int d : {0, 1}) z.set(row, d, row % 2 ? 0x1.3p63f : -0x1.4p63f + 0x1p49f * static_cast<float>(row));
+  }
+  const std::vector<long long> ids = search(z, codes).result.ids;
+  CHECK_EQUAL(ids[1], 0);
+  CHECK(ids == reference(z, codes).ids);  // the margins are beyond float32
+}
+
 TEST(rows_without_a_finite_norm_get_no_id_and_leave_the_others_alone) {
   const Matrix codes = random_matrix(200, 32, 62);
   Matrix z = random_matrix(70, 32, 61);
