@@ -152,12 +152,13 @@ def stage1(
         --init eva_vit_g.pth --init blip2_pretrained.pth --bert bert-base-uncased -o runs/stage1
     """
     given = dict(locals())
-    from seed_fast.train import command
+    from seed_fast.train import command, options
 
     names = ("init", "bert", "projection_dim", "label_smoothing", "official_gather", "train_vision")
     extra = {name: given.pop(name) for name in names}
     extra["init"] = tuple(extra["init"] or ())
-    raise typer.Exit(command.train_stage1(command.TrainOptions(**_plain(given)), command.Stage1Options(**extra)))
+    shared = options.TrainOptions(**_plain(given))
+    raise typer.Exit(command.train_stage1(shared, options.Stage1Options(**extra)))
 
 
 @app.command()
@@ -220,11 +221,11 @@ def stage2(
         --model runs/stage1 --target clip-image:CLIP-ViT-H-14-laion2B-s32B-b79K -o runs/stage2
     """
     given = dict(locals())
-    from seed_fast.train import command
+    from seed_fast.train import command, options
 
     extra = {name: given.pop(name) for name in ("target", "codebook_init", "official_dropout")}
     raise typer.Exit(
-        command.train_stage2(command.TrainOptions(**_plain(given)), command.Stage2Options(**_plain(extra)))
+        command.train_stage2(options.TrainOptions(**_plain(given)), options.Stage2Options(**_plain(extra)))
     )
 
 

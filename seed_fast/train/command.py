@@ -6,7 +6,6 @@ import itertools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,92 +26,15 @@ from seed_fast.train.captions import VOCABULARY, BertCaptions, CaptionTokenizer,
 from seed_fast.train.codebook import codebook_from_data
 from seed_fast.train.features import FeatureCache, fingerprint
 from seed_fast.train.folder import has_contrast, load_contrast, save_contrast
-from seed_fast.train.loop import DTYPES, Loop, Recipe, Run
+from seed_fast.train.loop import Loop
+from seed_fast.train.options import Stage1Options, Stage2Options, TrainOptions
 from seed_fast.train.ranks import Ranks, gather_with_gradient, gather_without_gradient, whole
+from seed_fast.train.recipe import DTYPES, Recipe
 from seed_fast.train.stage1 import Stage1
 from seed_fast.train.stage2 import FROZEN, Stage2
 from seed_fast.train.targets import open_target
 
 CAPTIONS_FOR_VOCABULARY = 20_000
-CHECKPOINTS = "checkpoints"
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """The options that both stages share, as given; the command line has their help."""
-
-    data: str
-    output: Path
-    model: str
-    validation: str | None
-    validation_split: str
-    batch_size: int
-    accumulate: int
-    epochs: int
-    epoch_steps: int | None
-    lr: float
-    min_lr: float
-    warmup_lr: float
-    warmup_steps: int
-    cosine: str
-    weight_decay: float
-    clip: float | None
-    dtype: str
-    ema: float | None
-    dropout: float
-    seed: int
-    device: str
-    workers: int
-    augment: bool | None
-    cache_features: Path | None
-    log_every: int
-    save_every: int
-    validate_every: int
-    keep: int
-    resume: bool
-    fsdp: bool
-    tensorboard: bool
-
-    def run(self) -> Run:
-        """Where to, and how often what."""
-        return Run(
-            self.output, self.log_every, self.save_every, self.validate_every, self.keep, self.resume, self.fsdp,
-            self.tensorboard,
-        )  # fmt: skip
-
-    def recipe(self, batches: Pairs | None, device: torch.device) -> Recipe:
-        """What the result depends on. An epoch has as many steps as the data has batches, unless they are given."""
-        steps = self.epoch_steps or (len(batches) // self.accumulate if batches is not None else 1)
-        dtype = self.dtype
-        if dtype == "auto":
-            dtype = "float16" if device.type == "cuda" else "float32"
-        return Recipe(
-            batch_size=self.batch_size, epochs=self.epochs, epoch_steps=steps, lr=self.lr, min_lr=self.min_lr,
-            warmup_lr=self.warmup_lr, warmup_steps=self.warmup_steps, cosine=self.cosine,  # type: ignore[arg-type]
-            weight_decay=self.weight_decay, clip=self.clip, dtype=dtype,  # type: ignore[arg-type]
-            accumulate=self.accumulate, ema=self.ema, seed=self.seed,
-        )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Stage1Options:
-    """Further options of stage 1."""
-
-    init: tuple[Path, ...]
-    bert: Path | None
-    projection_dim: int
-    label_smoothing: float
-    official_gather: bool
-    train_vision: bool
-
-
-@dataclass(frozen=True)
-class Stage2Options:
-    """Further options of stage 2."""
-
-    target: str
-    codebook_init: str
-    official_dropout: bool
 
 
 class _Session:
@@ -128,7 +50,7 @@ class _Session:
         self.ranks = Ranks.join(device)
         with _usage():
             recipe.micro_batch(self.ranks.world)
-        self.fresh = checkpoint.latest(options.output / CHECKPOINTS) is None
+        self.fresh = self.ranks.from_first(checkpoint.latest(self.run.checkpoints) is None)
         torch.manual_seed(options.seed)
 
     def batches(self, config: SeedConfig) -> tuple[Pairs, Pairs | None, Recipe]:
@@ -320,6 +242,9 @@ def _guarded(work: Callable[[], None]) -> int:
         return EXIT_USAGE
     except (ValueError, OSError, ImportError, FloatingPointError, WorkerDied) as error:
         _complain(f"error: {error}")
+        return EXIT_FAILED
+    except torch.cuda.OutOfMemoryError:
+        _complain("error: the device has no memory for a micro-batch: raise --accumulate, or lower --batch-size")
         return EXIT_FAILED
     finally:
         if torch.distributed.is_initialized():
