@@ -53,6 +53,25 @@ TEST(alignment_decides_about_tensor_cores_alone) {
   }
 }
 
+TEST(one_unaligned_stride_of_one_operand_is_enough_unless_its_axis_has_one_element) {
+  for (DType dtype : kDtypes) {
+    const auto loose = [&](int64_t B, int64_t L, int64_t H, int operand, int64_t data, int64_t b, int64_t l, int64_t h) {
+      AttentionTensor x[3];
+      for (AttentionTensor& tensor : x) tensor = {nullptr, 64, 64, 64, 1};
+      x[operand] = {reinterpret_cast<const void*>(data), b, l, h, 1};
+      const Plan plan(x[0], x[1], x[2], nullptr, dtype, B, L, L, H, 64, false, 1);
+      return plan.kernel.find("unaligned") != std::string::npos;
+    };
+    for (int operand : {0, 1, 2}) {
+      CHECK(!loose(2, 2, 2, operand, 16, 72, 80, 88));
+      CHECK(loose(2, 2, 2, operand, 8, 64, 64, 64));
+      CHECK(loose(2, 2, 2, operand, 16, 66, 64, 64) && !loose(1, 2, 2, operand, 16, 66, 64, 64));
+      CHECK(loose(2, 2, 2, operand, 16, 64, 66, 64) && !loose(2, 1, 2, operand, 16, 64, 66, 64));
+      CHECK(loose(2, 2, 2, operand, 16, 64, 64, 66) && !loose(2, 2, 1, operand, 16, 64, 64, 66));
+    }
+  }
+}
+
 TEST(large_and_tiny_scores) {
   for (DType dtype : kDtypes)
     for (float magnitude : {0.0f, 1e-3f, 100.0f, 3000.0f})
