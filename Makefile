@@ -104,8 +104,9 @@ wheel-pure: $(VENV)/.requirements ## the pure-Python wheel, for every other plat
 		|| { cat build/wheel.log; exit 1; }
 	@ls dist/*-py3-none-any.whl
 
-test-wheel: $(VENV)/.requirements ## install dist/*.whl into fresh environments and use it: TORCH=2.4.1 for the oldest torch
+test-wheel: $(VENV)/.requirements ## install the release wheel into a fresh environment and use it: TORCH=2.4.1 for the oldest
 	@$(PIP) pyelftools
+	@ls dist/*.whl >/dev/null 2>&1 || $(MAKE) --no-print-directory wheel
 	@$(BIN)/python -m tests.packaging.check_wheel --torch $(TORCH) dist/*.whl
 
 gpu: ## on a machine with a GPU, no registry needed: build, GPU tests, sanitizers, benchmarks; logs in out/gpu
