@@ -28,18 +28,20 @@ step() { # step NAME COMMAND...: run it, log it, remember how it went
 export SEED_FAST_NATIVE=1 PYTHONPATH=$PWD
 if [ -f dist/seed_fast.fatbin ]; then export SEED_FAST_FATBIN=$PWD/dist/seed_fast.fatbin; fi
 gpu_tests=(-m pytest -p no:cacheprovider -q -m gpu tests/ops)
+# Without a usable GPU every test skips, and pytest calls that success: here it is a failure.
+ran() { "$@" | tee /dev/stderr | grep -q '^[0-9]* passed\|, [0-9]* passed'; }
 
 step gpu nvidia-smi
 step build "$python" setup.py build_ext --inplace
 step info "$python" -c 'from seed_fast import info; print(info.render(info.collect()))'
-step tests-native "$python" "${gpu_tests[@]}"
-step tests-triton "$python" -m pytest -p no:cacheprovider -q tests/ops/test_nearest_code_triton.py \
+step tests-native ran "$python" "${gpu_tests[@]}"
+step tests-triton ran "$python" -m pytest -p no:cacheprovider -q tests/ops/test_nearest_code_triton.py \
   tests/ops/test_attention_triton.py tests/ops/test_vector_quantize_triton.py
-SEED_FAST_CUDA_ARCH=70 step tests-compute70 "$python" "${gpu_tests[@]}"
+SEED_FAST_CUDA_ARCH=70 step tests-compute70 ran "$python" "${gpu_tests[@]}"
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
-    step "$tool-native" compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" "${gpu_tests[@]}" -k "not memory and not graph" -x
-    SEED_FAST_CUDA_ARCH=70 step "$tool-compute70" compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" \
+    step "$tool-native" ran compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" "${gpu_tests[@]}" -k "not memory and not graph" -x
+    SEED_FAST_CUDA_ARCH=70 step "$tool-compute70" ran compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" \
       "${gpu_tests[@]}" -k "not memory and not graph" -x
   done
 else
