@@ -1,0 +1,1 @@
+"""Language models that see and draw: images as words of their vocabulary."""
