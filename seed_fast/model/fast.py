@@ -11,7 +11,8 @@ What the plain modules compute and this does not:
 - Or ("projected") all layers' keys and values come from one product, since all read the same features.
 - Queries, keys and values of each self-attention are one product, and attention reads its halves in place.
 
-Matrix products run in `dtype`, the residual stream, norms and softmax in float32.
+Matrix products run in `dtype`, the residual stream, norms and softmax in float32. On a GPU the three stages are CUDA
+graphs (see `graphs`).
 
 Shapes: B images, L ViT tokens, E ViT width, N codes, C Q-Former width, H heads, d head width.
 """
@@ -20,61 +21,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seed_fast.model import qformer, vit
+from seed_fast.model import qformer
 from seed_fast.model.encoder import ImageEncoder
+from seed_fast.model.fast_vit import FastViT, Linear, Norm, gelu_
+from seed_fast.model.graphs import Graphs, Stage, in_parts
+from seed_fast.model.quantizer import Quantizer
 from seed_fast.ops import attention, nearest_code, pack_codebook
 
 if TYPE_CHECKING:
     from seed_fast.model.tokenizer import SeedTokenizer
-
-
-class Linear:
-    """x W^T + b in one dtype, whatever x is."""
-
-    def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
-        self.weight, self.bias = weight.detach().to(dtype), bias.detach().to(dtype)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
-
-
-class Norm:
-    """Layer norm of a float32 residual stream, in float32."""
-
-    def __init__(self, module: nn.LayerNorm) -> None:
-        self.weight, self.bias = module.weight.detach().float(), module.bias.detach().float()
-        self.eps = module.eps
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
-
-
-class FastBlock:
-    """A block of the ViT."""
-
-    def __init__(self, block: vit.Block, dtype: torch.dtype) -> None:
-        attn = block.attn
-        assert attn.q_bias is not None
-        assert attn.v_bias is not None
-        bias = torch.cat([attn.q_bias, torch.zeros_like(attn.q_bias), attn.v_bias])
-        self.heads = attn.heads
-        self.norm1, self.norm2 = Norm(block.norm1), Norm(block.norm2)
-        self.qkv = Linear(attn.qkv.weight, bias, dtype)
-        self.proj = Linear(attn.proj.weight, attn.proj.bias, dtype)
-        self.fc1 = Linear(block.mlp.fc1.weight, block.mlp.fc1.bias, dtype)
-        self.fc2 = Linear(block.mlp.fc2.weight, block.mlp.fc2.bias, dtype)
-
-    def __call__(self, x_BLE: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm1(x_BLE)).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        x_BLE += self.proj(attention(q, k, v).flatten(2))
-        x_BLE += self.fc2(F.gelu(self.fc1(self.norm2(x_BLE))))
-        return x_BLE
 
 
 class SelfAttention:
@@ -151,7 +112,7 @@ class FeedForward:
         self.norm = Norm(module.norm)
 
     def __call__(self, x_BNC: Tensor) -> Tensor:
-        return self.norm(x_BNC + self.down(F.gelu(self.up(x_BNC))))
+        return self.norm(x_BNC + self.down(gelu_(self.up(x_BNC))))
 
 
 class FastQFormer:
@@ -194,6 +155,18 @@ class FastQFormer:
         return (layer.unbind(2) for layer in made.unbind(2))
 
 
+class FastLookup:
+    """Causal embeddings [B, N, C] to codes [B, N] int64. Two small products decide the codes: they stay in float32."""
+
+    def __init__(self, module: Quantizer) -> None:
+        maps: list[Any] = [m for m in module.encode_task if isinstance(m, nn.Linear)]
+        self.into, self.out = (Linear(m.weight, m.bias, torch.float32) for m in maps)
+        self.codebook = pack_codebook(module.codebook.detach().float())
+
+    def __call__(self, causal_BNC: Tensor) -> Tensor:
+        return nearest_code(self.out(self.into(causal_BNC).tanh_()), self.codebook)
+
+
 class FastTokenizer(ImageEncoder):
     """What `SeedTokenizer.fast` returns: `encode` and its stages, without gradients, losses or decoders.
 
@@ -204,6 +177,7 @@ class FastTokenizer(ImageEncoder):
         tokenizer: the source of the weights.
         dtype: type of the matrix products, float32, bfloat16 or float16. Default: the tokenizer's.
         cross_attention: "absorbed" or "projected".
+        graphs: on a GPU, replay CUDA graphs; False launches every kernel, for profilers and debuggers.
 
     Raises:
         ValueError: `cross_attention` is neither.
@@ -218,25 +192,30 @@ class FastTokenizer(ImageEncoder):
 
     @torch.no_grad()
     def __init__(
-        self, tokenizer: SeedTokenizer, *, dtype: torch.dtype | None = None, cross_attention: str = "absorbed"
+        self,
+        tokenizer: SeedTokenizer,
+        *,
+        dtype: torch.dtype | None = None,
+        cross_attention: str = "absorbed",
+        graphs: bool = True,
     ) -> None:
         if cross_attention not in ("absorbed", "projected"):
             raise ValueError(f"fast: cross_attention must be 'absorbed' or 'projected', got {cross_attention!r}")
         self.config = tokenizer.config
         self.trained = tokenizer.trained
         self._device, self._dtype = tokenizer.device, dtype or tokenizer.dtype
-        eyes = tokenizer.vit
-        self.patch_embed = eyes.patch_embed
-        self.prefix_1LE = eyes.position_embedding.detach().float().clone()
-        self.prefix_1LE[:, :1] += eyes.cls_token.detach().float()
-        blocks: list[Any] = list(eyes.blocks)
-        self.blocks = [FastBlock(block, self._dtype) for block in blocks]
-        self.vision_norm = Norm(tokenizer.vision_norm)
+        self.vit = FastViT(tokenizer.vit, tokenizer.vision_norm, self._dtype)
         self.qformer = FastQFormer(tokenizer.qformer, self._dtype, absorbed=cross_attention == "absorbed")
-        # Two small products decide the codes: they stay in float32.
-        maps: list[Any] = [m for m in tokenizer.quantizer.encode_task if isinstance(m, nn.Linear)]
-        self.encode_task = [Linear(m.weight, m.bias, torch.float32) for m in maps]
-        self.codebook = pack_codebook(tokenizer.quantizer.codebook.detach().float())
+        self.nearest = FastLookup(tokenizer.quantizer)
+        made = Graphs(self._device) if graphs and self._device.type == "cuda" else None
+
+        def stage(function: Stage, row_shape: tuple[int, ...], dtype: torch.dtype) -> Stage:
+            return made.stage(function, row_shape, dtype) if made else partial(in_parts, function)
+
+        config, side = self.config, self.config.image_size
+        self._image_features = stage(self.vit, (3, side, side), torch.float32)
+        self._query_embeddings = stage(self.qformer, (config.num_tokens, config.vit_dim), self._dtype)
+        self._lookup = stage(self.nearest, (config.num_codes, config.qformer_dim), torch.float32)
 
     @property
     def device(self) -> torch.device:
@@ -248,21 +227,15 @@ class FastTokenizer(ImageEncoder):
 
     @torch.no_grad()
     def image_features(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels [B, 3, S, S] to normed ViT features [B, L, E] float32."""
-        patches = self.patch_embed(self._check_pixels(pixels).to(self.patch_embed.weight.dtype))
-        x_BLE = self.prefix_1LE.repeat(len(patches), 1, 1)
-        x_BLE[:, 1:] += patches
-        for block in self.blocks:
-            x_BLE = block(x_BLE)
-        return self.vision_norm(x_BLE)
+        """Normalised pixels [B, 3, S, S] to normed ViT features [B, L, E] in the plan's dtype."""
+        return self._image_features(self._check_pixels(pixels, torch.float32))
 
     @torch.no_grad()
     def query_embeddings(self, features: Tensor) -> Tensor:
         """ViT features [B, L, E] to causal embeddings [B, N, C] float32."""
-        return self.qformer(features)
+        return self._query_embeddings(features)
 
     @torch.no_grad()
     def lookup(self, causal: Tensor) -> Tensor:
         """Causal embeddings [B, N, C] to codes [B, N] int64; -1 where an embedding isn't finite."""
-        into, out = self.encode_task
-        return nearest_code(out(into(causal).tanh()), self.codebook)
+        return self._lookup(causal)

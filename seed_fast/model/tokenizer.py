@@ -129,16 +129,19 @@ class SeedTokenizer(ImageEncoder, nn.Module):
         """Type of the weights, in which the model computes."""
         return self.quantizer.codebook.dtype
 
-    def fast(self, *, dtype: torch.dtype | None = None, cross_attention: str = "absorbed") -> FastTokenizer:
+    def fast(
+        self, *, dtype: torch.dtype | None = None, cross_attention: str = "absorbed", graphs: bool = True
+    ) -> FastTokenizer:
         """An inference plan over the same weights: the same codes, sooner. See `seed_fast.model.fast`.
 
         Args:
             dtype: type of the matrix products (default: this model's); the residual stream stays float32.
             cross_attention: "absorbed" or "projected", two orders of the same sums.
+            graphs: on a GPU, replay CUDA graphs; False launches every kernel.
         """
         from seed_fast.model.fast import FastTokenizer
 
-        return FastTokenizer(self, dtype=dtype, cross_attention=cross_attention)
+        return FastTokenizer(self, dtype=dtype, cross_attention=cross_attention, graphs=graphs)
 
     def image_features(self, pixels: Tensor) -> Tensor:
         """Normalised pixels [B, 3, S, S] to normed ViT features [B, L, E]."""

@@ -17,8 +17,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seed_fast.data.image_processor import ImageProcessor, load_image
-from seed_fast.model.encoder import ImageEncoder
 from seed_fast.model.fast import FastTokenizer
+from seed_fast.model.tokenizer import SeedTokenizer
 from seed_fast.profile.cost import QFORMER_PARTS
 from seed_fast.profiling import StageTimer
 
@@ -48,7 +48,7 @@ class Encoding:
         files: the bytes of one image file per image of the batch.
     """
 
-    def __init__(self, tok: ImageEncoder, files: list[bytes]) -> None:
+    def __init__(self, tok: SeedTokenizer | FastTokenizer, files: list[bytes]) -> None:
         self.tok, self.files = tok, files
         self.processor = ImageProcessor(tok.config.image_size, tok.config.resize)
 
@@ -68,18 +68,19 @@ class Encoding:
     def run_parts(self, measure: Measure) -> None:
         """The Q-Former once more, each of its parts inside `measure("Q-Former/NAME")`.
 
-        By itself, so that the measuring of some dozens of parts does not slow the stage that they are parts of.
+        By itself, so that the measuring of some dozens of parts does not slow the stage that they are parts of; and not
+        by `query_embeddings`, which may replay a graph without parts.
         """
         with _parts_inside(self.tok, measure):
-            self.tok.query_embeddings(self.features)
+            self.tok.qformer(self.features)
 
 
 @contextmanager
 def _parts_inside(tok: Any, measure: Measure) -> Iterator[None]:
     def inside(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*arguments: Any) -> Any:
+        def run(*arguments: Any, **named: Any) -> Any:
             with measure(f"Q-Former/{name}"):
-                return call(*arguments)
+                return call(*arguments, **named)
 
         return run
 
@@ -143,7 +144,7 @@ def _round(encoding: Encoding, samples: Samples) -> None:
     encoding.run_parts(timed)
     timer.resolve()
     for name, where, seconds, _ in timer.stages():
-        if not seconds:  # a plan that replays a graph runs no parts
+        if not seconds:  # a part that a small model does not have
             continue
         samples.seconds[name].append(seconds)
         if device.type == "cpu":

@@ -15,8 +15,8 @@ from PIL import Image
 
 from seed_fast import info
 from seed_fast._files import write_beside
-from seed_fast.model.encoder import ImageEncoder
 from seed_fast.model.fast import FastTokenizer
+from seed_fast.model.tokenizer import SeedTokenizer
 from seed_fast.profile.analysis import analyse
 from seed_fast.profile.ceilings import ceilings, gemm_peak
 from seed_fast.profile.cost import costs
@@ -29,7 +29,7 @@ NO_MATPLOTLIB = "profile.png needs matplotlib: pip install 'seed_fast[bench]'"
 
 
 def profile(
-    tok: ImageEncoder,
+    tok: SeedTokenizer | FastTokenizer,
     *,
     model: str = "",
     batch_size: int = 8,
@@ -96,7 +96,7 @@ def profile(
     }
 
 
-def _form(tok: ImageEncoder) -> str:
+def _form(tok: SeedTokenizer | FastTokenizer) -> str:
     if not isinstance(tok, FastTokenizer):
         return "plain"
     return "absorbed" if tok.qformer.absorbed else "projected"
