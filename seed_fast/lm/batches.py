@@ -1,0 +1,272 @@
+"""Batches of a store's samples for the training loop: tasks mixed by ratios, packed or padded, on any number of ranks.
+
+What an epoch holds is a function of (seed, epoch) alone. Its order is cut into windows; the samples of a window become
+sequences, the sequences become rows, and rows follow each other from window to window. Every rank computes the rows of
+a window and takes its share, so ranks agree without talking, and a place is three numbers: epoch, window, row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+
+from seed_fast.data.order import EpochOrder, permute
+from seed_fast.lm.packing import best_fit, collate
+from seed_fast.lm.sequences import CAPTION_TASKS, TokenSequence, sample_sequence
+from seed_fast.lm.vocabulary import Vocabulary
+
+WINDOW = 1024  # samples that are packed with each other: 98 % of a row of 1024 tokens is filled by captions
+_MOST_MESSAGES = 20
+
+log = logging.getLogger("seed_fast.data")
+
+
+class SampleSource(Protocol):
+    """Samples numbered from 0; `seed_fast.data.tokens.open_tokens` gives one."""
+
+    @property
+    def codebook_size(self) -> int:
+        """Codes are below it."""
+
+    @property
+    def groups(self) -> list[int]:
+        """Samples of each shard."""
+
+    @property
+    def window(self) -> int | None:
+        """See `EpochOrder`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """See `seed_fast.data.tokens.samples`."""
+
+
+class Estimate(NamedTuple):
+    """What an epoch will be, judged by its first window."""
+
+    rows: int  # over all ranks
+    tokens: int  # without filling
+    filled: float  # share of the tokens of a row that are no filling
+
+
+def parse_tasks(text: str) -> dict[str, float]:
+    """Ratios from "caption:1,drawing:1".
+
+    Raises:
+        ValueError: it is none, names something else than CAPTION_TASKS, or a ratio is negative.
+    """
+    tasks: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, ratio = part.strip().partition(":")
+        try:
+            tasks[name] = float(ratio or 1)
+        except ValueError:
+            raise ValueError(f"tasks must be NAME:RATIO, comma-separated, got {text!r}") from None
+    return _checked(tasks)
+
+
+class SequenceBatches:
+    """Batches of one rank; see `seed_fast.train.batches.Batches`.
+
+    A batch is what `collate` gives: ids, labels, positions and segments, int64 [batch_size, T]. `skipped` counts the
+    samples that could not be used since this was made, the same on every rank; the first ones are logged.
+
+    Args:
+        source: samples.
+        vocabulary, tokenizer: of the language model.
+        batch_size: rows on each rank.
+        length: tokens of a row: T when packing; when padding the most that a sample may have, and T is that of the
+            batch's longest.
+        packing: several samples to a row.
+        tasks: how often a picture with a caption is used for which task, as ratios. A sample's task, its caption if it
+            has several, and which half comes first in pretraining are drawn from (seed, epoch, number of the sample).
+        too_long: "skip" leaves out and counts samples that are longer than `length`; "error" refuses them. None is ever
+            cut.
+        seed: of order and draws.
+        rank, world: this process and how many there are.
+        shuffle: otherwise the order of the source.
+        drop_last: every batch is full: the rows at the end of an epoch that make no whole batch on all ranks are left
+            out. Otherwise the last batch is divided as evenly as can be.
+        window: samples that are packed with each other.
+
+    Raises:
+        ValueError: wrong arguments; the message names them.
+    """
+
+    def __init__(
+        self,
+        source: SampleSource,
+        vocabulary: Vocabulary,
+        tokenizer: Any,
+        *,
+        batch_size: int,
+        length: int,
+        packing: bool = True,
+        tasks: Mapping[str, float] | None = None,
+        too_long: Literal["skip", "error"] = "skip",
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        shuffle: bool = True,
+        drop_last: bool = True,
+        window: int = WINDOW,
+    ) -> None:
+        for name, value in (("batch_size", batch_size), ("length", length), ("window", window)):
+            if value < 1:
+                raise ValueError(f"SequenceBatches: {name} must be at least 1, got {value}")
+        if not 0 <= rank < world:
+            raise ValueError(f"SequenceBatches: rank must be in 0..world - 1, got rank {rank} of {world}")
+        if too_long not in ("skip", "error"):
+            raise ValueError(f"SequenceBatches: too_long must be 'skip' or 'error', got {too_long!r}")
+        if not len(source):
+            raise ValueError("SequenceBatches: source must hold a sample, got none")
+        if source.codebook_size != vocabulary.codebook_size:
+            raise ValueError(
+                f"SequenceBatches: codes must be of a codebook of {vocabulary.codebook_size}, for which the vocabulary "
+                f"has words, got {source.codebook_size}"
+            )
+        self.tasks = _checked(tasks or {"caption": 1.0})
+        self.source, self.vocabulary, self.tokenizer = source, vocabulary, tokenizer
+        self.batch_size, self.length, self.packing = batch_size, length, packing
+        self.seed, self.rank, self.world = seed, rank, world
+        self.epoch = 0
+        self.skipped = 0
+        self._place = (0, 0)  # of the epoch's next row: number of its window, and rows before it there
+        self._too_long, self._shuffle, self._drop_last, self._window = too_long, shuffle, drop_last, window
+
+    def __len__(self) -> int:
+        """Batches of an epoch: exact when padding if no sample is skipped, otherwise as the first window tells."""
+        return max(1, self.estimate().rows // (self.batch_size * self.world))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next batch begins. The same on all ranks, and of use to any number of them."""
+        window, row = self._place
+        return {"epoch": self.epoch, "window": window, "row": row, "rows_from": self._settings()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken.
+
+        Raises:
+            ValueError: it was taken from other data or with other settings, so "where" has no meaning here.
+        """
+        if state.keys() != self.state_dict().keys():
+            raise ValueError(
+                f"SequenceBatches: expected a state with {', '.join(self.state_dict())}, got {list(state)}"
+            )
+        for name, here in self._settings().items():
+            before = state["rows_from"].get(name)
+            if before != here:
+                raise ValueError(f"SequenceBatches: the run was begun with {name} {before!r}, now it is {here!r}")
+        if min(state["epoch"], state["window"], state["row"]) < 0:
+            raise ValueError(f"SequenceBatches: no such place: {state}")
+        self.epoch, self._place = state["epoch"], (state["window"], state["row"])
+
+    def estimate(self) -> Estimate:
+        """What the epoch in hand will be, from its first window."""
+        order, skipped = self._order(), self.skipped
+        rows = self._rows_of_window(order, 0)
+        self.skipped = skipped
+        tokens = sum(len(sequence) for row in rows for sequence in row)
+        scale = order.length / min(self._window, order.length)
+        return Estimate(round(len(rows) * scale), round(tokens * scale), tokens / max(1, len(rows) * self.length))
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        rows = self._rows()
+        stride = self.batch_size * self.world
+        while step := list(islice(rows, stride)):
+            if len(step) < stride and self._drop_last:
+                break
+            first, last = (share * len(step) // self.world for share in (self.rank, self.rank + 1))
+            self._place = step[-1][0]
+            if last > first:
+                mine = [row for _, row in step[first:last]]
+                yield collate(mine, pad=self.vocabulary.pad, length=self.length if self.packing else None)
+        self.epoch, self._place = self.epoch + 1, (0, 0)
+
+    def _rows(self) -> Iterator[tuple[tuple[int, int], list[TokenSequence]]]:
+        """From the place in hand to the end of the epoch: the place after each row, and the row."""
+        order = self._order()
+        window, done = self._place
+        while window * self._window < order.length:
+            rows = self._rows_of_window(order, window)
+            for number in range(done, len(rows)):
+                yield (window, number + 1), rows[number]
+            window, done = window + 1, 0
+
+    def _order(self) -> EpochOrder:
+        name = f"{self.seed}/{self.epoch}" if self._shuffle else None
+        return EpochOrder(self.source.groups, name, self.source.window)
+
+    def _rows_of_window(self, order: EpochOrder, window: int) -> list[list[TokenSequence]]:
+        begin = window * self._window
+        places = np.arange(begin, min(begin + self._window, order.length))
+        found = [self._sequence(int(number)) for number in order.at(places)]
+        sequences = [sequence for sequence in found if sequence is not None]
+        if not self.packing:
+            return [[sequence] for sequence in sequences]
+        rows = best_fit([len(sequence) for sequence in sequences], self.length)
+        if self._shuffle and rows:  # best fit begins with the longest samples
+            shuffled = permute(np.arange(len(rows)), len(rows), f"{self.seed}/{self.epoch}/{window}/rows")
+            rows = [rows[number] for number in shuffled]
+        return [[sequences[number] for number in row] for row in rows]
+
+    def _sequence(self, number: int) -> TokenSequence | None:
+        """A sample as this epoch uses it; None if it can't be used."""
+        sample = self.source[number]
+        name = f"{self.seed}/{self.epoch}/{number}"
+        draws = random.Random(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest(), "little"))
+        task = draws.choices(list(self.tasks), list(self.tasks.values()))[0]
+        image_first = draws.random() < 0.5
+        if sample["kind"] == "caption":
+            sample = sample | {"text": draws.choice(sample["texts"])}
+        try:
+            sequence = sample_sequence(self.vocabulary, self.tokenizer, sample, task, image_first=image_first)
+        except ValueError as error:
+            return self._skip(number, sample, str(error))
+        if len(sequence) > self.length:
+            problem = f"{len(sequence)} tokens, more than the {self.length} of a row"
+            if self._too_long == "error":
+                raise ValueError(f"{_name(number, sample)}: {problem}")
+            return self._skip(number, sample, problem)
+        return sequence
+
+    def _skip(self, number: int, sample: dict[str, Any], problem: str) -> None:
+        self.skipped += 1
+        if self.skipped <= _MOST_MESSAGES:
+            last = " (the last to be told)" * (self.skipped == _MOST_MESSAGES)
+            log.warning("skipped: %s: %s%s", _name(number, sample), problem, last)
+
+    def _settings(self) -> dict[str, Any]:
+        """Everything that decides which row stands where."""
+        return {
+            "seed": self.seed,
+            "samples": len(self.source),
+            "length": self.length,
+            "packing": self.packing,
+            "tasks": self.tasks,
+            "shuffle": self._shuffle,
+            "window": self._window,
+        }
+
+
+def _checked(tasks: Mapping[str, float]) -> dict[str, float]:
+    """In one order, however they were written: draws depend on it."""
+    for name, ratio in tasks.items():
+        if name not in CAPTION_TASKS:
+            raise ValueError(f"tasks must be of {', '.join(CAPTION_TASKS)}, got {name!r}")
+        if not 0 <= ratio < float("inf"):
+            raise ValueError(f"tasks: the ratio of {name} must be finite and not negative, got {ratio}")
+    if not sum(tasks.values()):
+        raise ValueError("tasks must have a ratio above 0, got none")
+    return {name: float(tasks[name]) for name in CAPTION_TASKS if tasks.get(name)}
+
+
+def _name(number: int, sample: dict[str, Any]) -> str:
+    return f"sample {number}" + (f" ({sample['key']})" if sample.get("key") else "")
