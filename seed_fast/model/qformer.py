@@ -17,10 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seed_fast.model.attend import attend
 from seed_fast.model.config import QFormerConfig
 
 BERT_NORM_EPS = 1e-12  # BERT's layer_norm_eps
 BERT_STD = 0.02  # BERT's initializer_range
+
+Affine = tuple[Tensor, Tensor]  # weight [E] and bias [E] of a norm
 
 
 @torch.no_grad()
@@ -57,25 +60,27 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(0.0)
         self.norm = nn.LayerNorm(dim, eps=BERT_NORM_EPS)
 
-    def forward(self, x_BNC: Tensor, memory_BLE: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x_BNC: Tensor, memory_BLE: Tensor, mask: Tensor | None = None, affine: Affine | None = None
+    ) -> Tensor:
         """Queries from x, keys and values from memory (x itself for self-attention). Return [B, N, C].
 
-        `mask`, True where a query may look, broadcast to [B, H, N, L], takes the place of the causal one.
+        `mask`, True where a query may look, broadcast to [B, H, N, L], takes the place of the causal one. `affine`:
+        memory * weight + bias is what is read.
         """
+        key, value = (
+            linear(memory_BLE)
+            if affine is None
+            else F.linear(memory_BLE, linear.weight * affine[0], linear.bias + linear.weight @ affine[1])
+            for linear in (self.key, self.value)
+        )
         q_BHNd, k_BHLd, v_BHLd = (
-            projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for projected in (self.query(x_BNC), self.key(memory_BLE), self.value(memory_BLE))
+            projected.unflatten(-1, (self.heads, -1)).transpose(1, 2) for projected in (self.query(x_BNC), key, value)
         )
         # The official mask adds -10000 to the scores of later queries. Their softmax weights underflow to exactly 0 in
         # float32 (exp(-104) does), so leaving those keys out, as is_causal does, gives the same sums.
-        attended = F.scaled_dot_product_attention(
-            q_BHNd,
-            k_BHLd,
-            v_BHLd,
-            attn_mask=mask,
-            dropout_p=self.dropout.p if self.training else 0.0,
-            is_causal=self.causal and mask is None,
-        )
+        dropout = self.dropout.p if self.training else 0.0
+        attended = attend(q_BHNd, k_BHLd, v_BHLd, mask=mask, dropout=dropout, causal=self.causal)
         return self.norm(x_BNC + self.dropout(self.out(attended.transpose(1, 2).flatten(2))))
 
 
@@ -107,10 +112,10 @@ class Layer(nn.Module):
         )
         self.ffn = FeedForward(dim, config.ffn_dim)
 
-    def forward(self, x_BNC: Tensor, features_BLE: Tensor) -> Tensor:
+    def forward(self, x_BNC: Tensor, features_BLE: Tensor, affine: Affine | None = None) -> Tensor:
         x_BNC = self.self_attention(x_BNC, x_BNC)
         if self.cross_attention is not None:
-            x_BNC = self.cross_attention(x_BNC, features_BLE)
+            x_BNC = self.cross_attention(x_BNC, features_BLE, affine=affine)
         return self.ffn(x_BNC)
 
 
@@ -127,10 +132,15 @@ class QFormer(nn.Module):
         self.dropout = nn.Dropout(0.0)
         self.layers = nn.ModuleList(Layer(config, index) for index in range(config.depth))
 
-    def forward(self, features_BLE: Tensor) -> Tensor:
+    def forward(self, features_BLE: Tensor, affine: Affine | None = None) -> Tensor:
+        """With `affine`, features * weight + bias are read: a norm's own map, which costs less inside the projections.
+
+        Its gradient then comes with that of their weights, and the features need none: a third less work in
+        cross-attention for features of a frozen encoder.
+        """
         x_BNC = self.dropout(self.norm(self.query_tokens).expand(len(features_BLE), -1, -1))
         for layer in self.layers:
-            x_BNC = layer(x_BNC, features_BLE)
+            x_BNC = layer(x_BNC, features_BLE, affine)
         return x_BNC
 
     @torch.no_grad()

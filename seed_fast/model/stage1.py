@@ -122,7 +122,9 @@ class Stage1Model(nn.Module):
             raise ValueError(
                 f"Stage1Model: captions must be as many as pictures, {len(features)}, got {len(input_ids)}"
             )
-        causal = self.tokenizer.query_embeddings(self.tokenizer.norm_features(features))
+        norm = self.tokenizer.vision_norm  # its affine map goes into the projections: see `QFormer.forward`
+        normed = F.layer_norm(features, norm.normalized_shape, eps=norm.eps)
+        causal = self.tokenizer.qformer(normed, (norm.weight, norm.bias))
         image, text = self.image_embedding(causal), self.text_embedding(input_ids, attention_mask)
         return contrastive_loss(image, text, self.temperature, label_smoothing, gather)
 

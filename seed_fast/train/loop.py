@@ -27,7 +27,7 @@ from seed_fast.model import vit
 from seed_fast.train import checkpoint
 from seed_fast.train.batches import Batch, Batches, endless
 from seed_fast.train.metrics import MetricsLog, Progress
-from seed_fast.train.optimizer import MovingAverage, parameter_groups, trainable
+from seed_fast.train.optimizer import MovingAverage, adamw, trainable
 from seed_fast.train.ranks import Ranks, sharded_like, synchronise, whole, wrap
 from seed_fast.train.recipe import DTYPES, Recipe, Run
 
@@ -44,6 +44,10 @@ class Loop:
         ranks: from `Ranks.join`.
         validation: batches for `task.validate`; None for no validation.
         about: further options that the result depends on; kept in checkpoints, and compared on resume.
+        units: classes of modules that are sharded and gathered as units.
+        loss_scale: where float16's loss scale starts, and after how many steps without an overflow it doubles.
+        fused: torch's fused AdamW, which rounds a little otherwise.
+        counted: what `recipe.batch_size` counts, for the log.
 
     Raises:
         FileExistsError: the output holds another run's checkpoints, and `run.resume` is off.
@@ -60,17 +64,20 @@ class Loop:
         *,
         validation: Batches | None = None,
         about: dict[str, Any] | None = None,
+        units: tuple[type[nn.Module], ...] = (vit.Block,),
+        loss_scale: tuple[float, int] = (2.0**16, 2000),
+        fused: bool = False,
+        counted: str = "images",
     ) -> None:
         self.task, self.batches, self.validation = task, batches, validation
         self.recipe, self.run, self.ranks = recipe, run, ranks
         # As JSON gives it back, so that the two can be compared.
         self._about = json.loads(json.dumps({**asdict(recipe), **(about or {})}))
-        self._module = wrap(task, ranks, fsdp=run.fsdp, units=(vit.Block,))
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(task, recipe.weight_decay), lr=recipe.lr, betas=recipe.betas, eps=recipe.eps
-        )
+        self._module = wrap(task, ranks, fsdp=run.fsdp, units=units)
+        self.optimizer = adamw(task, recipe.weight_decay, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=recipe.dtype == "float16")
         self.average = MovingAverage(task, recipe.ema) if recipe.ema else None
+        self._counted = counted
         self.step = 0
         self._stop = False
         self._restore()
@@ -82,7 +89,7 @@ class Loop:
             log = progress = None
             if self.ranks.rank == 0:
                 log = MetricsLog(self.run.output, self.step, tensorboard=self.run.tensorboard)
-                progress = Progress(self.step, total, self.recipe.batch_size)
+                progress = Progress(self.step, total, self.recipe.batch_size, self._counted)
                 stack.callback(log.close)
                 stack.callback(progress.close)
             stack.enter_context(self._stopping_signals())
@@ -107,7 +114,7 @@ class Loop:
     def _report(self, values: dict[str, float], log: MetricsLog | None, progress: Progress | None) -> None:
         """Into the log, and onto the screen; rank 0 alone has these."""
         if log and progress:
-            log.write(self.step, {**values, "images_per_s": progress.images_per_second(self.step)})
+            log.write(self.step, {**values, f"{self._counted}_per_s": progress.per_second(self.step)})
             progress.values(self.step, values)
 
     def _train_step(self, stream: Iterator[Batch]) -> dict[str, Tensor]:

@@ -27,6 +27,13 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     return [{"params": decays, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
 
 
+def adamw(
+    module: nn.Module, weight_decay: float, *, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+) -> torch.optim.AdamW:
+    """AdamW over `parameter_groups`, all of a parameter's update in one pass over its memory (`fused`)."""
+    return torch.optim.AdamW(parameter_groups(module, weight_decay), lr=lr, betas=betas, eps=eps, fused=True)
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Linear warmup, then a cosine from `peak` to `floor`.

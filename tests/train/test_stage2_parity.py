@@ -12,7 +12,7 @@ from seed_fast import SeedConfig, SeedTokenizer
 from seed_fast.convert import from_official
 from seed_fast.convert.names import official_names
 from seed_fast.testing import error_ratio
-from seed_fast.train.optimizer import parameter_groups
+from seed_fast.train.optimizer import adamw
 from seed_fast.train.stage2 import IMAGE_WEIGHT, RECON_WEIGHT, VQ_WEIGHT, Stage2, losses
 from tests.conftest import GOLDEN
 
@@ -33,8 +33,7 @@ def run(golden, dtype):
     terms["loss"].backward()
     names = official_names(file.config)
     gradients = {names[name]: p.grad.clone() for name, p in tok.named_parameters() if p.grad is not None}
-    optimizer = torch.optim.AdamW(parameter_groups(tok, weight_decay=0.05), lr=1e-4)
-    optimizer.step()
+    adamw(tok, weight_decay=0.05, lr=1e-4).step()
     after = {names[name]: p.detach() for name, p in tok.named_parameters()}
     return {name: value.detach() for name, value in terms.items()}, gradients, after
 
