@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seed_fast.model.attend import attend
 from seed_fast.model.config import SeedConfig
 
 BLOCK_NORM_EPS = 1e-6  # the official blocks pass it; PyTorch's default 1e-5 changes codes
@@ -41,7 +42,7 @@ class Attention(nn.Module):
             bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(x_BLD, self.qkv.weight, bias).unflatten(-1, (3, self.heads, -1))
         q_BHLd, k_BHLd, v_BHLd = qkv.permute(2, 0, 3, 1, 4)
-        out_BHLd = F.scaled_dot_product_attention(q_BHLd, k_BHLd, v_BHLd)
+        out_BHLd = attend(q_BHLd, k_BHLd, v_BHLd)
         return self.proj(out_BHLd.transpose(1, 2).flatten(2))
 
 
