@@ -46,7 +46,6 @@ class Loop:
         about: further options that the result depends on; kept in checkpoints, and compared on resume.
         units: classes of modules that are sharded and gathered as units.
         loss_scale: where float16's loss scale starts, and after how many steps without an overflow it doubles.
-        fused: torch's fused AdamW, which rounds a little otherwise.
         counted: what `recipe.batch_size` counts, for the log.
 
     Raises:
@@ -66,7 +65,6 @@ class Loop:
         about: dict[str, Any] | None = None,
         units: tuple[type[nn.Module], ...] = (vit.Block,),
         loss_scale: tuple[float, int] = (2.0**16, 2000),
-        fused: bool = False,
         counted: str = "images",
     ) -> None:
         self.task, self.batches, self.validation = task, batches, validation
@@ -75,7 +73,9 @@ class Loop:
         self._about = json.loads(json.dumps({**asdict(recipe), **(about or {})}))
         self._module = wrap(task, ranks, fsdp=run.fsdp, units=units)
         self.optimizer = adamw(task, recipe.weight_decay, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps)
-        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=recipe.dtype == "float16")
+        self.scaler = torch.amp.GradScaler(
+            ranks.device.type, loss_scale[0], growth_interval=loss_scale[1], enabled=recipe.dtype == "float16"
+        )
         self.average = MovingAverage(task, recipe.ema) if recipe.ema else None
         self._counted = counted
         self.step = 0

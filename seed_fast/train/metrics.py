@@ -64,11 +64,13 @@ def _is_until(line: bytes, step: int) -> bool:
 
 
 class Progress:
-    """A bar on a terminal, a plain line every ten seconds elsewhere: step, loss, images/s, time left."""
+    """A bar on a terminal, a plain line every ten seconds elsewhere: step, loss, images (or others) per second, rest."""
 
-    def __init__(self, first: int, total: int, images_per_step: int, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, first: int, total: int, per_step: int, counted: str = "images", stream: TextIO | None = None
+    ) -> None:
         self._stream = stream or sys.stderr
-        self._first, self._total, self._images = first, total, images_per_step
+        self._first, self._total, self._per_step, self._counted = first, total, per_step, counted
         self._start = self._last = time.monotonic()
         self._loss = ""
         self._bar = None
@@ -77,9 +79,9 @@ class Progress:
 
             self._bar = tqdm(total=total, initial=first, unit=" steps", file=self._stream, dynamic_ncols=True)
 
-    def images_per_second(self, step: int) -> float:
+    def per_second(self, step: int) -> float:
         """Since the start of this process."""
-        return (step - self._first) * self._images / max(1e-9, time.monotonic() - self._start)
+        return (step - self._first) * self._per_step / max(1e-9, time.monotonic() - self._start)
 
     def values(self, step: int, values: dict[str, float]) -> None:
         """New numbers: the loss goes beside the speed, a validation gets a line of its own."""
@@ -90,16 +92,16 @@ class Progress:
 
     def advance(self, step: int) -> None:
         """`step` steps are done."""
-        speed = self.images_per_second(step)
+        speed = self.per_second(step)
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{speed:.1f} images/s{self._loss}", refresh=False)
+            self._bar.set_postfix_str(f"{speed:.1f} {self._counted}/s{self._loss}", refresh=False)
             self._bar.update(step - self._bar.n)
             return
         now = time.monotonic()
         if now - self._last >= SECONDS_BETWEEN_LINES:
             self._last = now
-            left = (self._total - step) * self._images / max(1e-9, speed)
-            self.line(f"step {step}/{self._total}, {speed:.1f} images/s{self._loss}, {_duration(left)} left")
+            left = (self._total - step) * self._per_step / max(1e-9, speed)
+            self.line(f"step {step}/{self._total}, {speed:.1f} {self._counted}/s{self._loss}, {_duration(left)} left")
 
     def line(self, text: str) -> None:
         """One line of text."""

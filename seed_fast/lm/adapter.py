@@ -1,0 +1,158 @@
+"""LoRA and new words as peft has them, computed faster: the same modules, names and results.
+
+peft's layers keep their parameters, their state dict and their place; only `forward` is another one while they train
+with one plain adapter. In every other state (merged, disabled, several adapters) peft's own runs.
+
+    y = x W^T + b + scaling (m * x) A^T B^T        m: dropout, 0 or 1 / keep
+
+W is frozen, so nothing is kept for its gradient; what is kept is x, which layers that share it keep once, m as one byte
+per number, and (m * x) A^T, 16 numbers wide. peft keeps the dropped x, in float32, for each layer.
+
+peft writes the learned rows into a copy of the whole embedding, once where words go in and once where they come out,
+and the gradient takes the way back over all rows. Here only learned rows are touched.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.lora.layer import Linear as PeftLinear
+from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
+from torch import Tensor, nn
+
+ADAPTER = "default"  # peft's name for the only one
+
+
+class _LoraLinear(torch.autograd.Function):
+    """Shapes: x [T, I], weight [O, I], a [R, I], b [O, R], kept [T, I] bool or None; returns [T, O]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        kept: Tensor | None,
+        scale: float,
+    ) -> Tensor:
+        dropped = x if kept is None else x * kept
+        inner = dropped @ a.to(x.dtype).T
+        ctx.save_for_backward(x, weight, a, b, kept, inner)
+        ctx.scale = scale
+        return F.linear(x, weight, bias).addmm_(inner, b.to(x.dtype).T, alpha=scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, a, b, kept, inner = ctx.saved_tensors
+        dropped = x if kept is None else x * kept
+        d_inner = (gradient @ b.to(x.dtype)).mul_(ctx.scale)
+        d_b = (gradient.T @ inner).to(b.dtype).mul_(ctx.scale)
+        d_a = (d_inner.T @ dropped).to(a.dtype)
+        d_x = None
+        if ctx.needs_input_grad[0]:
+            d_x = gradient @ weight
+            if kept is None:
+                d_x.addmm_(d_inner, a.to(x.dtype))
+            else:
+                d_x += (d_inner @ a.to(x.dtype)).mul_(kept)
+        return d_x, None, None, d_a, d_b, None, None
+
+
+def keep_mask(shape: torch.Size, dropout: float, device: torch.device) -> tuple[Tensor, float]:
+    """A random mask, True with a probability of 1 - dropout, and that probability to the last bit.
+
+    16 random bits per number, of which a random int64 holds four: a quarter of the generator's work, where a
+    generator's work is what dropout costs. The probability is rounded to a multiple of 2**-16.
+    """
+    threshold = round(dropout * 2**16)
+    count = shape.numel()
+    bits = torch.empty((count + 3) // 4, dtype=torch.int64, device=device).random_(-(2**63), None)
+    kept = bits.view(torch.int16)[:count].view(shape) >= threshold - 2**15
+    return kept, 1 - threshold / 2**16
+
+
+class LoraLinear(PeftLinear):
+    """peft's layer with one adapter of the plain kind; see the top of this file."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """x [..., I] to [..., O], in the dtype of the frozen weight."""
+        if args or kwargs or self.disable_adapters or self.merged or self.active_adapters != [ADAPTER]:
+            return super().forward(x, *args, **kwargs)
+        base, dropout = self.base_layer, self.lora_dropout[ADAPTER]
+        flat = x.reshape(-1, x.shape[-1]).to(base.weight.dtype)
+        kept, scale = None, self.scaling[ADAPTER]
+        if self.training and isinstance(dropout, nn.Dropout) and dropout.p:
+            kept, share = keep_mask(flat.shape, dropout.p, flat.device)
+            scale /= share
+        a, b = self.lora_A[ADAPTER].weight, self.lora_B[ADAPTER].weight
+        return _LoraLinear.apply(flat, base.weight, base.bias, a, b, kept, scale).view(*x.shape[:-1], -1)
+
+
+class TokenRows(TrainableTokensLayer):
+    """peft's embedding (or output layer) whose learned rows follow each other."""
+
+    def _learned(self) -> tuple[int, Tensor]:
+        """First learned id, and the learned rows [n, D]."""
+        return self.token_indices[ADAPTER][0], self.trainable_tokens_delta[ADAPTER]
+
+    def parts(self) -> list[Tensor]:
+        """The matrix in parts, in the order of its rows: frozen, learned, frozen. None is empty."""
+        first, learned = self._learned()
+        weight = self.base_layer.weight.detach()
+        parts = [weight[:first], learned, weight[first + len(learned) :]]
+        return [part for part in parts if len(part)]
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Ids [...] to rows [..., D]; of an output layer, peft's forward."""
+        is_plain = isinstance(self.base_layer, nn.Embedding) and self.active_adapters == [ADAPTER]
+        if not is_plain or self.disable_adapters or self.merged:
+            return super().forward(x, *args, **kwargs)
+        first, learned = self._learned()
+        return embed_parts(x, self.base_layer.weight, first, learned)
+
+
+def embed_parts(ids: Tensor, frozen: Tensor, first: int, learned: Tensor) -> Tensor:
+    """Rows of `frozen` [V, D] for ids [...], but of `learned` [n, D] for ids first..first + n - 1.
+
+    The result has the dtype of `frozen`, and gradients reach `learned` alone.
+    """
+    rows = F.embedding(ids, frozen.detach())
+    is_learned = (ids >= first) & (ids < first + len(learned))
+    own = F.embedding(ids[is_learned] - first, learned).to(frozen.dtype)
+    return rows.index_put((is_learned,), own)
+
+
+def use_fast_layers(model: nn.Module) -> int:
+    """Let the plain LoRA and embedding layers of a peft model run as here. Returns how many do.
+
+    Nothing else about them changes. Layers with something of their own (DoRA, quantised weights, a bias on B) stay peft's.
+    """
+    changed = 0
+    for module in model.modules():
+        if type(module) is PeftLinear and _is_plain(module):
+            module.__class__ = LoraLinear
+        elif type(module) is TrainableTokensLayer and _is_range(module.token_indices.get(ADAPTER, [])):
+            module.__class__ = TokenRows
+        else:
+            continue
+        changed += 1
+    return changed
+
+
+def _is_plain(layer: PeftLinear) -> bool:
+    return (
+        type(layer.base_layer) is nn.Linear
+        and list(layer.lora_A) == [ADAPTER]
+        and not layer.lora_variant
+        and not layer.fan_in_fan_out
+        and layer.lora_B[ADAPTER].bias is None
+        and not layer.base_layer.weight.requires_grad
+    )
+
+
+def _is_range(indices: list[int]) -> bool:
+    return bool(indices) and list(indices) == list(range(indices[0], indices[0] + len(indices)))

@@ -1,0 +1,122 @@
+"""Cross-entropy of a large vocabulary without its logits: in chunks of positions, never [tokens, vocabulary] at once.
+
+    loss = sum over positions i of  logsumexp_v(h_i . w_v) - h_i . w_{t_i}
+
+The forward pass has each chunk's probabilities at hand, so it forms the gradients too, and keeps nothing but those: of
+h [N, D], and of the rows w that learn. In half precision the probabilities are rounded before the matrix products. Of a
+mean over N positions they would be p / N, which float16 loses (1e-5 / 1e4), and a loss scale that comes later can't bring
+it back: training stalls. So they are rounded as `SCALE` * p, far from both ends of float16 whatever the loss scale is, and
+1 / N and the loss scale are multiplied in float32, in the backward pass.
+
+Shapes: N positions, V words, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SCALE = 64.0  # float16 then keeps probabilities down to 1e-9
+CHUNK_BYTES = 64 << 20  # of logits in float32
+
+
+def chunk_rows(words: int) -> int:
+    """Positions per chunk."""
+    return max(16, CHUNK_BYTES // (4 * words) // 16 * 16)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, targets: Tensor, wants: tuple[bool, ...], *weights: Tensor) -> Tensor:
+        wants_hidden, *wants_weights = wants
+        dtype = hidden.dtype
+        is_half = dtype in (torch.float16, torch.bfloat16)
+        full = torch.promote_types(dtype, torch.float32)
+        scale = SCALE if is_half else 1.0
+        sizes = [len(weight) for weight in weights]
+        casts = [weight.to(dtype) for weight in weights]
+        words = sum(sizes)
+        rows = max(1, min(len(hidden), chunk_rows(words)))
+        logits = hidden.new_empty(rows, words)
+        exact = logits.to(full)  # itself, unless half
+        loss = torch.zeros((), dtype=full, device=hidden.device)
+        d_hidden = torch.empty_like(hidden) if wants_hidden else None
+        d_weights = [
+            torch.zeros(weight.shape, dtype=full, device=weight.device) if wanted else None
+            for weight, wanted in zip(weights, wants_weights, strict=True)
+        ]
+        for begin in range(0, len(hidden), rows):
+            h, t = hidden[begin : begin + rows], targets[begin : begin + rows, None]
+            chunk, log_p = logits[: len(h)], exact[: len(h)]
+            for part, weight in zip(chunk.split(sizes, dim=1), casts, strict=True):
+                torch.mm(h, weight.T, out=part)
+            torch.log_softmax(chunk, 1, dtype=full, out=log_p)
+            loss -= log_p.gather(1, t).sum()
+            if not any(wants):
+                continue
+            p = log_p.exp_().scatter_add_(1, t, torch.full_like(t, -1, dtype=full))
+            if is_half:
+                p = chunk.copy_(p.mul_(scale))
+            parts = p.split(sizes, dim=1)
+            if d_hidden is not None:
+                out = torch.mm(parts[0], casts[0], out=d_hidden[begin : begin + rows])
+                for part, weight in zip(parts[1:], casts[1:], strict=True):
+                    out.addmm_(part, weight)
+            for part, gradient in zip(parts, d_weights, strict=True):
+                if gradient is None:
+                    continue
+                if is_half:  # h / SCALE: a word that every position has sums up to no more than |h|
+                    gradient += part.T @ (h / scale)
+                else:
+                    gradient.addmm_(part.T, h)
+        ctx.scale, ctx.wants_hidden = scale, wants_hidden
+        ctx.dtypes = [weight.dtype for weight in weights]
+        ctx.save_for_backward(*(each for each in (d_hidden, *d_weights) if each is not None))
+        ctx.which = [gradient is not None for gradient in d_weights]
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        saved = iter(ctx.saved_tensors)
+        d_hidden = None
+        if ctx.wants_hidden:
+            d_hidden = next(saved)
+            factor = (gradient / ctx.scale)[None]  # with a dimension, so that the product is float32
+            d_hidden = (d_hidden * factor).to(d_hidden.dtype)
+        d_weights = [
+            (next(saved) * gradient).to(dtype) if known else None
+            for known, dtype in zip(ctx.which, ctx.dtypes, strict=True)
+        ]
+        return d_hidden, None, None, *d_weights
+
+
+def linear_cross_entropy(hidden: Tensor, weights: list[Tensor], targets: Tensor) -> Tensor:
+    """The sum over positions of the cross-entropy of `hidden @ cat(weights).T`.
+
+    Args:
+        hidden: [N, D], float32, float16 or bfloat16: what the products are made in. Softmax and sums are float32.
+        weights: parts of the output matrix [V_i, D], in the order of the vocabulary; each learns if it requires a
+            gradient. They may have another dtype than `hidden`.
+        targets: [N] int64, in 0..V-1.
+
+    Returns:
+        Scalar, float32; 0 for no positions.
+
+    Raises:
+        ValueError: shapes don't fit.
+    """
+    width = hidden.shape[-1]
+    if hidden.ndim != 2 or any(weight.ndim != 2 or weight.shape[1] != width for weight in weights):
+        shapes = [list(weight.shape) for weight in weights]
+        raise ValueError(
+            f"linear_cross_entropy: weights must be [V, D] for hidden [N, D], got {shapes} for {list(hidden.shape)}"
+        )
+    if targets.shape != hidden.shape[:1]:
+        raise ValueError(
+            f"linear_cross_entropy: targets must be [{len(hidden)}], one per position, got {list(targets.shape)}"
+        )
+    grad = torch.is_grad_enabled()
+    wants = tuple(grad and each.requires_grad for each in (hidden, *weights))
+    return _LinearCrossEntropy.apply(hidden, targets, wants, *weights)

@@ -1,0 +1,284 @@
+"""Language models with image words: made for training, saved so that peft and transformers alone load them, loaded.
+
+    model, tokenizer, vocabulary = build("opt-2.7b", codebook_size=8192)     # frozen, with a fresh adapter
+    save(model, tokenizer, "out")                                             # a plain peft adapter
+    model, tokenizer, vocabulary = load("out")                                # the same logits
+
+What `save` writes needs nothing of this package: `AutoPeftModelForCausalLM.from_pretrained("out")` loads it, as its
+tokenizer lies beside it and tells peft how many rows the embedding has to have.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from seed_fast._files import replace_folder_files
+from seed_fast.lm.vocabulary import Vocabulary, add_image_words
+from seed_fast.train.optimizer import trainable
+from seed_fast.train.ranks import whole
+
+
+class LanguageModel(NamedTuple):
+    """A causal language model of transformers (or peft around it), its tokenizer, and the ids of its image words."""
+
+    model: Any
+    tokenizer: Any
+    vocabulary: Vocabulary
+
+
+@dataclass(frozen=True)
+class Family:
+    """What LoRA is put on, by transformers' model_type.
+
+    Args:
+        linears: every linear layer of a block.
+        norms: the norms, as the official SEED-LLaMA recipe trains them.
+    """
+
+    linears: tuple[str, ...]
+    norms: tuple[str, ...]
+
+
+FAMILIES = {
+    "opt": Family(("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"), ()),
+    "llama": Family(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        ("input_layernorm", "post_attention_layernorm", "norm"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The adapter; the defaults are official SEED-LLaMA's (LoraConfig of its configs/), which SEED-OPT shares here.
+
+    Args:
+        rank, alpha, dropout: of LoRA.
+        targets: names of linear layers; None: all of the family's.
+        norms: train the norms too; None: as the family's recipe (LLaMA yes; OPT is frozen but for LoRA, SEED paper).
+    """
+
+    rank: int = 16
+    alpha: float = 32
+    dropout: float = 0.05
+    targets: tuple[str, ...] | None = None
+    norms: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"Lora: rank must be at least 1, got {self.rank}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"Lora: dropout must be in [0, 1), got {self.dropout}")
+
+
+def family_of(config: Any, source: str | Path) -> Family:
+    """The family of a transformers config.
+
+    Raises:
+        ValueError: it is neither OPT nor LLaMA.
+    """
+    if config.model_type not in FAMILIES:
+        raise ValueError(f"{source}: model_type must be one of {', '.join(FAMILIES)}, got {config.model_type!r}")
+    return FAMILIES[config.model_type]
+
+
+def read_config(folder: str | Path) -> Any:
+    """The transformers config of a local folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the family is unknown.
+    """
+    from transformers import AutoConfig
+
+    if not (Path(folder) / "config.json").is_file():
+        raise FileNotFoundError(f"{folder}: must be a folder with a model of transformers, got one without config.json")
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    family_of(config, folder)
+    return config
+
+
+def read_tokenizer(folder: str | Path) -> Any:
+    """The tokenizer of a local folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    if not any((Path(folder) / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json", "vocab.json")):
+        raise FileNotFoundError(f"{folder}: must hold a tokenizer, got a folder without tokenizer_config.json")
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def build(
+    folder: str | Path,
+    *,
+    codebook_size: int = 8192,
+    lora: Lora | None = None,
+    full: bool = False,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    untied: Path | None = None,
+) -> LanguageModel:
+    """A language model that learns image words.
+
+    Args:
+        folder: of an OPT or LLaMA as transformers saves it, with its tokenizer. With `full` it may lack weights: they
+            are drawn as the config says.
+        codebook_size: number of codes; new ids begin at len(tokenizer).
+        lora: the adapter; `Lora()` by default.
+        full: no adapter: every weight learns.
+        dtype: of frozen weights; what learns is float32.
+        device: where to.
+        untied: a folder to write the model to with an output matrix of its own, which then is the adapter's base.
+
+    Returns:
+        A `PeftModel`, or with `full` the model of transformers, in train mode; new rows are drawn from the model's
+        initial distribution by torch's default generator.
+
+    Raises:
+        FileNotFoundError, ValueError: the folder isn't such a model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config, tokenizer = read_config(folder), read_tokenizer(folder)
+    known = len(tokenizer)
+    vocabulary = add_image_words(tokenizer, codebook_size)
+    if full and not _has_weights(folder):
+        config.vocab_size = max(config.vocab_size, len(tokenizer))
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    else:
+        model = _read_base(folder, torch.float32 if full else dtype)
+        if len(model.get_input_embeddings().weight) < known:
+            rows = len(model.get_input_embeddings().weight)
+            raise ValueError(f"{folder}: the embedding must have a row for each of {known} words, got {rows}")
+        _resize(model, len(tokenizer))
+    if full:
+        return LanguageModel(model.to(device).train(), tokenizer, vocabulary)
+    if untied is not None:
+        _untie(model, untied)
+        tokenizer.save_pretrained(untied)
+    return LanguageModel(add_adapter(model, vocabulary, lora or Lora()).to(device).train(), tokenizer, vocabulary)
+
+
+def add_adapter(model: nn.Module, vocabulary: Vocabulary, lora: Lora) -> nn.Module:
+    """A fresh peft adapter: LoRA, and the rows of the image words (one matrix where the model ties them, else both).
+
+    Raises:
+        ValueError: a target isn't in the model.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    family = family_of(model.config, model.config.name_or_path or "model")
+    norms = bool(family.norms) if lora.norms is None else lora.norms
+    rows = vocabulary.new_ids
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.targets or family.linears),
+        modules_to_save=list(family.norms) if norms and family.norms else None,
+        trainable_token_indices=rows if is_tied(model) else {"embed_tokens": rows, "lm_head": rows},
+    )
+    return get_peft_model(model, config)
+
+
+def is_tied(model: Any) -> bool:
+    """Whether words come out by the matrix they go in by."""
+    return bool(model.config.tie_word_embeddings)
+
+
+def save(
+    model: Any, tokenizer: Any, folder: str | Path, *, extra: Mapping[str, Tensor] | None = None, write: bool = True
+) -> None:
+    """Write an adapter (or a whole model, if it has none) and its tokenizer, each file beside and renamed.
+
+    Args:
+        model, tokenizer: of `build`.
+        folder: made if it isn't there.
+        extra: tensors in place of the model's own, by parameter name.
+        write: whether this process does; every rank of a sharded model must call.
+    """
+    is_adapter = hasattr(model, "peft_config")
+    named = trainable(model) if is_adapter else model.state_dict().items()
+    tensors = {name: whole(value) for name, value in named} | dict(extra or {})
+    if not write:
+        return
+    with replace_folder_files(Path(folder)) as staging:
+        options: dict[str, Any] = {"save_embedding_layers": False} if is_adapter else {}
+        model.save_pretrained(staging, state_dict=tensors, **options)
+        tokenizer.save_pretrained(staging)
+
+
+def load(
+    folder: str | Path,
+    base: str | Path | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> LanguageModel:
+    """What `save` wrote, or any other adapter or model with image words, in eval mode.
+
+    Args:
+        folder: an adapter's, or a whole model's.
+        base: the adapter's base, where it no longer is where it was.
+        device: where to.
+        dtype: of all weights but the adapter's own, which stay float32.
+
+    Raises:
+        FileNotFoundError: the folder or the base isn't there.
+        ValueError: the tokenizer has no image words, or the family is unknown.
+    """
+    folder = Path(folder)
+    adapter = folder / "adapter_config.json"
+    tokenizer = read_tokenizer(folder)
+    vocabulary = Vocabulary.of_tokenizer(tokenizer)
+    if not adapter.is_file():
+        model = _read_base(folder, dtype)
+    else:
+        from peft import PeftModel
+
+        base = base or json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        model = _read_base(base, dtype)
+        _resize(model, len(tokenizer))
+        model = PeftModel.from_pretrained(model, str(folder))
+    return LanguageModel(model.to(device).eval(), tokenizer, vocabulary)
+
+
+def _read_base(folder: str | Path, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    read_config(folder)
+    return AutoModelForCausalLM.from_pretrained(
+        str(Path(folder).resolve()), dtype=dtype, local_files_only=True, attn_implementation="sdpa"
+    )
+
+
+def _has_weights(folder: str | Path) -> bool:
+    return any(any(Path(folder).glob(pattern)) for pattern in ("*.safetensors", "pytorch_model*.bin"))
+
+
+@torch.no_grad()
+def _resize(model: Any, words: int) -> None:
+    """At least `words` rows, as `AutoPeftModelForCausalLM` would make; new ones as the model's initial values."""
+    if len(model.get_input_embeddings().weight) < words:
+        model.resize_token_embeddings(words, mean_resizing=False)
+
+
+def _untie(model: Any, folder: Path) -> None:
+    """Give the model an output matrix of its own, and write it, which makes `folder` its base."""
+    output = model.get_output_embeddings()
+    output.weight = nn.Parameter(output.weight.detach().clone(), requires_grad=output.weight.requires_grad)
+    model.config.tie_word_embeddings = False
+    if not (folder / "config.json").is_file():
+        with replace_folder_files(folder) as staging:
+            model.save_pretrained(staging)
+    model.config.name_or_path = model.name_or_path = str(folder.resolve())
