@@ -11,6 +11,7 @@ import typer
 
 import seed_fast
 from seed_fast.eval.cli import app as eval_app
+from seed_fast.generate import cli as generate_cli
 from seed_fast.train.cli import app as train_app
 
 app = typer.Typer(
@@ -24,6 +25,8 @@ app = typer.Typer(
 )
 app.add_typer(train_app, name="train")
 app.add_typer(eval_app, name="eval")
+app.command()(generate_cli.caption)
+app.command()(generate_cli.draw)
 
 
 class Format(str, Enum):

@@ -62,7 +62,7 @@ class Decoding:
 def pad_left(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
     """Prompts as ids [B, T] int64, padded on the left, and the attention mask [B, T]: 0 for padding.
 
-    The mask is made of lengths and not by comparing with `pad`, which may be a word too: LLaMA pads with its unknown word.
+    The mask is made of lengths and not by comparing with `pad`: that may be a word too, as LLaMA's unknown word is.
     """
     longest = max(map(len, prompts))
     ids = torch.full((len(prompts), longest), pad, dtype=torch.int64)

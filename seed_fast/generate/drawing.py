@@ -43,6 +43,6 @@ def draw(
 def attempts(
     model: Any, tokenizer: Any, vocabulary: Vocabulary, texts: Sequence[str], *, num_codes: int = 32, **options: Any
 ) -> list[list[int]]:
-    """What the model writes when asked to draw, as many tokens as an image has; with `images=None` whatever it likes."""
+    """What the model writes when asked to draw, as many tokens as an image has; `images=None` leaves it free."""
     prompts = [drawing_prompt(vocabulary, tokenizer, text) for text in texts]
     return answers(model, vocabulary, prompts, max_tokens=num_codes + 2, num_codes=num_codes, **options)

@@ -1,8 +1,9 @@
 """`ImageSpans`: a logits processor of transformers that lets a language model write whole images only.
 
-A row is *inside* an image after `<img>` until `</img>`. Inside, codes alone may follow until there are `num_codes`, and
-then `</img>` alone. Outside, neither codes nor `</img>` may follow. What state a row is in is read from its ids at every
-step and never remembered, so beams may be reordered, rows may be padded on the left, and a prompt may end inside an image.
+A row is *inside* an image after `<img>` until `</img>`. Inside, codes alone may follow until there are `num_codes`,
+and then `</img>` alone. Outside, neither codes nor `</img>` may follow. What state a row is in is read from its ids at
+every step and never remembered, so beams may be reordered, rows may be padded on the left, and a prompt may end inside
+an image.
 
 Shapes: B rows (batch times beams), T tokens so far, V vocabulary.
 """

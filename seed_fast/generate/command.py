@@ -1,0 +1,346 @@
+"""What `seed-fast caption` and `seed-fast draw` do: options to models, lines in, lines out."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from seed_fast.commands import (
+    DTYPES,
+    EXIT_FAILED,
+    EXIT_SKIPPED,
+    EXIT_USAGE,
+    Stopped,
+    UsageError,
+    _complain,
+    _device,
+    _fail,
+    _out_of_memory,
+    _stopping_signals,
+)
+from seed_fast.report import Progress
+
+if TYPE_CHECKING:
+    from seed_fast.generate.decoding import Decoding
+    from seed_fast.lm.model import LanguageModel
+
+Labelled = tuple[str, list[int]]  # the path of an image and its codes
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    """What both commands take, as given."""
+
+    lm: Path
+    output: Path | None = None
+    base: Path | None = None
+    model: str = "seed-tiny"
+    beams: int = 1
+    top_p: float | None = None
+    temperature: float = 1.0
+    seed: int = 0
+    batch_size: int = 64
+    device: str = "auto"
+    dtype: str = "float32"
+
+    def decoding(self) -> Decoding:
+        from seed_fast.generate.decoding import Decoding
+
+        try:
+            return Decoding(self.beams, self.top_p, self.temperature, self.seed)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionOptions(_Options):
+    """The options of `seed-fast caption`, as given."""
+
+    inputs: tuple[str, ...] | None = None
+    codes: Path | None = None
+    max_tokens: int = 64
+    workers: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawOptions(_Options):
+    """The options of `seed-fast draw`, as given."""
+
+    texts: tuple[str, ...] | None = None
+    file: Path | None = None
+    pictures: Path | None = None
+    decoder: Path | None = None
+    steps: int = 20
+    num_codes: int = 32
+
+
+def caption(options: CaptionOptions) -> int:
+    """Run `seed-fast caption`. Returns the exit code."""
+    with _one_line_errors() as ended:
+        ended.code = _caption(options)
+    return ended.code
+
+
+def draw(options: DrawOptions) -> int:
+    """Run `seed-fast draw`. Returns the exit code."""
+    with _one_line_errors() as ended:
+        ended.code = _draw(options)
+    return ended.code
+
+
+def _caption(options: CaptionOptions) -> int:
+    if bool(options.inputs) == (options.codes is not None):
+        raise UsageError("caption: give images, or --codes FILE, and not both")
+    decoding = _after_checks(options)
+    speaker = _language_model(options)
+    from seed_fast.generate.captioning import caption
+
+    images = _Images(options, speaker)
+    progress = Progress()
+    try:
+        with _lines(options.output) as write:
+            for number, batch in enumerate(_batches(images, options.batch_size)):
+                texts = caption(
+                    *speaker,
+                    [codes for _, codes in batch],
+                    max_tokens=options.max_tokens,
+                    decoding=replace(decoding, seed=decoding.seed + number),
+                    batch_size=options.batch_size,
+                )
+                for (path, _), text in zip(batch, texts, strict=True):
+                    write({"path": path, "text": text})
+                progress.advance(len(batch))
+    finally:
+        progress.close()
+    if not (images.bad or images.good):
+        raise UsageError(f"no image found in {', '.join(options.inputs or (str(options.codes),))}")
+    return EXIT_SKIPPED if images.bad else 0
+
+
+def _draw(options: DrawOptions) -> int:
+    if bool(options.texts) == (options.file is not None):
+        raise UsageError("draw: give texts, or --file FILE, and not both")
+    if (options.pictures is None) != (options.decoder is None):
+        raise UsageError("draw: --pictures FOLDER and --decoder FOLDER belong together")
+    texts = list(options.texts or _texts_of(options.file))
+    decoding = _after_checks(options)
+    painter = _Painter(options) if options.pictures is not None else None  # before minutes of generation
+    speaker = _language_model(options)
+    if painter is not None:
+        _check_codebook(speaker, painter.tok)
+    from seed_fast.generate.drawing import draw
+
+    progress = Progress()
+    try:
+        with _lines(options.output) as write:
+            for number, batch in enumerate(_batches(texts, options.batch_size)):
+                codes = draw(
+                    *speaker,
+                    batch,
+                    num_codes=options.num_codes,
+                    decoding=replace(decoding, seed=decoding.seed + number),
+                    batch_size=options.batch_size,
+                )
+                for text, row in zip(batch, codes.tolist(), strict=True):
+                    write({"text": text, "codes": row})
+                if painter is not None:
+                    painter(codes)
+                progress.advance(len(batch))
+    finally:
+        progress.close()
+    return 0
+
+
+class _Images:
+    """The images to describe, one after the other, as path and codes; bad ones are told and counted."""
+
+    def __init__(self, options: CaptionOptions, speaker: LanguageModel) -> None:
+        self.options, self.speaker = options, speaker
+        self.good = self.bad = 0
+
+    def __iter__(self) -> Iterator[Labelled]:
+        for labelled in self._of_codes() if self.options.codes else self._of_pictures():
+            self.good += 1
+            yield labelled
+
+    def _of_codes(self) -> Iterator[Labelled]:
+        for number, line in enumerate(_lines_of(self.options.codes), start=1):
+            name = f"{self.options.codes}:{number}"
+            try:
+                record = json.loads(line)
+                codes = [int(code) for code in record["codes"]]
+                self.speaker.vocabulary.image(codes)
+            except (ValueError, TypeError, KeyError) as error:
+                self._skip(f"{name}: expected a JSON line with codes: {error!r}")
+                continue
+            yield str(record.get("path", record.get("text", name))), codes
+
+    def _of_pictures(self) -> Iterator[Labelled]:
+        import numpy as np
+        import torch
+
+        from seed_fast.data.decode import Decoder
+        from seed_fast.data.image_processor import ImageProcessor
+        from seed_fast.data.shards import list_entries
+
+        tok = _tokenizer(self.options)
+        _check_codebook(self.speaker, tok)
+        processor = ImageProcessor(tok.config.image_size, tok.config.resize)
+        size = self.options.batch_size
+        with Decoder(processor, self.options.workers, ahead=2 * size) as decoder:
+            for batch in _batches(decoder.map(list_entries(self.options.inputs, self._skip)), size):
+                for image in batch:
+                    if image.error is not None:
+                        self._skip(image.error)
+                usable = [image for image in batch if image.error is None]
+                if usable:
+                    pixels = torch.from_numpy(np.stack([image.pixels for image in usable]))
+                    codes = tok.encode(processor.normalize(pixels.to(tok.device)))
+                    yield from zip([image.path for image in usable], codes.tolist(), strict=True)
+
+    def _skip(self, line: str) -> None:
+        self.bad += 1
+        _complain(f"skipped: {line}")
+
+
+class _Painter:
+    """Pictures of codes, numbered, into a folder."""
+
+    def __init__(self, options: DrawOptions) -> None:
+        from seed_fast.generate.pictures import open_painter
+
+        self.options = options
+        self.tok = _tokenizer(options)
+        if options.num_codes != self.tok.config.num_codes:
+            raise UsageError(
+                f"--num-codes must be {self.tok.config.num_codes}, as --model {options.model} has, "
+                f"got {options.num_codes}"
+            )
+        self.painter = open_painter(options.decoder, self.tok)
+        self.done = 0
+
+    def __call__(self, codes: Any) -> None:
+        from seed_fast.generate.pictures import paint
+
+        folder = self.options.pictures
+        folder.mkdir(parents=True, exist_ok=True)
+        for picture in paint(
+            self.painter, self.tok, codes, steps=self.options.steps, seed=self.options.seed + self.done
+        ):
+            name = folder / f"{self.done:06d}.png"
+            beside = name.with_suffix(".tmp")
+            picture.save(beside, format="PNG")
+            os.replace(beside, name)
+            self.done += 1
+
+
+def _after_checks(options: _Options) -> Decoding:
+    if options.dtype not in DTYPES:
+        raise UsageError(f"--dtype must be one of {', '.join(DTYPES)}, got {options.dtype!r}")
+    if options.output is not None and options.output.is_dir():
+        raise UsageError(f"{options.output}: --output must be a file name, got a folder")
+    try:
+        import transformers  # noqa: F401
+    except ImportError:
+        raise ImportError("language models need transformers and peft: pip install 'seed_fast[train]'") from None
+    return options.decoding()
+
+
+def _language_model(options: _Options) -> LanguageModel:
+    import torch
+    from transformers.utils import logging
+
+    from seed_fast.lm.model import load
+
+    logging.disable_progress_bar()  # of loading, in the midst of our lines
+    return load(options.lm, options.base, _device(options.device), getattr(torch, options.dtype))
+
+
+def _tokenizer(options: _Options) -> Any:
+    from seed_fast import SeedTokenizer
+
+    tok = SeedTokenizer.from_pretrained(options.model, device=_device(options.device))
+    if not tok.trained:
+        _complain(f"{options.model}: these weights are untrained (the seeded initial ones); the codes mean nothing yet")
+    return tok
+
+
+def _check_codebook(speaker: LanguageModel, tok: Any) -> None:
+    words, codes = speaker.vocabulary.codebook_size, tok.config.codebook_size
+    if words != codes:
+        raise ValueError(f"the language model must have the tokenizer's {codes} codes as words, got {words}")
+
+
+def _texts_of(path: Path) -> list[str]:
+    texts = []
+    for number, line in enumerate(_lines_of(path), start=1):
+        if line.startswith("{"):
+            try:
+                line = json.loads(line)["text"]
+            except (ValueError, KeyError) as error:
+                raise ValueError(f"{path}:{number}: expected a JSON line with a text: {error!r}") from None
+        texts.append(line)
+    if not texts:
+        raise UsageError(f"{path}: must hold a caption, got none")
+    return texts
+
+
+def _lines_of(path: Path) -> Iterator[str]:
+    with open(path, encoding="utf-8") as file:
+        yield from (line for each in file if (line := each.strip()))
+
+
+def _batches(items: Any, size: int) -> Iterator[list[Any]]:
+    items = iter(items)
+    while batch := list(islice(items, size)):
+        yield batch
+
+
+@contextmanager
+def _lines(output: Path | None) -> Iterator[Any]:
+    """Writes JSON lines: to standard output as they come, or to a file that gets its name at the end."""
+
+    def writer(file: TextIO) -> Any:
+        return lambda record: print(json.dumps(record), file=file, flush=True)
+
+    if output is None:
+        yield writer(sys.stdout)
+        return
+    beside = output.with_name(output.name + ".partial")
+    try:
+        with open(beside, "w", encoding="utf-8") as file:
+            yield writer(file)
+            os.fsync(file.fileno())
+        os.replace(beside, output)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+class _Ended:
+    code = EXIT_FAILED
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[_Ended]:
+    """What can be said in one line is, and becomes the exit code."""
+    ended = _Ended()
+    with _stopping_signals():
+        try:
+            yield ended
+        except UsageError as error:
+            ended.code = _fail(error, EXIT_USAGE)
+        except (ValueError, OSError, ImportError) as error:
+            ended.code = _fail(error, EXIT_FAILED)
+        except Stopped as stop:
+            ended.code = 128 + stop.number
+        except RuntimeError as error:
+            if not isinstance(error, _out_of_memory()):
+                raise
+            _complain("error: the device has no memory for this batch: lower --batch-size")

@@ -1,0 +1,138 @@
+"""`seed-fast caption` and `seed-fast draw`, in this process: lines in, lines out, exit codes, one-line errors."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from seed_fast import SeedConfig, SeedTokenizer
+from seed_fast.cli import app
+from seed_fast.generate.captioning import caption
+from seed_fast.generate.drawing import draw
+from tests.generate.conftest import Speaker
+from tests.lm.tiny import CODEBOOK
+from tests.pictures import encoded, picture, write_files
+
+SMALL = {"image_size": 16, "vit_depth": 1, "qformer_depth": 2, "decoder_depth": 1, "num_codes": 5}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, speaker: Speaker) -> Path:
+    """The language model, saved."""
+    folder = tmp_path_factory.mktemp("lm")
+    speaker.model.save_pretrained(folder)
+    speaker.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tok(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer of images with as many codes as the language model has words for."""
+    torch.manual_seed(0)
+    config = SeedConfig.preset("seed-tiny").to_dict() | SMALL | {"codebook_size": CODEBOOK}
+    folder = tmp_path_factory.mktemp("tok") / "saved"
+    SeedTokenizer(SeedConfig.from_dict(config)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def run() -> Callable:
+    return lambda *arguments: CliRunner().invoke(app, [*map(str, arguments)])
+
+
+def lines(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_draw_prints_a_line_per_text_in_order(run: Callable, folder: Path, speaker: Speaker, tmp_path: Path) -> None:
+    texts = ["a red circle", "a", "a big green square a small blue circle"]
+    expected = [
+        {"text": text, "codes": codes}
+        for text, codes in zip(texts, draw(*speaker, texts, num_codes=5).tolist(), strict=True)
+    ]
+    result = run("draw", *texts, "--lm", folder, "--num-codes", 5, "--batch-size", 2)
+    assert (result.exit_code, lines(result.stdout)) == (0, expected), result.stderr
+
+    (tmp_path / "texts").write_text(f"{texts[0]}\n\n{json.dumps({'text': texts[1]})}\n  {texts[2]}\n")
+    options = ("--file", tmp_path / "texts", "-o", tmp_path / "codes.jsonl", "--num-codes", 5)
+    result = run("draw", "--lm", folder, *options)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert lines((tmp_path / "codes.jsonl").read_text()) == expected
+    assert not list(tmp_path.glob("*.partial"))
+
+    # what was drawn can be described
+    result = run("caption", "--codes", tmp_path / "codes.jsonl", "--lm", folder, "--max-tokens", 6)
+    said = caption(*speaker, [each["codes"] for each in expected], max_tokens=6)
+    assert lines(result.stdout) == [{"path": path, "text": text} for path, text in zip(texts, said, strict=True)]
+
+
+def test_caption_describes_the_images_it_can_read(
+    run: Callable, folder: Path, tok: Path, speaker: Speaker, tmp_path: Path
+) -> None:
+    names = [f"{number}.png" for number in range(5)]
+    write_files(tmp_path / "in", {name: encoded(picture(number), "PNG") for number, name in enumerate(names)})
+    (tmp_path / "in" / "2.png").write_bytes(b"torn")
+    options = ("--lm", folder, "--model", tok, "--batch-size", 2, "--max-tokens", 8)
+    result = run("caption", tmp_path / "in", *options)
+    good = [str(tmp_path / "in" / name) for name in names if name != "2.png"]
+    expected = caption(*speaker, SeedTokenizer.from_pretrained(tok).encode(good), max_tokens=8)
+    assert result.exit_code == 3, result.stderr
+    assert lines(result.stdout) == [{"path": path, "text": text} for path, text in zip(good, expected, strict=True)]
+    assert result.stderr.count("skipped: ") == 1
+    assert "2.png" in result.stderr
+
+
+def test_lines_of_codes_that_are_wrong_are_told(run: Callable, folder: Path, tmp_path: Path) -> None:
+    content = ['{"path": "a", "codes": [1, 2]}', "{", '{"codes": [99]}', '{"path": "b"}', '{"codes": [3]}']
+    (tmp_path / "codes").write_text("\n".join(content))
+    result = run("caption", "--codes", tmp_path / "codes", "--lm", folder, "--max-tokens", 3)
+    assert result.exit_code == 3
+    assert [line["path"] for line in lines(result.stdout)] == ["a", f"{tmp_path / 'codes'}:5"]
+    assert [f"codes:{number}" in result.stderr for number in range(1, 6)] == [False, True, True, True, False]
+
+
+def test_sampled_drawings_differ_from_batch_to_batch_and_repeat(run: Callable, folder: Path) -> None:
+    sampling = ("--top-p", 1, "--temperature", 3, "--seed", 7, "--num-codes", 5, "--batch-size", 1)
+    first, second = (run("draw", "a", "a", "--lm", folder, *sampling).stdout for _ in range(2))
+    assert first == second
+    one, other = lines(first)
+    assert one["codes"] != other["codes"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["draw", "--lm", "LM"], 2, "give texts, or --file FILE"),
+        (["caption", "--lm", "LM"], 2, "give images, or --codes FILE"),
+        (["draw", "a", "--lm", "nowhere"], 1, "nowhere"),
+        (["draw", "a", "--lm", "LM", "--dtype", "int8"], 2, "--dtype must be one of"),
+        (["draw", "a", "--lm", "LM", "--top-p", "2"], 2, "top_p must be above 0 and at most 1, got 2.0"),
+        (["draw", "a", "--lm", "LM", "--pictures", "out"], 2, "--pictures FOLDER and --decoder FOLDER belong together"),
+        (["draw", "a", "--lm", "LM", "-o", "."], 2, "--output must be a file name, got a folder"),
+        (["caption", "missing.png", "--lm", "LM"], 1, "must have the tokenizer's 512 codes as words, got 24"),
+        (["draw", "a " * 60, "--lm", "LM"], 1, "must leave room for 34 of the model's 64 positions"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line(
+    run: Callable, folder: Path, arguments: list[str], code: int, message: str, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run(*(folder if argument == "LM" else argument for argument in arguments))
+    told = [line for line in result.stderr.splitlines() if "untrained" not in line]
+    assert (result.exit_code, len(told)) == (code, 1), result.output
+    assert message in told[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_pictures_without_diffusers_name_the_install_line(run: Callable, folder: Path, monkeypatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "diffusers" else find(name))
+    result = run("draw", "a", "--lm", folder, "--pictures", "out", "--decoder", "somewhere")
+    assert result.exit_code == 1
+    assert "pip install 'seed_fast[draw]'" in result.stderr
