@@ -13,7 +13,7 @@ from torch import Tensor
 
 from seed_fast._files import write_beside
 
-MAX_TOKENS = 32  # of a caption, as in the official code
+MAX_TOKENS = 32  # of a caption, as in the official code; longer ones are cut
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 PAD, UNKNOWN, CLS, SEP = range(4)
 DEC = "[DEC]"  # BLIP-2 adds it to BERT's vocabulary for captioning; here it is one row more of the word embeddings
@@ -24,6 +24,7 @@ class CaptionTokenizer(Protocol):
     """Captions to what `TextTower` reads."""
 
     size: int
+    max_tokens: int
 
     def __call__(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """B captions to input_ids [B, T] int64 and attention_mask [B, T] int64, right-padded."""
@@ -48,20 +49,22 @@ class WordTokenizer:
         if len(set(words)) != len(words):
             twice = next(word for word, count in Counter(words).items() if count > 1)
             raise ValueError(f"WordTokenizer: words must differ, got {twice!r} twice")
+        if max_tokens < 3:
+            raise ValueError(f"WordTokenizer: max_tokens must be at least 3, got {max_tokens}")
         self.words, self.size, self.max_tokens = tuple(words), len(words), max_tokens
         self._ids = {word: number for number, word in enumerate(words)}
 
     @classmethod
-    def of_captions(cls, captions: Iterable[str], limit: int = 30_000) -> WordTokenizer:
+    def of_captions(cls, captions: Iterable[str], limit: int = 30_000, max_tokens: int = MAX_TOKENS) -> WordTokenizer:
         """The vocabulary of these captions: the `limit` most frequent words, ties in alphabetical order."""
         counts = Counter(word for caption in captions for word in split_words(caption))
         ordered = sorted(counts, key=lambda word: (-counts[word], word))
-        return cls([*SPECIAL, *ordered[: limit - len(SPECIAL)]])
+        return cls([*SPECIAL, *ordered[: limit - len(SPECIAL)]], max_tokens)
 
     @classmethod
-    def load(cls, folder: Path) -> WordTokenizer:
-        """The tokenizer that `save` wrote."""
-        return cls((folder / VOCABULARY).read_text(encoding="utf-8").split("\n")[:-1])
+    def load(cls, folder: Path, max_tokens: int = MAX_TOKENS) -> WordTokenizer:
+        """The tokenizer whose words `save` wrote."""
+        return cls((folder / VOCABULARY).read_text(encoding="utf-8").split("\n")[:-1], max_tokens)
 
     def __call__(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """See `CaptionTokenizer`."""
@@ -94,7 +97,7 @@ class BertCaptions:
             raise ImportError("a BERT tokenizer needs transformers: pip install 'seed_fast[train]'") from error
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self._tokenizer.add_special_tokens({"bos_token": DEC})
-        self._max_tokens = max_tokens
+        self.max_tokens = max_tokens
         self.size = len(self._tokenizer)
 
     def __call__(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -103,7 +106,7 @@ class BertCaptions:
             list(captions),
             padding=True,
             truncation=True,
-            max_length=self._max_tokens,
+            max_length=self.max_tokens,
             return_tensors="pt",
         )
         return rows["input_ids"], rows["attention_mask"]
@@ -118,15 +121,15 @@ def split_words(caption: str) -> list[str]:
     return re.findall(r"\w+|[^\w\s]", caption.lower())
 
 
-def open_captions(folder: str | Path) -> CaptionTokenizer:
-    """The tokenizer that `save` wrote into a folder: our words, or BERT's.
+def open_captions(folder: str | Path, max_tokens: int = MAX_TOKENS) -> CaptionTokenizer:
+    """The tokenizer that `save` wrote into a folder, our words or BERT's; captions are cut to `max_tokens`.
 
     Raises:
         FileNotFoundError: there is neither.
     """
     folder = Path(folder)
     if (folder / VOCABULARY).is_file():
-        return WordTokenizer.load(folder)
+        return WordTokenizer.load(folder, max_tokens)
     if (folder / "vocab.txt").is_file() or (folder / "tokenizer.json").is_file():
-        return BertCaptions(folder)
+        return BertCaptions(folder, max_tokens)
     raise FileNotFoundError(f"{folder}: must hold {VOCABULARY}, or a BERT tokenizer (vocab.txt); got neither")

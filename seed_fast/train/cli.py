@@ -107,6 +107,9 @@ def stage1(
         ),
     ] = None,
     projection_dim: Annotated[int, typer.Option(min=1, help="Width of the space of the contrast.")] = 256,
+    max_tokens: Annotated[
+        int, typer.Option(min=3, max=512, help="Tokens of a caption; the rest of a longer one is cut off.")
+    ] = 32,
     label_smoothing: Annotated[float, typer.Option(min=0.0, max=0.99)] = 0.1,
     official_gather: Annotated[
         bool, typer.Option("--official-gather", help="Gather the other ranks' features without gradients, as official.")
@@ -154,7 +157,7 @@ def stage1(
     given = dict(locals())
     from seed_fast.train import command, options
 
-    names = ("init", "bert", "projection_dim", "label_smoothing", "official_gather", "train_vision")
+    names = ("init", "bert", "projection_dim", "max_tokens", "label_smoothing", "official_gather", "train_vision")
     extra = {name: given.pop(name) for name in names}
     extra["init"] = tuple(extra["init"] or ())
     shared = options.TrainOptions(**_plain(given))

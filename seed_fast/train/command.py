@@ -35,6 +35,7 @@ from seed_fast.train.stage2 import FROZEN, Stage2
 from seed_fast.train.targets import open_target
 
 CAPTIONS_FOR_VOCABULARY = 20_000
+BERT_POSITIONS = 512  # rows of BERT's position embedding
 
 
 class _Session:
@@ -128,6 +129,7 @@ def _stage1(session: _Session, extra: Stage1Options) -> None:
         train_vision=extra.train_vision, features=cache,
     )  # fmt: skip
     about = {"label_smoothing": extra.label_smoothing, "official_gather": extra.official_gather}
+    about["max_tokens"] = captions.max_tokens
     if session.train(task, batches, validation, recipe, stage=1, train_vision=extra.train_vision, **about):
         _export(session, tok, (model, captions))
 
@@ -187,10 +189,12 @@ def _contrast(session: _Session, extra: Stage1Options, tok: SeedTokenizer) -> tu
     if has_contrast(options.model):
         return load_contrast(options.model, tok)
     if extra.bert is not None:
-        captions: CaptionTokenizer = BertCaptions(extra.bert)
+        captions: CaptionTokenizer = BertCaptions(extra.bert, extra.max_tokens)
+        positions = BERT_POSITIONS
     else:
-        captions = WordTokenizer(session.ranks.from_first(_vocabulary(session) if session.ranks.rank == 0 else None))
-    model = Stage1Model(tok, captions.size, projection_dim=extra.projection_dim)
+        words = session.ranks.from_first(_vocabulary(session) if session.ranks.rank == 0 else None)
+        captions, positions = WordTokenizer(words, extra.max_tokens), extra.max_tokens
+    model = Stage1Model(tok, captions.size, projection_dim=extra.projection_dim, max_tokens=positions)
     if extra.bert is not None:
         load_bert(model, extra.bert)
     return model, captions

@@ -1,6 +1,7 @@
 """Trained folders: a tokenizer's (config.json, model.safetensors), and beside it what compares pictures with captions.
 
-    contrast.safetensors   text tower, projections, temperature: `Stage1Model` without its tokenizer
+    contrast.safetensors   text tower, projections, temperature: `Stage1Model` without its tokenizer; its metadata has
+                           max_tokens, to which captions are cut
     vocabulary.txt         or BERT's own tokenizer files
 
 So one folder serves `SeedTokenizer.from_pretrained`, stage 2 and retrieval.
@@ -13,14 +14,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from seed_fast.convert.files import CheckpointError
 from seed_fast.model.stage1 import Stage1Model
 from seed_fast.model.tokenizer import SeedTokenizer
-from seed_fast.train.captions import CaptionTokenizer, open_captions
+from seed_fast.train.captions import MAX_TOKENS, CaptionTokenizer, open_captions
 
 CONTRAST = "contrast.safetensors"
 _PREFIX = "tokenizer."
@@ -38,7 +39,8 @@ def save_contrast(folder: Path, tensors: Mapping[str, Tensor], captions: Caption
     captions.save(folder)
     own = {name: value for name, value in tensors.items() if not name.startswith(_PREFIX)}
     beside = folder / f"{CONTRAST}.tmp"
-    save_file({name: value.detach().cpu().contiguous() for name, value in own.items()}, beside)
+    plain = {name: value.detach().cpu().contiguous() for name, value in own.items()}
+    save_file(plain, beside, metadata={"max_tokens": str(captions.max_tokens)})
     os.replace(beside, folder / CONTRAST)
 
 
@@ -62,8 +64,10 @@ def load_contrast(folder: str | Path, tokenizer: SeedTokenizer) -> tuple[Stage1M
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; `seed-fast train stage1` writes it")
     try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            max_tokens = int((file.metadata() or {}).get("max_tokens", MAX_TOKENS))
+    except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(
             f"{path}: must be a whole .safetensors file, got one that doesn't read: {error}"
         ) from None
@@ -79,4 +83,4 @@ def load_contrast(folder: str | Path, tokenizer: SeedTokenizer) -> tuple[Stage1M
             wanted, got = (list(shapes[name]) if name in shapes else "nothing" for shapes in (own, found))
             raise CheckpointError(f"{path}: {name} must be {wanted} for this tokenizer, got {got}")
     model.load_state_dict(tensors, strict=False)  # the tokenizer has its weights
-    return model.eval(), open_captions(folder)
+    return model.eval(), open_captions(folder, max_tokens)

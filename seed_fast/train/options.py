@@ -75,6 +75,7 @@ class Stage1Options:
     init: tuple[Path, ...]
     bert: Path | None
     projection_dim: int
+    max_tokens: int
     label_smoothing: float
     official_gather: bool
     train_vision: bool

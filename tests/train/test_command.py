@@ -30,7 +30,7 @@ def trained(tmp_path_factory):
     (folder / "config.json").write_text(json.dumps(CONFIG.to_dict()))
     first = call(
         "stage1", *COMMON, "--model", folder / "config.json", "-o", folder / "1", "--projection-dim", 8,
-        "--train-vision", "--validation", "shapes:8",
+        "--train-vision", "--validation", "shapes:8", "--max-tokens", 24,
     )  # fmt: skip
     assert first.exit_code == 0, first.output
     second = call(
@@ -51,6 +51,8 @@ def test_both_stages_leave_a_tokenizer_and_its_contrast(trained):
     assert not torch.equal(one.quantizer.codebook, two.quantizer.codebook)
     model, captions = load_contrast(trained / "2", two)
     assert model.text_embedding(*captions(["a red circle"])).shape == (1, 8)
+    assert captions.max_tokens == len(model.text.position_embedding) == 24
+    assert captions(["red " * 100])[0].shape == (1, 24)
     lines = [json.loads(line) for line in (trained / "2" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
     assert {"usage", "perplexity", "dead", "vq", "recon", "image"} <= lines[0].keys()
@@ -59,6 +61,7 @@ def test_both_stages_leave_a_tokenizer_and_its_contrast(trained):
 
 def test_a_second_run_into_the_same_folder_wants_resume(trained):
     arguments = ["stage1", *COMMON, "--model", trained / "config.json", "-o", trained / "1", "--projection-dim", 8]
+    arguments += ["--max-tokens", 24]
     refused = call(*arguments, "--train-vision")
     assert refused.exit_code == 2
     assert "--resume goes on with it" in refused.output
@@ -81,8 +84,8 @@ def test_training_begins_from_official_files(trained, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG.to_dict()))
     done = call(
         "stage1", *COMMON, "--model", tmp_path / "config.json", "--init", tmp_path / "eva_vit_g.pth",
-        "--init", tmp_path / "blip2.pth", "-o", tmp_path / "out", "--projection-dim", 8, "--lr", 0, "--min-lr", 0,
-        "--warmup-lr", 0,
+        "--init", tmp_path / "blip2.pth", "-o", tmp_path / "out", "--projection-dim", 8, "--max-tokens", 24, "--lr", 0,
+        "--min-lr", 0, "--warmup-lr", 0,
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     again = SeedTokenizer.from_pretrained(tmp_path / "out")
