@@ -44,7 +44,11 @@ class Journal:
         """Append one line per image. When this returns, the operating system has them: a kill can't lose them."""
         rows = zip(paths, codes.tolist(), strict=True)
         lines = (json.dumps({"path": path, "codes": row}, separators=(",", ":")) + "\n" for path, row in rows)
-        left = memoryview("".join(lines).encode())
+        self.write("".join(lines).encode())
+
+    def write(self, lines: bytes) -> None:
+        """Append whole lines, whatever they hold."""
+        left = memoryview(lines)
         while left:
             left = left[self._file.write(left) :]
 
