@@ -257,14 +257,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; see --help."""
     from benchmarks import compare, e2e, ops, report
 
-    benchmarks = {**ops.BENCHMARKS, **e2e.BENCHMARKS}
-    groups = {"ops": tuple(ops.BENCHMARKS), "e2e": tuple(e2e.BENCHMARKS)}
+    members = {"ops": ops.BENCHMARKS, "e2e": e2e.BENCHMARKS, "train_tokenizer": e2e.TRAINING}
+    benchmarks = {name: benchmark for group in members.values() for name, benchmark in group.items()}
+    groups = {name: tuple(group) for name, group in members.items()}
     parser = argparse.ArgumentParser(prog="seed-fast bench", description=__doc__)
     parser.add_argument("what", choices=(*groups, *benchmarks), nargs="?", default="ops", help="a group, or one of it")
     parser.add_argument("--quick", action="store_true", help="small cases only, in seconds; the numbers mean little")
     parser.add_argument("--full", action="store_true", help="also the cases that take minutes each")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
-    parser.add_argument("--output", type=Path, help="file to write; default benchmarks/results/MACHINE[-e2e].json")
+    parser.add_argument("--output", type=Path, help="file to write; default benchmarks/results/MACHINE[-GROUP].json")
     parser.add_argument("--machine", help="name of the machine in the results; default: from its GPU or CPU")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="CPU threads for everyone")
     parser.add_argument("--compare", type=Path, metavar="OLD", help="exit 1 where seed_fast is slower than in OLD")
@@ -284,7 +285,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found["bars"] += unmeasured_bars(chosen, found["bars"])
         if options.machine:
             found["provenance"]["machine"] = options.machine
-        suffix = "-e2e" if chosen[0].op in e2e.BENCHMARKS else ""  # beside the ops' results
+        group = next(name for name, group in members.items() if chosen[0].op in group)
+        suffix = "" if group == "ops" else f"-{group}"  # beside the ops' results
         name = f"{found['provenance']['machine']}{suffix}.json"
         path = options.output or (None if options.quick else results.RESULTS / name)
         if path:

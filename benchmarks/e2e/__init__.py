@@ -1,5 +1,7 @@
 """Whole parts of the tokenizer, as users run them: one `Benchmark` per part."""
 
 from benchmarks.e2e.encode import ENCODE, QFORMER
+from benchmarks.e2e.train_tokenizer import STAGE1, STAGE2
 
 BENCHMARKS = {benchmark.op: benchmark for benchmark in (ENCODE, QFORMER)}
+TRAINING = {benchmark.op: benchmark for benchmark in (STAGE1, STAGE2)}

@@ -95,7 +95,7 @@ class Loop:
             stack.enter_context(self._stopping_signals())
             stream = endless(self.batches)
             while self.step < total:
-                terms = self._train_step(stream)
+                terms = self.train_step(stream)
                 self.step += 1
                 done, save = self.step == total, self._is_due(self.run.save_every)
                 if done or save or self._is_due(self.run.log_every):
@@ -117,8 +117,8 @@ class Loop:
             log.write(self.step, {**values, f"{self._counted}_per_s": progress.per_second(self.step)})
             progress.values(self.step, values)
 
-    def _train_step(self, stream: Iterator[Batch]) -> dict[str, Tensor]:
-        """One optimizer step. Returns the terms, averaged over micro-batches."""
+    def train_step(self, stream: Iterator[Batch]) -> dict[str, Tensor]:
+        """One optimizer step, on the next micro-batches of `stream`. Returns the terms, averaged over micro-batches."""
         recipe, device = self.recipe, self.ranks.device
         torch.manual_seed(_seed(recipe.seed, self.step, self.ranks.rank))
         rate = recipe.schedule(self.step)
