@@ -10,11 +10,6 @@ import typer
 app = typer.Typer(help="Measure a trained model.", no_args_is_help=True, rich_markup_mode=None)
 
 
-@app.callback()
-def _eval() -> None:
-    pass  # makes `retrieval` a command of its own while it is the only one
-
-
 @app.command()
 def retrieval(
     data: Annotated[
@@ -70,3 +65,47 @@ def retrieval(
         as_json=as_json,
     )
     raise typer.Exit(commands.eval_retrieval(options))
+
+
+@app.command()
+def lm(
+    lm: Annotated[Path, typer.Option("--lm", help="Folder of a language model with image words, or of its adapter.")],
+    data: Annotated[
+        str, typer.Argument(help="shapes:COUNT[,seed=N], whose pictures are known exactly.")
+    ] = "shapes:200",
+    model: Annotated[
+        str, typer.Option(help="seed-tiny, or a folder that training has written (tokenizer and text tower).")
+    ] = "seed-tiny",
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    base: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="The adapter's base model, where it is no longer where it was."),
+    ] = None,
+    shuffled_lm: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="A model trained alike on codes in shuffled order, for the comparison of perplexities."),
+    ] = None,
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--output", "-o", metavar="FOLDER", help="Also write lm.json and perplexity.svg."),
+    ] = None,
+    beams: Annotated[int, typer.Option(min=1, help="Sequences to follow at once. 1: greedy.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 64,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16: of the language model.")] = "float32",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+) -> None:
+    """What a language model sees and draws, on pictures of a generated world.
+
+    Captions of held-out pictures that are right; drawings for held-out captions that retrieve them; whole images with
+    and without the constraint; perplexity of codes, in causal and in shuffled order.
+
+    \b
+    Examples:
+      seed-fast eval lm --lm examples/seed-opt-tiny
+      seed-fast eval lm shapes:1000 --lm runs/lm --model runs/stage2 --beams 4 -o report/ --json
+    """
+    given = dict(locals())
+    from seed_fast.eval import command
+
+    raise typer.Exit(command.eval_lm(command.LmOptions(**given)))

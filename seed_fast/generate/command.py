@@ -35,8 +35,8 @@ Labelled = tuple[str, list[int]]  # the path of an image and its codes
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Options:
-    """What both commands take, as given."""
+class Options:
+    """What commands with a language model take, as given."""
 
     lm: Path
     output: Path | None = None
@@ -51,6 +51,7 @@ class _Options:
     dtype: str = "float32"
 
     def decoding(self) -> Decoding:
+        """How tokens are chosen."""
         from seed_fast.generate.decoding import Decoding
 
         try:
@@ -60,7 +61,7 @@ class _Options:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionOptions(_Options):
+class CaptionOptions(Options):
     """The options of `seed-fast caption`, as given."""
 
     inputs: tuple[str, ...] | None = None
@@ -70,7 +71,7 @@ class CaptionOptions(_Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawOptions(_Options):
+class DrawOptions(Options):
     """The options of `seed-fast draw`, as given."""
 
     texts: tuple[str, ...] | None = None
@@ -83,14 +84,14 @@ class DrawOptions(_Options):
 
 def caption(options: CaptionOptions) -> int:
     """Run `seed-fast caption`. Returns the exit code."""
-    with _one_line_errors() as ended:
+    with one_line_errors() as ended:
         ended.code = _caption(options)
     return ended.code
 
 
 def draw(options: DrawOptions) -> int:
     """Run `seed-fast draw`. Returns the exit code."""
-    with _one_line_errors() as ended:
+    with one_line_errors() as ended:
         ended.code = _draw(options)
     return ended.code
 
@@ -98,8 +99,9 @@ def draw(options: DrawOptions) -> int:
 def _caption(options: CaptionOptions) -> int:
     if bool(options.inputs) == (options.codes is not None):
         raise UsageError("caption: give images, or --codes FILE, and not both")
-    decoding = _after_checks(options)
-    speaker = _language_model(options)
+    _check_output(options)
+    decoding = after_checks(options)
+    speaker = language_model(options, options.lm)
     from seed_fast.generate.captioning import caption
 
     images = _Images(options, speaker)
@@ -130,9 +132,10 @@ def _draw(options: DrawOptions) -> int:
     if (options.pictures is None) != (options.decoder is None):
         raise UsageError("draw: --pictures FOLDER and --decoder FOLDER belong together")
     texts = list(options.texts or _texts_of(options.file))
-    decoding = _after_checks(options)
+    _check_output(options)
+    decoding = after_checks(options)
     painter = _Painter(options) if options.pictures is not None else None  # before minutes of generation
-    speaker = _language_model(options)
+    speaker = language_model(options, options.lm)
     if painter is not None:
         _check_codebook(speaker, painter.tok)
     from seed_fast.generate.drawing import draw
@@ -241,11 +244,10 @@ class _Painter:
             self.done += 1
 
 
-def _after_checks(options: _Options) -> Decoding:
+def after_checks(options: Options) -> Decoding:
+    """How tokens are chosen, if the options can be meant and what they need is installed."""
     if options.dtype not in DTYPES:
         raise UsageError(f"--dtype must be one of {', '.join(DTYPES)}, got {options.dtype!r}")
-    if options.output is not None and options.output.is_dir():
-        raise UsageError(f"{options.output}: --output must be a file name, got a folder")
     try:
         import transformers  # noqa: F401
     except ImportError:
@@ -253,17 +255,23 @@ def _after_checks(options: _Options) -> Decoding:
     return options.decoding()
 
 
-def _language_model(options: _Options) -> LanguageModel:
+def _check_output(options: Options) -> None:
+    if options.output is not None and options.output.is_dir():
+        raise UsageError(f"{options.output}: --output must be a file name, got a folder")
+
+
+def language_model(options: Options, folder: Path) -> LanguageModel:
+    """The model of a folder, on the device and in the type that were asked for."""
     import torch
     from transformers.utils import logging
 
     from seed_fast.lm.model import load
 
     logging.disable_progress_bar()  # of loading, in the midst of our lines
-    return load(options.lm, options.base, _device(options.device), getattr(torch, options.dtype))
+    return load(folder, options.base, _device(options.device), getattr(torch, options.dtype))
 
 
-def _tokenizer(options: _Options) -> Any:
+def _tokenizer(options: Options) -> Any:
     from seed_fast import SeedTokenizer
 
     tok = SeedTokenizer.from_pretrained(options.model, device=_device(options.device))
@@ -328,7 +336,7 @@ class _Ended:
 
 
 @contextmanager
-def _one_line_errors() -> Iterator[_Ended]:
+def one_line_errors() -> Iterator[_Ended]:
     """What can be said in one line is, and becomes the exit code."""
     ended = _Ended()
     with _stopping_signals():
