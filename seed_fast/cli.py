@@ -97,6 +97,9 @@ def tokenize(
     dtype: Annotated[
         Dtype, typer.Option(help="float32 gives the official codes; the others are faster and may change some.")
     ] = Dtype.float32,
+    plan: Annotated[
+        Plan, typer.Option(help="fast: tok.fast(), the inference plan. plain: the modules, for comparison.")
+    ] = Plan.fast,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass. Doesn't change the codes.")] = 32,
     workers: Annotated[
         Optional[int],  # noqa: UP045 - typer evaluates it on Python 3.10
@@ -147,6 +150,7 @@ def tokenize(
         model=model,
         device=device,
         dtype=dtype.value,
+        plan=plan.value,
         batch_size=batch_size,
         workers=workers,
         shard=shard,

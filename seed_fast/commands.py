@@ -24,6 +24,7 @@ from seed_fast.report import Progress, printable, render
 if TYPE_CHECKING:
     import torch
 
+    from seed_fast.model.encoder import ImageEncoder
     from seed_fast.model.tokenizer import SeedTokenizer
 
 EXIT_FAILED, EXIT_USAGE, EXIT_SKIPPED = 1, 2, 3
@@ -53,6 +54,7 @@ class TokenizeOptions:
     model: str = "seed-tiny"
     device: str = "auto"
     dtype: str = "float32"
+    plan: str = "fast"
     batch_size: int = 32
     workers: int | None = None
     shard: str | None = None
@@ -119,10 +121,10 @@ def _tokenize(options: TokenizeOptions) -> int:
 
 
 def _tokenize_part(options: TokenizeOptions, split: Split, device: torch.device) -> int:
-    tok = _load_model(options, device)
-    writer = _writer(options, split, tok.config.codebook_size)
-
     from seed_fast import pipeline
+
+    tok, weights = _encoder(options, device)
+    writer = _writer(options, split, tok.config.codebook_size)
 
     workers = _spare_cores() if options.workers is None else options.workers
     job = pipeline.Job(options.inputs, options.batch_size, workers, split, options.resume)
@@ -130,7 +132,7 @@ def _tokenize_part(options: TokenizeOptions, split: Split, device: torch.device)
     model = options.model + (" (random weights)" if options.random_weights else "")
     progress = Progress()
     try:
-        summary = pipeline.tokenize(tok, job, processor, writer, model, progress)
+        summary = pipeline.tokenize(tok, job, processor, writer, model, progress, weights)
     except pipeline.NoImages as error:
         raise UsageError(str(error)) from None
     except _out_of_memory() as error:
@@ -227,6 +229,20 @@ def _load_model(options: TokenizeOptions | ProfileOptions, device: torch.device)
     return tok
 
 
+def _encoder(options: TokenizeOptions, device: torch.device) -> tuple[ImageEncoder, str]:
+    """(what encodes, the fingerprint of its weights)."""
+    import torch
+
+    from seed_fast.pipeline import fingerprint
+
+    if options.plan == "plain":
+        tok = _load_model(options, device)
+        return tok, fingerprint(tok)
+    # The plan rounds the weights of its products itself, and keeps the others in float32.
+    tok = _load_model(replace(options, dtype="float32"), device)
+    return tok.fast(dtype=getattr(torch, options.dtype)), fingerprint(tok)
+
+
 def _out_of_memory() -> type[BaseException]:
     import torch
 
@@ -234,9 +250,9 @@ def _out_of_memory() -> type[BaseException]:
 
 
 def _spare_cores() -> int:
-    """Processes for decoding: one core stays with the model."""
+    """Processes for decoding: one core stays with the model, and torchrun's ranks on this machine share the cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(0, min(MOST_WORKERS, cores - 1))
+    return max(0, min(MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
 
 
 @contextmanager

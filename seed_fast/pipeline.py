@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from itertools import chain
-from typing import TYPE_CHECKING, Any, Protocol
+from itertools import chain, islice
+from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import torch
+from torch import nn
 
 from seed_fast.data.decode import Decoded, Decoder
 from seed_fast.data.image_processor import ImageProcessor
 from seed_fast.data.journal import OutputError
 from seed_fast.data.shards import WHOLE, Entry, Split, list_entries
+from seed_fast.data.staging import Fetched, Staging, fetch, link_to
 from seed_fast.data.writers import Writer
+from seed_fast.model.encoder import ImageEncoder
+from seed_fast.model.fast import FastTokenizer
 from seed_fast.profiling import Stage, StageTimer
-
-if TYPE_CHECKING:
-    from seed_fast.model.tokenizer import SeedTokenizer
 
 EXIT_BAD_IMAGES = 3
 
@@ -59,6 +60,7 @@ class Summary:
     skipped: int = 0  # images that gave no codes, each named in the report
     bad_inputs: int = 0  # shards, folders and globs that could not be listed to their end
     seconds: float = 0.0  # wall time, without loading the model
+    plan: str = "plain"  # "fast" (the inference plan) or "plain" (the modules)
     waiting_seconds: float = 0.0  # of it, this process stood still until workers delivered
     stages: list[Stage] = field(default_factory=list)
 
@@ -78,11 +80,12 @@ class Summary:
         return own | {"images_per_second": self.images_per_second, "exit_code": self.exit_code}
 
 
-def describe_run(tok: SeedTokenizer, model: str, processor: ImageProcessor, job: Job) -> dict[str, Any]:
+def describe_run(tok: ImageEncoder, model: str, weights: str, processor: ImageProcessor, job: Job) -> dict[str, Any]:
     """What a resumed run must share with the run that began: everything on which a code or an image's turn depends."""
     return {
         "model": model,
-        "weights": fingerprint(tok),
+        "weights": weights,
+        "plan": plan_of(tok),
         "dtype": str(tok.dtype).removeprefix("torch."),
         "image_size": processor.image_size,
         "resize": processor.resize,
@@ -91,7 +94,12 @@ def describe_run(tok: SeedTokenizer, model: str, processor: ImageProcessor, job:
     }
 
 
-def fingerprint(tok: SeedTokenizer) -> str:
+def plan_of(tok: ImageEncoder) -> str:
+    """Which forward it is: "fast" or "plain"."""
+    return "fast" if isinstance(tok, FastTokenizer) else "plain"
+
+
+def fingerprint(tok: nn.Module) -> str:
     """A hash of every tensor's name, shape and up to 64 of its values: tells two checkpoints apart, in no time."""
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in sorted(tok.state_dict().items()):
@@ -102,7 +110,13 @@ def fingerprint(tok: SeedTokenizer) -> str:
 
 
 def tokenize(
-    tok: SeedTokenizer, job: Job, processor: ImageProcessor, writer: Writer, model: str, report: Report
+    tok: ImageEncoder,
+    job: Job,
+    processor: ImageProcessor,
+    writer: Writer,
+    model: str,
+    report: Report,
+    weights: str | None = None,
 ) -> Summary:
     """Encode every image of `job.inputs` and record the codes with `writer`.
 
@@ -110,12 +124,13 @@ def tokenize(
     to go on with `job.resume`.
 
     Args:
-        tok: the model, on its device.
+        tok: the model on its device, or its inference plan.
         job: what to do.
         processor: how to resize; its `image_size` must be the model's.
         writer: where codes go; opened, finished and closed here.
         model: what the model is called, for the description of the run.
         report: told each skipped image, and progress.
+        weights: their `fingerprint`, which a plan doesn't have; default: that of `tok`.
 
     Raises:
         NoImages: no input holds an image.
@@ -123,7 +138,7 @@ def tokenize(
         WorkerDied: a decoding process was killed.
     """
     start = time.perf_counter()
-    summary = Summary()
+    summary = Summary(plan=plan_of(tok))
     host = "workers" if job.workers else "main"
     stages = {"list": "main", "read": host, "decode+resize": host, "normalise": "device", "ViT": "device"}
     timer = StageTimer(stages | {"Q-Former": "device", "nearest code": "device", "write": "main"}, tok.device)
@@ -142,7 +157,7 @@ def tokenize(
         raise NoImages(f"no image found in {', '.join(job.inputs)}")
     entries = job.split.take(chain([first] if first else [], listing))
     try:
-        writer.open(describe_run(tok, model, processor, job), resume=job.resume)
+        writer.open(describe_run(tok, model, weights or fingerprint(tok), processor, job), resume=job.resume)
         if writer.complete:
             report.line(f"{writer.output}: finished by an earlier run, whose model and options are not recorded")
         elif writer.unchecked:
@@ -187,8 +202,15 @@ def unrecorded(entries: Iterable[Entry], recorded: Iterable[str], summary: Summa
     yield from entries
 
 
+class Launched(NamedTuple):
+    """A batch on the device."""
+
+    images: list[Decoded]
+    codes: Fetched  # [B, N] int64
+
+
 def _encode_all(
-    tok: SeedTokenizer,
+    tok: ImageEncoder,
     job: Job,
     processor: ImageProcessor,
     entries: Iterator[Entry],
@@ -198,52 +220,62 @@ def _encode_all(
     skip: Callable[[str], None],
     report: Report,
 ) -> None:
-    batch: list[Decoded] = []
+    """On a GPU, the next batch is decoded, copied and launched before the codes of the last one are waited for."""
 
-    def flush() -> None:
-        codes = encode(tok, processor, np.stack([image.pixels for image in batch]), timer)
+    def usable(images: Iterable[Decoded]) -> Iterator[Decoded]:
+        for image in images:
+            timer.add("read", image.read_seconds)
+            timer.add("decode+resize", image.decode_seconds)
+            if image.error is None:
+                yield image
+            else:
+                skip(image.error)
+
+    def record(batch: Launched) -> None:
+        codes = batch.codes.numpy()
+        timer.resolve(wait=False)
         finite = (codes >= 0).all(axis=1)
-        for image, usable in zip(batch, finite, strict=True):
-            if not usable:
+        for image, good in zip(batch.images, finite, strict=True):
+            if not good:
                 skip(f"{image.path}: its embedding in {tok.dtype} is not finite, so it has no codes")
         with timer.measure("write"):
-            paths = [image.path for image, usable in zip(batch, finite, strict=True) if usable]
+            paths = [image.path for image, good in zip(batch.images, finite, strict=True) if good]
             writer.append(paths, codes[finite])
         summary.written += len(paths)
         report.advance(len(paths))
-        batch.clear()
 
+    link = link_to(tok.device)
+    staging = Staging(link, job.batch_size, processor.image_size)
+    launched: deque[Launched] = deque()
     with Decoder(processor, job.workers, ahead=2 * job.batch_size) as decoder:
-        for image in decoder.map(entries):
-            timer.add("read", image.read_seconds)
-            timer.add("decode+resize", image.decode_seconds)
-            if image.error is not None:
-                skip(image.error)
-                continue
-            batch.append(image)
-            if len(batch) == job.batch_size:
-                flush()
-        if batch:
-            flush()
+        images = usable(decoder.map(entries))
+        while batch := list(islice(images, job.batch_size)):
+            codes = encode(tok, processor, staging, batch, timer)
+            launched.append(Launched(batch, fetch(codes, link)))
+            if len(launched) > link.ahead:
+                record(launched.popleft())
+        while launched:
+            record(launched.popleft())
+        timer.resolve()
         summary.waiting_seconds = decoder.waiting_seconds
 
 
-def encode(tok: SeedTokenizer, processor: ImageProcessor, pixels: np.ndarray, timer: StageTimer) -> np.ndarray:
-    """Codes [B, N] of resized images, uint8 [B, S, S, 3], stage by stage; -1 where an embedding is not finite."""
-    with torch.inference_mode():
-        with timer.measure("normalise"):
-            normalised = processor.normalize(torch.from_numpy(pixels).to(tok.device))
-        with timer.measure("ViT"):
-            features = tok.image_features(normalised)
-        with timer.measure("Q-Former"):
-            causal = tok.query_embeddings(features)
-        with timer.measure("nearest code"):
-            # tanh on the way to the codebook would turn an infinite embedding into an ordinary code
-            finite = causal.isfinite().flatten(1).all(dim=1, keepdim=True)
-            ids = tok.lookup(causal).masked_fill(~finite, -1)
-        codes = ids.cpu().numpy()
-    timer.resolve()
-    return codes
+@torch.inference_mode()
+def encode(
+    tok: ImageEncoder, processor: ImageProcessor, staging: Staging, images: list[Decoded], timer: StageTimer
+) -> torch.Tensor:
+    """Codes [B, N] int64 of decoded images, stage by stage, on the device; -1 where an embedding is not finite."""
+    sent = staging.send([image.pixels for image in images if image.pixels is not None])
+    with timer.measure("normalise"), staging.received(sent) as pixels:
+        normalised = processor.normalize(pixels)
+    with timer.measure("ViT"):
+        features = tok.image_features(normalised)
+    with timer.measure("Q-Former"):
+        causal = tok.query_embeddings(features)
+    with timer.measure("nearest code"):
+        # tanh on the way to the codebook would turn an infinite embedding into an ordinary code
+        finite = causal.isfinite().flatten(1).all(dim=1, keepdim=True)
+        return tok.lookup(causal).masked_fill(~finite, -1)
 
 
 def _timed(entries: Iterable[Entry], timer: StageTimer) -> Iterator[Entry]:

@@ -7,6 +7,7 @@ events once per batch, after the results were needed anyway. On a CPU a stage is
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -43,7 +44,7 @@ class StageTimer:
     def __init__(self, stages: dict[str, str], device: torch.device | None = None) -> None:
         self._where = dict(stages)
         self._seconds = dict.fromkeys(stages, 0.0)
-        self._events: list[tuple[str, Any, Any]] = []
+        self._events: deque[tuple[str, Any, Any]] = deque()
         self._device = device if device is not None and device.type == "cuda" else None
 
     def add(self, name: str, seconds: float) -> None:
@@ -67,12 +68,15 @@ class StageTimer:
             yield
             self._seconds[name] += time.perf_counter() - begin
 
-    def resolve(self) -> None:
-        """Wait for the recorded events and add their times. Call it once per batch, where the host waits anyway."""
-        for name, start, end in self._events:
+    def resolve(self, *, wait: bool = True) -> None:
+        """Add the times of recorded events, once per batch: wait for all, or take only those that have passed.
+
+        Without waiting, a batch that was launched meanwhile goes on undisturbed.
+        """
+        while self._events and (wait or self._events[0][2].query()):
+            name, start, end = self._events.popleft()
             end.synchronize()
             self._seconds[name] += start.elapsed_time(end) / 1000  # events tell milliseconds
-        self._events.clear()
 
     def seconds(self, where: str) -> float:
         """Sum of the stages that run at `where`."""

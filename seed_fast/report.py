@@ -67,18 +67,29 @@ def render(summary: Summary, job: Job, device: str) -> str:
     for stage in summary.stages:
         each = f"{1000 * stage.seconds / summary.written:9.2f}" if summary.written else f"{'-':>9}"
         rows.append(f"{stage.name:<14} {where[stage.where]:<14} {stage.seconds:9.2f} {each} {100 * stage.share:6.1f}%")
-    own = sum(stage.seconds for stage in summary.stages if stage.where != "workers")
     busy = sum(stage.seconds for stage in summary.stages)
-    other = max(0.0, summary.seconds - own - summary.waiting_seconds)
     rows += [
         f"A share is of the {busy:.2f} s that all stages took together.",
-        f"Wall time {summary.seconds:.2f} s = {own:.2f} s stages of the main process and {device}"
-        + (f" + {summary.waiting_seconds:.2f} s waiting for workers" if job.workers else "")
-        + f" + {other:.2f} s other."
-        + (" Workers ran beside it; their seconds are summed." if job.workers else ""),
+        _wall_time(summary, job, device) + (" Workers ran beside it; their seconds are summed." if job.workers else ""),
         f"{summary.written} images encoded, {summary.images_per_second:.1f} images/s"
         + (f"; {summary.resumed} were there before" if summary.resumed else "")
         + (f"; {summary.skipped} skipped" if summary.skipped else "")
         + (f"; {summary.bad_inputs} inputs could not be listed" if summary.bad_inputs else ""),
     ]
     return "\n".join(rows)
+
+
+def _wall_time(summary: Summary, job: Job, device: str) -> str:
+    own = sum(stage.seconds for stage in summary.stages if stage.where != "workers")
+    other = summary.seconds - own - summary.waiting_seconds
+    if device != "cpu" and other < 0:  # the main process went on while the device computed
+        computing = sum(stage.seconds for stage in summary.stages if stage.where == "device")
+        return (
+            f"Wall time {summary.seconds:.2f} s; {device} computed for {computing:.2f} s of it, beside the main process"
+            + (f", which waited {summary.waiting_seconds:.2f} s for workers." if job.workers else ".")
+        )
+    return (
+        f"Wall time {summary.seconds:.2f} s = {own:.2f} s stages of the main process and {device}"
+        + (f" + {summary.waiting_seconds:.2f} s waiting for workers" if job.workers else "")
+        + f" + {max(0.0, other):.2f} s other."
+    )

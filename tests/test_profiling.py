@@ -31,7 +31,7 @@ def test_nothing_measured_is_no_share() -> None:
 
 
 def test_a_gpu_stage_is_the_time_between_its_events_and_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
+    calls, passed = [], False
 
     class Event:
         def __init__(self, enable_timing: bool) -> None:
@@ -39,6 +39,9 @@ def test_a_gpu_stage_is_the_time_between_its_events_and_waits_for_nothing(monkey
 
         def record(self, stream: str) -> None:
             calls.append(f"record on {stream}")
+
+        def query(self) -> bool:
+            return passed
 
         def synchronize(self) -> None:
             calls.append("wait")
@@ -55,7 +58,11 @@ def test_a_gpu_stage_is_the_time_between_its_events_and_waits_for_nothing(monkey
         with timer.measure("write"):
             pass
     assert calls == ["record on the stream of cuda", "launch", "record on the stream of cuda"] * 2
-    timer.resolve()
+    timer.resolve(wait=False)
+    assert timer.seconds("device") == 0
+    passed = True
+    timer.resolve(wait=False)
+    assert timer.seconds("device") == 0.5
     timer.resolve()
     assert timer.seconds("device") == 0.5
     assert timer.seconds("main") < 0.1

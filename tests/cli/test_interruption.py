@@ -22,7 +22,9 @@ def many(tmp_path: Path) -> Path:
     return write_files(tmp_path / "photos", {f"{number:04d}.png": content for number in range(250)})
 
 
-@pytest.mark.parametrize("change", [("--resize", "bilinear"), ("--dtype", "bfloat16"), ("--random-weights",)])
+@pytest.mark.parametrize(
+    "change", [("--resize", "bilinear"), ("--dtype", "bfloat16"), ("--plan", "plain"), ("--random-weights",)]
+)
 def test_resuming_with_other_options_is_refused(change: tuple, many: Path, tmp_path: Path, seed_fast: Callable) -> None:
     command = ("tokenize", many, "-o", tmp_path / "codes.jsonl", "--workers", 0)
     interrupt_after_the_first_batch(command)

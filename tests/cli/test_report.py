@@ -42,3 +42,13 @@ def test_a_run_without_a_new_image_has_a_table_too() -> None:
     text = report.render(Summary(stages=stages), Job(()), "cpu")
     assert "read           main process        0.00         -    0.0%" in text
     assert "0 images encoded, 0.0 images/s" in text
+
+
+def test_beside_a_gpu_seconds_are_not_added_up() -> None:
+    stages = [Stage("read", "workers", 6.0, 0.6), Stage("ViT", "device", 4.9, 0.3), Stage("write", "main", 1.0, 0.1)]
+    summary = Summary(written=10, seconds=5.0, waiting_seconds=0.5, stages=stages)
+    line = report.render(summary, Job(("photos",), workers=2), "cuda:0").splitlines()[-2]
+    assert line == (
+        "Wall time 5.00 s; cuda:0 computed for 4.90 s of it, beside the main process, which waited 0.50 s for workers. "
+        "Workers ran beside it; their seconds are summed."
+    )

@@ -67,6 +67,15 @@ def test_json_is_one_object_and_nothing_else_on_stdout(photos: Path, tmp_path: P
     assert {"name", "where", "seconds", "share"} == set(summary["stages"][0])
 
 
+def test_the_plan_and_the_modules_write_the_same_codes(photos: Path, tmp_path: Path, seed_fast: Callable) -> None:
+    plans = []
+    for plan in ("fast", "plain"):
+        options = ("--plan", plan, "--workers", 0, "--json")
+        plans.append(json.loads(seed_fast("tokenize", photos, "-o", tmp_path / plan, *options).stdout)["plan"])
+    assert plans == ["fast", "plain"]
+    assert (tmp_path / "fast").read_bytes() == (tmp_path / "plain").read_bytes()
+
+
 def test_shards_and_files_mix_and_a_torn_shard_is_named(
     photos: Path, tmp_path: Path, seed_fast: Callable, records: Callable
 ) -> None:

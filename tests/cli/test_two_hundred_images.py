@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import runpy
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 from tests.pictures import broken_files, encoded, good_files, write_files
 
 COUNT = 200
+DEMO = Path(__file__).parents[2] / "examples" / "demo.py"
 
 
 def photographs(count: int) -> dict[str, bytes]:
@@ -66,6 +68,21 @@ def test_the_good_get_their_codes_and_each_bad_one_a_line(
     summary = json.loads(result.stdout)
     assert (summary["written"], summary["skipped"], summary["exit_code"]) == (len(good), len(broken), 3)
     assert os.listdir(tmp_path) == ["codes.jsonl"]
+
+
+def test_photographs_have_the_codes_of_the_modules_under_every_resize(
+    tmp_path: Path, seed_fast: Callable, records: Callable
+) -> None:
+    """Whole photographs, those of `make demo`, through the inference plan and through the modules."""
+    data = Path(pytest.importorskip("skimage").__file__).parent / "data"
+    photographs = [data / name for name in runpy.run_path(str(DEMO))["PHOTOGRAPHS"] if (data / name).is_file()]
+    assert len(photographs) > 5
+    for resize in ("bicubic", "bilinear_crop"):
+        for plan in ("fast", "plain"):
+            options = ("--plan", plan, "--resize", resize, "--workers", 0, "--overwrite")
+            assert seed_fast("tokenize", *photographs, "-o", tmp_path / plan, *options).exit_code == 0
+        assert records(tmp_path / "fast") == records(tmp_path / "plain")
+        assert len(records(tmp_path / "fast")) == len(photographs)
 
 
 def kill_until_done(

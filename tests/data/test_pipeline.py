@@ -15,6 +15,7 @@ from seed_fast import pipeline
 from seed_fast.data.image_processor import ImageProcessor
 from seed_fast.data.journal import OutputError
 from seed_fast.data.shards import Split
+from seed_fast.data.staging import HostLink
 from seed_fast.data.writers import JsonlWriter, NpzWriter, Writer
 from seed_fast.pipeline import Job, NoImages, Summary
 from tests.fake_tokenizer import FakeTokenizer
@@ -70,6 +71,17 @@ def test_batches_and_workers_do_not_change_the_output(folder: Path, tmp_path: Pa
     run(folder, tmp_path / "a.jsonl")
     run(folder, tmp_path / "b.jsonl", **options)
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
+
+
+def test_codes_that_are_read_one_batch_late_are_the_same(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (9, 9), "white").save(folder / "05.png")
+    before, lines = run(folder, tmp_path / "a.jsonl")
+    monkeypatch.setattr(HostLink, "ahead", 1)  # as on a GPU
+    after, late_lines = run(folder, tmp_path / "b.jsonl")
+    assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
+    assert (after.written, after.skipped, sorted(late_lines)) == (before.written, before.skipped, sorted(lines))
 
 
 def test_a_run_torn_at_any_byte_resumes_to_the_same_file(folder: Path, tmp_path: Path) -> None:
