@@ -42,7 +42,7 @@ VOCABULARY = 30_523  # bert-base-uncased and [DEC]
 BUDGET = 3.0  # error of the loss and of gradients against float64, as a multiple of that of the official formulas
 ROUNDOFFS = 16  # and so many of float32's more
 CHECKED = {
-    "train_stage1": ("temperature", "tokenizer.vision_norm.weight", "tokenizer.qformer.query_tokens"),
+    "train_stage1": ("text_proj.weight", "tokenizer.vision_norm.weight", "tokenizer.qformer.query_tokens"),
     "train_stage2": ("quantizer.codebook", "quantizer.encode_task.0.weight", "head.proj.weight"),
 }
 
