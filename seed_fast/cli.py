@@ -10,9 +10,11 @@ from typing import Annotated, Optional
 import typer
 
 import seed_fast
+from seed_fast.data.tokens_cli import app as tokens_app
 from seed_fast.eval.cli import app as eval_app
 from seed_fast.generate import cli as generate_cli
 from seed_fast.train.cli import app as train_app
+from seed_fast.train.lm_cli import lm as train_lm
 
 app = typer.Typer(
     name="seed-fast",
@@ -23,8 +25,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+train_app.command()(train_lm)
 app.add_typer(train_app, name="train")
 app.add_typer(eval_app, name="eval")
+app.add_typer(tokens_app, name="tokens")
 app.command()(generate_cli.caption)
 app.command()(generate_cli.draw)
 

@@ -129,7 +129,7 @@ def embed_parts(ids: Tensor, frozen: Tensor, first: int, learned: Tensor) -> Ten
 def use_fast_layers(model: nn.Module) -> int:
     """Let the plain LoRA and embedding layers of a peft model run as here. Returns how many do.
 
-    Nothing else about them changes. Layers with something of their own (DoRA, quantised weights, a bias on B) stay peft's.
+    Nothing else about them changes. Layers of another kind (DoRA, quantised weights, a bias on B) stay peft's.
     """
     changed = 0
     for module in model.modules():

@@ -1,8 +1,9 @@
 """Attention within samples, for rows that hold several: no mask [T, T], no work on padding.
 
-The tokens of a batch, padding dropped, run through the model as one row [1, N]. Only attention has to know where samples
-begin: it lays them out as [S, L] (S samples of at most L tokens), runs causal SDPA, and goes back. What lies behind the
-end of a sample can't be seen by its tokens, so there is no mask at all. Samples of similar length share a layout.
+The tokens of a batch, padding dropped, run through the model as one row [1, N]. Only attention has to know where
+samples begin: it lays them out as [S, L] (S samples of at most L tokens), runs causal SDPA, and goes back. What lies
+behind the end of a sample can't be seen by its tokens, so there is no mask at all. Samples of similar length share a
+layout.
 
 Both families of models reach this through transformers' registry of attention functions.
 

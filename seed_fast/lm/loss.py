@@ -3,10 +3,10 @@
     loss = sum over positions i of  logsumexp_v(h_i . w_v) - h_i . w_{t_i}
 
 The forward pass has each chunk's probabilities at hand, so it forms the gradients too, and keeps nothing but those: of
-h [N, D], and of the rows w that learn. In half precision the probabilities are rounded before the matrix products. Of a
-mean over N positions they would be p / N, which float16 loses (1e-5 / 1e4), and a loss scale that comes later can't bring
-it back: training stalls. So they are rounded as `SCALE` * p, far from both ends of float16 whatever the loss scale is, and
-1 / N and the loss scale are multiplied in float32, in the backward pass.
+h [N, D], and of the rows w that learn. In half precision the probabilities are rounded before the matrix products.
+Those of a mean over N positions would be p / N, which float16 loses (1e-5 / 1e4), and a loss scale that comes later
+can't bring it back: training stalls. So a scale is folded in before the rounding: `SCALE` * p is far from both ends of
+float16 whatever the loss scale is. 1 / N and the loss scale itself are multiplied in the backward pass, in float32.
 
 Shapes: N positions, V words, D width.
 """

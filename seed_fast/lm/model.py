@@ -11,6 +11,7 @@ tokenizer lies beside it and tells peft how many rows the embedding has to have.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,7 +190,9 @@ def add_adapter(model: nn.Module, vocabulary: Vocabulary, lora: Lora) -> nn.Modu
         modules_to_save=list(family.norms) if norms and family.norms else None,
         trainable_token_indices=rows if is_tied(model) else {"embed_tokens": rows, "lm_head": rows},
     )
-    return get_peft_model(model, config)
+    with warnings.catch_warnings():  # of peft about names that transformers will drop
+        warnings.simplefilter("ignore", FutureWarning)
+        return get_peft_model(model, config)
 
 
 def is_tied(model: Any) -> bool:
@@ -249,7 +252,9 @@ def load(
         base = base or json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
         model = _read_base(base, dtype)
         _resize(model, len(tokenizer))
-        model = PeftModel.from_pretrained(model, str(folder))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            model = PeftModel.from_pretrained(model, str(folder))
     return LanguageModel(model.to(device).eval(), tokenizer, vocabulary)
 
 

@@ -1,4 +1,4 @@
-"""`seed-fast train stage1` and `seed-fast train stage2`. Light: torch is imported when one of them runs."""
+"""`seed-fast train stage1` and `stage2`, and options that all trainers share. Light: torch comes when one runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 app = typer.Typer(
-    help="Train a tokenizer: stage1 (causal Q-Former, by contrast), then stage2 (quantizer and decoders).",
+    help="Train a tokenizer: stage1 (causal Q-Former, by contrast), then stage2 (quantizer and decoders); or lm.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )

@@ -2,8 +2,8 @@
 
 The tokens of a batch run as one row without padding; only attention knows samples (`seed_fast.lm.attention`), and only
 supervised positions reach the vocabulary (`seed_fast.lm.loss`). What learns is float32. What is frozen, and what flows,
-has the run's dtype, without autocast, which would turn norms and residuals into float32 for torch's own reasons; a model
-that learns as a whole has nothing frozen and runs under autocast.
+has the run's dtype, without autocast, which would make norms and what follows them float32. A model that learns as a
+whole has nothing frozen and runs under autocast.
 
 Shapes: B rows, T tokens of a row, N tokens that are no padding, D width.
 """
@@ -167,7 +167,7 @@ class LanguageModelTask(nn.Module):
         return {"tokens_per_s": speed}
 
     def folded(self) -> dict[str, Tensor]:
-        """For `seed_fast.lm.model.save`: what peft stores in place of layers that it doesn't know, by parameter name."""
+        """What `seed_fast.lm.model.save` stores for layers that peft doesn't know, by the names of parameters."""
         if self.codes is None:
             return {}
         rows = self._causal.get_input_embeddings().token_adapter.trainable_tokens_delta["default"]

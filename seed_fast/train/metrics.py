@@ -64,7 +64,7 @@ def _is_until(line: bytes, step: int) -> bool:
 
 
 class Progress:
-    """A bar on a terminal, a plain line every ten seconds elsewhere: step, loss, images (or others) per second, rest."""
+    """A bar on a terminal, a plain line every ten seconds elsewhere: step, loss, images/s, time left."""
 
     def __init__(
         self, first: int, total: int, per_step: int, counted: str = "images", stream: TextIO | None = None

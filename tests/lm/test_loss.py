@@ -66,7 +66,7 @@ def test_gradients_follow_a_factor_on_the_loss(rows):
 
 
 def test_small_gradients_survive_float16():
-    """A mean over a million positions with a loss scale of 2**20: what is formed as p / n is lost before it is scaled."""
+    """A mean over 10^6 positions with a loss scale of 2^20: what is formed as p / n is lost before it is scaled."""
     hidden, weight, targets = problem(torch.float16, scale=0.01)
     _, d_hidden, _ = truth(hidden, weight, targets)
     n = 1e6

@@ -50,3 +50,22 @@ def base(folder: Path, family: str = "opt", **changes) -> Path:
     model.save_pretrained(folder)
     tokenizer(family).save_pretrained(folder)
     return folder
+
+
+def store(folder: Path, count: int = 96, codes: int = 4) -> Path:
+    """A store of captions whose codes follow from their words, so that there is something to learn."""
+    from seed_fast.data.shards import WHOLE
+    from seed_fast.data.tokens import TokenizerIdentity, TokensWriter
+
+    colours, sizes, forms = ("red", "green", "blue"), ("big", "small"), ("circle", "square")
+    samples = []
+    for number in range(count):
+        colour, size, form = number % 3, number // 3 % 2, number // 6 % 2
+        named = [colour, 3 + size, 5 + form, 7 + colour]
+        text = f"a {sizes[size]} {colours[colour]} {forms[form]}"
+        samples.append({"kind": "caption", "key": str(number), "codes": named[:codes], "text": text})
+    writer = TokensWriter(folder, TokenizerIdentity("tiny", "abc", CODEBOOK, codes), WHOLE)
+    writer.open({"inputs": "tiny"}, resume=False)
+    writer.append(samples, next_place=1)
+    writer.finish()
+    return folder

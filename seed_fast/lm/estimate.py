@@ -1,0 +1,214 @@
+"""What a training run will need and how fast it will be, before it starts.
+
+Parameters are counted on a model without storage. Memory is a sum of what is kept: weights, gradients, AdamW's two
+moments, activations per token, and one chunk of logits. Speed is the device's measured rate of matrix products, times
+the share of it that training reaches, over the FLOPs of a token: 2 per weight forward, 2 for the gradient of the
+activations, 2 for that of the weights that learn, and the forward pass again where activations are computed again.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from seed_fast.lm.loss import chunk_rows
+from seed_fast.lm.model import Lora, add_adapter, is_tied
+from seed_fast.lm.vocabulary import Vocabulary
+
+REACHED = 0.6  # of the matrix rate; benchmarks/e2e/train_lm.py measures it
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of one rank; bytes, unless said otherwise."""
+
+    parameters: int  # number
+    trainable: int  # number
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int  # of one micro-batch
+    activations_checkpointed: int  # the same, with only the input of each block kept
+    logits: int
+    available: int
+    flops_per_token: float
+    tokens_per_s: float  # over all ranks
+    checkpointed: bool
+
+    @property
+    def total(self) -> int:
+        """With the chosen way of keeping activations."""
+        kept = self.activations_checkpointed if self.checkpointed else self.activations
+        return self.weights + self.gradients + self.optimizer + kept + self.logits
+
+    @property
+    def fits(self) -> bool:
+        """Whether the device has as much."""
+        return self.total <= self.available
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"total": self.total, "fits": self.fits}
+
+    def lines(self) -> list[str]:
+        """For people."""
+        kept = self.activations_checkpointed if self.checkpointed else self.activations
+        other = self.activations if self.checkpointed else self.activations_checkpointed
+        which = "without" if self.checkpointed else "with"
+        return [
+            f"{self.parameters:,} parameters, of which {self.trainable:,} learn",
+            f"memory per device: {_size(self.total)} of {_size(self.available)}: weights {_size(self.weights)}, "
+            f"gradients {_size(self.gradients)}, optimizer {_size(self.optimizer)}, activations {_size(kept)} "
+            f"({_size(other)} {which} --checkpoint-activations), logits {_size(self.logits)}",
+            f"about {self.tokens_per_s:,.0f} tokens/s, at {REACHED:.0%} of the measured rate of matrix products",
+        ]
+
+    def refusal(self) -> str | None:
+        """One line that says what doesn't fit, and what to do; None if all does."""
+        if self.fits:
+            return None
+        saved = "" if self.checkpointed else ", --checkpoint-activations"
+        return (
+            f"the run needs {_size(self.total)} per device, and there are {_size(self.available)}: "
+            f"try a higher --accumulate, a shorter --length{saved} or --fsdp"
+        )
+
+
+def estimate(
+    config: Any,
+    *,
+    words: int,
+    codebook_size: int,
+    lora: Lora | None,
+    dtype: torch.dtype,
+    tokens: int,
+    device: torch.device,
+    world: int = 1,
+    fsdp: bool = False,
+    checkpointed: bool = False,
+) -> Estimate:
+    """Judge a run.
+
+    Args:
+        config: of the base, by transformers.
+        words: of its tokenizer, before image words.
+        codebook_size: codes, which become words.
+        lora: the adapter; None: every weight learns.
+        dtype: of the run.
+        tokens: of a micro-batch on one rank, padding not counted.
+        device: is measured.
+        world: ranks.
+        fsdp: whether they share weights, gradients and moments.
+        checkpointed: whether activations are computed again.
+    """
+    size = dtype.itemsize
+    parameters, trainable, products, learning = count(config, words=words, codebook_size=codebook_size, lora=lora)
+    parts = world if fsdp else 1
+    frozen = (parameters - trainable) * size
+    per_token = activations_per_token(config, size, lora)
+    layers, width = config.num_hidden_layers, config.hidden_size
+    rows = words + codebook_size + 2
+    chunk = min(tokens, chunk_rows(rows)) * rows * (4 if size == 4 else 4 + size)
+    new_rows = codebook_size + 2 if lora else rows
+    flops = 4.0 * products + 2.0 * learning + (2.0 * products if checkpointed else 0.0)
+    rate = matrix_rate(device, dtype, config)
+    return Estimate(
+        parameters=parameters,
+        trainable=trainable,
+        weights=(frozen + 4 * trainable) // parts,
+        gradients=4 * trainable // parts,
+        optimizer=8 * trainable // parts,
+        activations=tokens * layers * per_token,
+        activations_checkpointed=tokens * (layers * width * size + per_token),
+        logits=chunk + 4 * new_rows * width,
+        available=available_bytes(device),
+        flops_per_token=flops,
+        tokens_per_s=REACHED * rate / flops * world,
+        checkpointed=checkpointed,
+    )
+
+
+def count(config: Any, *, words: int, codebook_size: int, lora: Lora | None) -> tuple[int, int, int, int]:
+    """Parameters, those that learn, and of both the ones in matrix products (embeddings are looked up)."""
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(config)
+    config.vocab_size = max(config.vocab_size, words + codebook_size + 2)
+    config.pad_token_id = None  # a padding row would be written to, and there is no storage
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model.tie_weights()
+        if lora is not None:
+            end = words + codebook_size
+            model = add_adapter(model, Vocabulary(words, codebook_size, end, end + 1, 0, 0, 0), lora)
+    named = dict(model.named_parameters())
+    looked_up = () if is_tied(_inner(model)) else ("embed_tokens",)
+    looked_up = (*looked_up, "embed_positions")
+    products = {n: p for n, p in named.items() if p.ndim == 2 and not any(part in n for part in looked_up)}
+    return (
+        sum(p.numel() for p in named.values()),
+        sum(p.numel() for p in named.values() if p.requires_grad),
+        sum(p.numel() for p in products.values()),
+        sum(p.numel() for p in products.values() if p.requires_grad),
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"
+
+
+def _inner(model: Any) -> Any:
+    """transformers' model, out of peft's if it is in one."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def activations_per_token(config: Any, size: int, lora: Lora | None) -> int:
+    """Bytes that one block keeps of one token for the backward pass, with numbers of `size` bytes."""
+    width = config.hidden_size
+    if config.model_type == "opt":
+        inner = config.ffn_dim
+        # Residual, norm, queries, keys, values, attention's result as samples and as tokens; residual, norm; ReLU.
+        numbers = 9 * width + inner
+        single = 2 * width * (size if config.dropout else 0)  # dropout of both branches
+        dropped = 5 * width + inner  # inputs of the six linear layers
+    else:
+        inner = config.intermediate_size
+        heads = config.num_attention_heads
+        kv = 2 * width * getattr(config, "num_key_value_heads", heads) // heads
+        numbers = 4 * width + 2 * kv + 4 * inner
+        single = 2 * 3 * width * 4  # norms are computed in float32
+        dropped = 6 * width + inner
+    return numbers * size + single + (dropped if lora is not None and lora.dropout else 0)
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, config: Any) -> float:
+    """FLOP/s of matrix products of the model's own width, by the median of a few."""
+    width = config.hidden_size
+    rows = 4096 if device.type == "cuda" else 256
+    a = torch.randn(rows, width, device=device, dtype=dtype)
+    b = torch.randn(width, 4 * width, device=device, dtype=dtype)
+    times = []
+    begin = time.perf_counter()
+    while len(times) < 3 or (len(times) < 20 and time.perf_counter() - begin < 0.5):
+        start = time.perf_counter()
+        (a @ b).flatten()[0].item()  # waits for the device
+        times.append(time.perf_counter() - start)
+    return 2.0 * rows * width * 4 * width / statistics.median(times)
+
+
+def available_bytes(device: torch.device) -> int:
+    """Free memory of the device, or of the machine for a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

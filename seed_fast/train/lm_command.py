@@ -1,0 +1,197 @@
+"""What `seed-fast train lm` does: options to model, data and recipe, then the loop, then the folder."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from seed_fast.commands import UsageError, _device
+from seed_fast.data.tokens import open_tokens
+from seed_fast.lm.batches import SampleSource, SequenceBatches, parse_tasks
+from seed_fast.lm.estimate import Estimate, estimate
+from seed_fast.lm.model import LanguageModel, Lora, build, read_config, read_tokenizer, save
+from seed_fast.train.command import _guarded, _usage
+from seed_fast.train.lm import LOSS_SCALE, LOSS_SCALE_WINDOW, LanguageModelTask
+from seed_fast.train.loop import Loop
+from seed_fast.train.ranks import Ranks
+from seed_fast.train.recipe import DTYPES, Recipe, Run
+
+UNTIED = "base"  # inside the output: the base of an adapter that needs its own
+
+
+class NoRoom(ValueError):
+    """The run doesn't fit the device."""
+
+
+@dataclass(frozen=True)
+class LmOptions:
+    """The options of `seed-fast train lm`, as given; the command line has their help."""
+
+    data: str
+    output: Path
+    model: Path
+    tasks: str
+    validation: str | None
+    full: bool
+    rank: int
+    alpha: float
+    lora_dropout: float
+    targets: str | None
+    norms: bool | None
+    codebook: str | None
+    length: int
+    packing: bool
+    batch_size: int
+    accumulate: int
+    steps: int
+    lr: float
+    min_lr: float | None
+    warmup_steps: int | None
+    weight_decay: float
+    clip: float
+    dtype: str
+    checkpoint_activations: bool
+    seed: int
+    device: str
+    log_every: int
+    save_every: int
+    validate_every: int
+    keep: int
+    resume: bool
+    fsdp: bool
+    tensorboard: bool
+    estimate: bool
+    json: bool
+
+    def lora(self) -> Lora | None:
+        """The adapter, if there is one."""
+        if self.full:
+            return None
+        targets = tuple(self.targets.split(",")) if self.targets else None
+        return Lora(self.rank, self.alpha, self.lora_dropout, targets, self.norms)
+
+    def recipe(self, device: torch.device) -> Recipe:
+        """What the result depends on. Defaults as official SEED-LLaMA: its pretraining configs."""
+        dtype = self.dtype
+        if dtype == "auto":
+            dtype = "float16" if device.type == "cuda" else "float32"
+        floor = 0.05 * self.lr if self.min_lr is None else self.min_lr
+        warmup = round(0.03 * self.steps) if self.warmup_steps is None else self.warmup_steps
+        return Recipe(
+            batch_size=self.batch_size, epochs=1, epoch_steps=self.steps, lr=self.lr, min_lr=floor, warmup_lr=0.0,
+            warmup_steps=warmup, cosine="step", weight_decay=self.weight_decay, betas=(0.9, 0.95), eps=1e-5,
+            clip=self.clip or None, dtype=dtype, accumulate=self.accumulate, seed=self.seed,  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    def run(self) -> Run:
+        """Where to, and how often what."""
+        return Run(
+            self.output, self.log_every, self.save_every, self.validate_every, self.keep, self.resume, self.fsdp,
+            self.tensorboard,
+        )  # fmt: skip
+
+
+def train_lm(options: LmOptions) -> int:
+    """Run `seed-fast train lm`. Returns the exit code."""
+    return _guarded(lambda: _train(options))
+
+
+def _train(options: LmOptions) -> None:
+    device = _device(options.device)
+    with _usage():
+        recipe, run, lora, tasks = options.recipe(device), options.run(), options.lora(), parse_tasks(options.tasks)
+        if options.full and options.codebook:
+            raise UsageError("--codebook is a way of an adapter: it can't be used with --full")
+    ranks = Ranks.join(device)
+    with _usage():
+        rows = recipe.micro_batch(ranks.world)
+    source = open_tokens(options.data)
+    found = _estimate(options, recipe, source.codebook_size, rows * options.length, ranks)
+    if ranks.rank == 0:
+        _show(found, options.json and options.estimate)
+    if (refusal := found.refusal()) is not None:
+        raise NoRoom(refusal)
+    if options.estimate:
+        return
+    torch.manual_seed(options.seed)
+    codebook = _codebook(options.codebook)
+    language = _build(options, source.codebook_size, lora, DTYPES[recipe.dtype], ranks)
+    task = LanguageModelTask(
+        language, checkpoint_activations=options.checkpoint_activations, codebook=codebook
+    ).to(device)  # fmt: skip
+
+    def batches(data: SampleSource, **how: bool) -> SequenceBatches:
+        return SequenceBatches(
+            data, language.vocabulary, language.tokenizer, batch_size=rows, length=options.length,
+            packing=options.packing, tasks=tasks, seed=options.seed, rank=ranks.rank, world=ranks.world, **how,
+        )  # fmt: skip
+
+    validation = None
+    if options.validation:
+        validation = batches(open_tokens(options.validation), shuffle=False, drop_last=False)
+    about = {"model": str(options.model), "lora": asdict(lora) if lora else None, "codebook": options.codebook}
+    loop = Loop(
+        task, batches(source), recipe, run, ranks, validation=validation, about=about, units=task.blocks,
+        loss_scale=(LOSS_SCALE, LOSS_SCALE_WINDOW), counted="rows",
+    )  # fmt: skip
+    _say(ranks, f"{options.steps} steps of {recipe.batch_size} rows of {options.length} tokens, in {recipe.dtype}, "
+                f"from step {loop.step}")  # fmt: skip
+    if not loop():
+        _say(ranks, f"stopped at step {loop.step} with a checkpoint; --resume goes on")
+        return
+    save(task.model, language.tokenizer, options.output, extra=task.folded(), write=ranks.rank == 0)
+    _say(ranks, f"done: {options.output}")
+
+
+def _estimate(options: LmOptions, recipe: Recipe, codebook_size: int, tokens: int, ranks: Ranks) -> Estimate:
+    config, tokenizer = read_config(options.model), read_tokenizer(options.model)
+    return estimate(
+        config, words=len(tokenizer), codebook_size=codebook_size, lora=options.lora(), dtype=DTYPES[recipe.dtype],
+        tokens=tokens, device=ranks.device, world=ranks.world, fsdp=options.fsdp,
+        checkpointed=options.checkpoint_activations,
+    )  # fmt: skip
+
+
+def _build(
+    options: LmOptions, codebook_size: int, lora: Lora | None, dtype: torch.dtype, ranks: Ranks
+) -> LanguageModel:
+    """The model. An untied base is written by the first rank, before the others look."""
+    untied = options.output / UNTIED if options.codebook else None
+    made = None
+    for turn in (True, False):
+        if (ranks.rank == 0) == turn:
+            made = build(
+                options.model, codebook_size=codebook_size, lora=lora, full=options.full, dtype=dtype,
+                device=ranks.device, untied=untied,
+            )  # fmt: skip
+        ranks.from_first(None)
+    assert made is not None
+    return made
+
+
+def _codebook(folder: str | None) -> Tensor | None:
+    """The codebook [K, d] of a tokenizer."""
+    if folder is None:
+        return None
+    from seed_fast import SeedTokenizer
+
+    return SeedTokenizer.from_pretrained(folder).quantizer.codebook.detach()
+
+
+def _show(found: Estimate, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=1))
+        return
+    for line in found.lines():
+        print(f"seed-fast: {line}", file=sys.stderr, flush=True)
+
+
+def _say(ranks: Ranks, text: str) -> None:
+    """A line on stderr, once."""
+    if ranks.rank == 0:
+        print(f"seed-fast: {text}", file=sys.stderr, flush=True)

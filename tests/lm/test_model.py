@@ -1,0 +1,188 @@
+"""Models with image words: what learns, what is saved, and that peft and transformers alone load and merge the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip("peft")
+
+from seed_fast.lm.model import Lora, build, load, save
+from seed_fast.lm.vocabulary import Vocabulary
+from seed_fast.train.lm import LanguageModelTask
+from seed_fast.train.optimizer import trainable
+from tests.lm.tiny import CODEBOOK, base, tokenizer
+
+PLAIN = """
+import sys
+sys.modules["seed_fast"] = None  # an import of it is an error
+import torch
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+text = "a red <img><img_00003><img_00001></img> circle"
+for folder in sys.argv[1:]:
+    ids = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt")["input_ids"]
+    model = AutoPeftModelForCausalLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        logits = model(ids).logits
+        merged = model.merge_and_unload()(ids).logits
+    torch.save({"ids": ids, "logits": logits, "merged": merged}, folder + "/logits.pt")
+"""
+VARIANTS = ("opt", "llama", "codebook")
+
+
+def shaken(module):
+    """As training would leave it: nothing that learns is at its initial value."""
+    generator = torch.Generator().manual_seed(5)
+    for _, p in trainable(module):
+        p.data += 0.1 * torch.randn(p.shape, generator=generator)
+
+
+def packed(ids):
+    count = ids.shape[1]
+    positions = torch.arange(count)[None]
+    return {"ids": ids, "labels": ids.clone(), "positions": positions, "segments": torch.ones_like(ids)}
+
+
+def loss_of(task, ids):
+    with torch.no_grad():
+        return task.eval()(packed(ids))["loss"].item()
+
+
+def cross_entropy(logits, ids):
+    return torch.nn.functional.cross_entropy(logits[0, :-1].float(), ids[0, 1:]).item()
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    """Folder and task of each variant, saved, and read by a process without this package; see PLAIN."""
+    made = {}
+    for name in VARIANTS:
+        folder = tmp_path_factory.mktemp(name)
+        torch.manual_seed(0)
+        family = "llama" if name == "llama" else "opt"
+        through_layer = name == "codebook"
+        untied = folder / "out" / "base" if through_layer else None
+        language = build(base(folder / "base", family), codebook_size=CODEBOOK, untied=untied)
+        task = LanguageModelTask(language, codebook=torch.randn(CODEBOOK, 6) if through_layer else None)
+        shaken(task)
+        save(language.model, language.tokenizer, folder / "out", extra=task.folded())
+        made[name] = (folder, task)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", PLAIN, *(str(folder / "out") for folder, _ in made.values())]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return made
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_peft_and_transformers_alone_give_and_merge_to_the_same_logits(tasks, name):
+    folder, task = tasks[name]
+    found = torch.load(folder / "out" / "logits.pt", weights_only=True)
+    assert (found["logits"] - found["merged"]).abs().max() < 1e-4 * found["logits"].abs().max()
+    assert cross_entropy(found["logits"], found["ids"]) == pytest.approx(loss_of(task, found["ids"]), rel=1e-5)
+    again = load(folder / "out")
+    with torch.no_grad():
+        assert torch.equal(again.model(found["ids"]).logits, found["logits"])
+    assert again.vocabulary == task.vocabulary
+    assert not list((folder / "out").glob(".*"))
+
+
+def test_codes_through_a_linear_layer_are_saved_as_rows(tasks):
+    """The paper's variant: a code goes in as fc(codebook[code]) and comes out by a row of its own."""
+    folder, task = tasks["codebook"]
+    names = [name for name, _ in trainable(task)]
+    assert {"codes.fc.weight", "codes.fc.bias", "codes.markers"} <= set(names)
+    assert [name.split(".")[3] for name in names if "delta" in name] == ["lm_head"]
+    rows = load(folder / "out").model.get_input_embeddings().weight
+    first = task.vocabulary.first_code
+    expected = task.codes.codebook @ task.codes.fc.weight.T + task.codes.fc.bias
+    torch.testing.assert_close(rows[first : first + CODEBOOK], expected)
+    before = (folder / "out" / "base" / "model.safetensors").stat().st_mtime_ns
+    again = build(folder / "base", codebook_size=CODEBOOK, untied=folder / "out" / "base")  # as a resumed run does
+    assert not again.model.get_base_model().config.tie_word_embeddings
+    assert (folder / "out" / "base" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_only_new_words_and_lora_learn_and_tied_weights_stay_tied(tmp_path):
+    model, words, vocabulary = build(base(tmp_path / "base"), codebook_size=CODEBOOK, lora=Lora(rank=4))
+    assert len(words) == vocabulary.first_code + CODEBOOK + 2
+    inner = model.get_base_model()
+    embedding, head = inner.get_input_embeddings(), inner.get_output_embeddings()
+    assert embedding.token_adapter.base_layer.weight is head.token_adapter.base_layer.weight
+    assert len(embedding.token_adapter.base_layer.weight) == len(words)
+    learned = dict(trainable(model))
+    rows = [p for name, p in learned.items() if "lora" not in name]
+    assert [list(p.shape) for p in rows] == [[CODEBOOK + 2, 32]]
+    assert len(learned) == 1 + 2 * 2 * 6  # A and B of six linear layers in two blocks
+
+
+def test_llama_trains_its_norms_and_opt_does_not(tmp_path):
+    found = {}
+    for family in ("opt", "llama"):
+        model = build(base(tmp_path / family, family), codebook_size=CODEBOOK).model
+        found[family] = [name for name, _ in trainable(model) if "norm" in name]
+    assert (found["opt"], len(found["llama"])) == ([], 5)
+
+
+def test_a_wide_embedding_keeps_its_rows(tmp_path):
+    """OPT has more rows than words: new ids begin at the words, and rows are added only where they are missing."""
+    folder = base(tmp_path / "base")
+    words = len(tokenizer())
+    model, _, vocabulary = build(folder, codebook_size=3)
+    assert vocabulary.first_code == words
+    assert len(model.get_base_model().get_input_embeddings().token_adapter.base_layer.weight) == words + 7
+    save(model, _, tmp_path / "out")
+    assert len(load(tmp_path / "out").model.get_input_embeddings().weight) == words + 7
+
+
+def test_a_whole_model_is_saved_for_transformers_alone(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    folder = base(tmp_path / "base")
+    (folder / "model.safetensors").unlink()
+    torch.manual_seed(0)
+    language = build(folder, codebook_size=CODEBOOK, full=True)
+    assert all(p.requires_grad for p in language.model.parameters())
+    save(language.model, language.tokenizer, tmp_path / "out")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    ids = torch.tensor([[2, *language.vocabulary.image([1, 2]), 7]])
+    with torch.no_grad():
+        expected = language.model.eval()(ids).logits
+        torch.testing.assert_close(plain(ids).logits, expected)
+        assert torch.equal(load(tmp_path / "out").model(ids).logits, plain(ids).logits)
+    assert plain.lm_head.weight is plain.get_input_embeddings().weight
+
+
+def test_a_killed_save_leaves_no_half_file(tmp_path, monkeypatch):
+    language = build(base(tmp_path / "base"), codebook_size=CODEBOOK)
+    save(language.model, language.tokenizer, tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    monkeypatch.setattr(type(language.tokenizer), "save_pretrained", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    shaken(language.model)
+    with pytest.raises(OSError, match="full"):
+        save(language.model, language.tokenizer, tmp_path / "out")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_what_is_no_such_model_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"one without config\.json"):
+        build(tmp_path)
+    folder = base(tmp_path / "base")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
+    with pytest.raises(ValueError, match="model_type must be one of opt, llama, got 'gpt2'"):
+        build(folder)
+    small = base(tmp_path / "small", vocab_size=9)
+    with pytest.raises(ValueError, match="must have a row for each of"):
+        build(small)
+    with pytest.raises(ValueError, match="must have the image words"):
+        load(base(tmp_path / "words"))
+    with pytest.raises(ValueError, match="rank must be at least 1, got 0"):
+        Lora(rank=0)
+    assert Vocabulary.of_tokenizer(build(base(tmp_path / "last"), codebook_size=2).tokenizer).codebook_size == 2
