@@ -89,7 +89,7 @@ class FileSample:
         if self.image is None:
             raise SampleError(f"{self.key}: no image belongs to this caption")
         draws = view.draws(self.key)
-        captions = self.captions or self._read_captions()
+        captions = self.read_captions()
         if not view.all_captions:
             captions = (captions[int(draws.random() * len(captions)) if view.random_caption else 0],)
         image = load_image(read_entry(self.image), self.image.path)
@@ -98,7 +98,16 @@ class FileSample:
         cropped = random_crop(image, view.processor.image_size, draws.random, flip=all(map(may_flip, captions)))
         return np.asarray(cropped), captions
 
-    def _read_captions(self) -> tuple[str, ...]:
+    def read_captions(self) -> tuple[str, ...]:
+        """All captions, without the picture.
+
+        Raises:
+            ImageError, SampleError: there is none, or it can't be read.
+        """
+        if self.problem:
+            raise SampleError(f"{self.key}: {self.problem}")
+        if self.captions:
+            return self.captions
         if self.text is None:
             raise SampleError(f"{self.key}: no caption belongs to this image")
         content = read_entry(self.text)

@@ -63,7 +63,7 @@ def open_source(spec: str, *, split: str = "train", image_root: str | os.PathLik
     if path.is_file() and path.suffix in LIST_SUFFIXES:
         return _list(path, split, image_root)
     if spec.lower().endswith(SHARD_SUFFIXES):
-        return ShardsSource(_expanded(spec))
+        return ShardsSource(expanded(spec))
     if not path.exists():
         raise DataError(f"{spec}: no such file or folder")
     raise DataError(f"{spec}: expected a folder, tar shards, a list ({', '.join(LIST_SUFFIXES)}) or shapes:COUNT")
@@ -174,8 +174,12 @@ def _list(path: Path, split: str, image_root: str | os.PathLike[str] | None) -> 
     return ListSource(path.parent if image_root is None else Path(image_root), records)
 
 
-def _expanded(spec: str) -> list[str]:
-    """The shards that a brace list or a glob names. A name that exists is taken as it is."""
+def expanded(spec: str) -> list[str]:
+    """The shards that a brace list or a glob names. A name that exists is taken as it is.
+
+    Raises:
+        ValueError: a glob matches nothing, or the braces are no list.
+    """
     if os.path.lexists(spec):
         return [spec]
     from braceexpand import UnbalancedBracesError, braceexpand

@@ -1,0 +1,84 @@
+"""Pictures with captions through a tokenizer, batch by batch, as items of a store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
+
+import numpy as np
+import torch
+
+from seed_fast.data.image_processor import ImageProcessor
+from seed_fast.data.pool import Pool
+from seed_fast.data.samples import Loaded, Sample, View, load
+from seed_fast.data.shards import WHOLE, Split
+from seed_fast.data.sources import Source
+from seed_fast.data.tokens.record import Item
+from seed_fast.model.encoder import ImageEncoder
+
+
+def picture_items(
+    tok: ImageEncoder,
+    source: Source,
+    processor: ImageProcessor,
+    *,
+    batch_size: int,
+    workers: int = 0,
+    start: int = 0,
+    split: Split = WHOLE,
+) -> Iterator[Item]:
+    """Every sample of a source with its codes and all of its captions, in order.
+
+    Args:
+        tok: the model on its device, or its inference plan.
+        source: `seed_fast.data.sources.open_source` gives one.
+        processor: how to resize; its `image_size` must be the model's.
+        batch_size: pictures per forward pass.
+        workers: processes that read and decode; 0: none.
+        start: places to pass over.
+        split: which places are this process's.
+
+    Raises:
+        WorkerDied: a decoding process was killed.
+    """
+    first = start + (split.index - start) % split.count
+    places = range(first, len(source), split.count)
+    view = View(processor, seed=0, epoch=0, augment=False, random_caption=False, all_captions=True)
+    samples = (source.sample(place, 0) for place in places)
+    pool = Pool(workers, ahead=2 * batch_size)
+    try:
+        loaded = zip(places, pool.map(partial(load, view=view), samples, _key), strict=True)
+        while batch := list(islice(loaded, batch_size)):
+            yield from _items(tok, processor, batch)
+    finally:
+        pool.close()
+
+
+def _items(tok: ImageEncoder, processor: ImageProcessor, batch: list[tuple[int, Loaded]]) -> Iterator[Item]:
+    usable = [row.pixels for _, row in batch if row.error is None]
+    codes = iter(_encode(tok, processor, np.stack(usable)) if usable else ())
+    for place, row in batch:
+        if row.error is not None:
+            yield Item(place, None, row.error)
+            continue
+        own = next(codes)
+        if own[0] < 0:
+            yield Item(place, None, f"{row.key}: its embedding is not finite, so it has no codes")
+        else:
+            caption = {"codes": own, "text": row.captions[0], "texts": row.captions}
+            yield Item(place, {"kind": "caption", "key": row.key, **caption}, None)
+
+
+@torch.inference_mode()
+def _encode(tok: ImageEncoder, processor: ImageProcessor, pixels: np.ndarray) -> np.ndarray:
+    """Codes [B, N] of resized images, uint8 [B, S, S, 3]; -1 where an embedding is not finite."""
+    normalised = processor.normalize(torch.from_numpy(pixels).to(tok.device))
+    causal = tok.query_embeddings(tok.image_features(normalised))
+    # tanh on the way to the codebook would turn an infinite embedding into an ordinary code
+    finite = causal.isfinite().flatten(1).all(dim=1, keepdim=True)
+    return tok.lookup(causal).masked_fill(~finite, -1).cpu().numpy()
+
+
+def _key(sample: Sample) -> str:
+    return sample.key
