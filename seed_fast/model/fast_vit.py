@@ -17,19 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seed_fast.model import vit
+from seed_fast.model.products import Linear
 from seed_fast.ops import attention
-
-gelu_ = torch.ops.aten.gelu_  # F.gelu in place: fresh memory for a hidden layer costs a CPU more than the GELU
-
-
-class Linear:
-    """x W^T + b in one dtype, whatever x is."""
-
-    def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
-        self.weight, self.bias = weight.detach().to(dtype), bias.detach().to(dtype)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
 
 
 class Norm:
@@ -55,14 +44,14 @@ class FastBlock:
         self.norm1, self.norm2 = Norm(block.norm1), Norm(block.norm2)
         self.qkv = Linear(attn.qkv.weight, bias, dtype)
         self.proj = Linear(attn.proj.weight, attn.proj.bias, dtype)
-        self.fc1 = Linear(block.mlp.fc1.weight, block.mlp.fc1.bias, dtype)
+        self.fc1 = Linear(block.mlp.fc1.weight, block.mlp.fc1.bias, dtype, gelu=True)
         self.fc2 = Linear(block.mlp.fc2.weight, block.mlp.fc2.bias, dtype)
 
     def __call__(self, x_BLE: Tensor) -> Tensor:
         q, k, v = self.qkv(self.norm1(x_BLE)).unflatten(-1, (3, self.heads, -1)).unbind(2)
         x_BLE += self.proj(attention(q, k, v).flatten(2))
         del q, k, v  # their memory serves the MLP
-        x_BLE += self.fc2(gelu_(self.fc1(self.norm2(x_BLE))))
+        x_BLE += self.fc2(self.fc1(self.norm2(x_BLE)))
         return x_BLE
 
 

@@ -130,13 +130,14 @@ class SeedTokenizer(ImageEncoder, nn.Module):
         return self.quantizer.codebook.dtype
 
     def fast(
-        self, *, dtype: torch.dtype | None = None, cross_attention: str = "absorbed", graphs: bool = True
+        self, *, dtype: torch.dtype | None = None, cross_attention: str = "auto", graphs: bool = True
     ) -> FastTokenizer:
         """An inference plan over the same weights: the same codes, sooner. See `seed_fast.model.fast`.
 
         Args:
             dtype: type of the matrix products (default: this model's); the residual stream stays float32.
-            cross_attention: "absorbed" or "projected", two orders of the same sums.
+            cross_attention: "absorbed" or "projected", two orders of the same sums; "auto": the faster one on this kind
+                of device; "measured": the one that is faster here.
             graphs: on a GPU, replay CUDA graphs; False launches every kernel.
         """
         from seed_fast.model.fast import FastTokenizer

@@ -9,6 +9,7 @@ import torch
 
 from seed_fast import SeedConfig, SeedTokenizer
 from seed_fast.convert import from_official
+from seed_fast.model import fast_form
 
 SMALL = {"image_size": 28, "vit_dim": 32, "vit_depth": 2, "vit_heads": 2, "vit_ffn_dim": 48, "codebook_size": 300}
 FORMS = ["absorbed", "projected"]
@@ -73,6 +74,32 @@ def test_a_plan_leaves_the_tokenizer_alone_and_repeats_itself():
     assert all(torch.equal(before[name], value) for name, value in tok.state_dict().items())
 
 
+def test_the_form_is_looked_up_or_measured_once(monkeypatch):
+    tok = SeedTokenizer.from_pretrained("seed-tiny")
+    assert tok.fast().qformer.absorbed
+    slow, seconds = {"absorbed"}, []
+
+    def timed(plan, features):
+        seconds.append(1.0 if plan.absorbed == ("absorbed" in slow) else 0.5)
+        return seconds[-1]
+
+    monkeypatch.setattr(fast_form, "_measured", {})
+    monkeypatch.setattr(fast_form, "_seconds", timed)
+    assert not tok.fast(cross_attention="measured").qformer.absorbed
+    slow.clear()
+    assert not tok.fast(cross_attention="measured").qformer.absorbed, "what was measured stands"
+    assert len(seconds) == 2 * (1 + fast_form.ROUNDS)
+    assert tok.fast(dtype=torch.bfloat16, cross_attention="measured").qformer.absorbed
+
+
+def test_a_measured_plan_gives_the_same_codes():
+    tok = SeedTokenizer.from_pretrained("seed-tiny")
+    pixels = torch.randn(2, 3, 64, 64)
+    assert torch.equal(tok.fast(cross_attention="measured").encode(pixels), tok.encode(pixels))
+
+
 def test_a_wrong_form_is_named():
-    with pytest.raises(ValueError, match="cross_attention must be 'absorbed' or 'projected', got 'fused'"):
+    with pytest.raises(
+        ValueError, match="cross_attention must be 'auto', 'measured', 'absorbed' or 'projected', got 'fused'"
+    ):
         SeedTokenizer.from_pretrained("seed-tiny").fast(cross_attention="fused")

@@ -31,9 +31,16 @@ def attention_flops(q_shape, k_shape, *others, out_shape=None, **more):
     return 4 * batch * queries * k_shape[1] * heads * width
 
 
+def onednn_linear_flops(x_shape, weight_shape, *others, out_shape=None, **more):
+    *rows, width = x_shape
+    return 2 * torch.Size(rows).numel() * width * weight_shape[0]
+
+
 def counted(call) -> int:
-    """What PyTorch counts; our own two ops, which it does not know, by their definition."""
+    """What PyTorch counts; the ops that it does not know, our own two among them, by their definition."""
     mapping = {torch.ops.seed_fast.attention: attention_flops, torch.ops.seed_fast.nearest_code: nearest_code_flops}
+    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        mapping[torch.ops.mkldnn._linear_pointwise] = onednn_linear_flops
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=mapping) as mode:
         call()
     return mode.get_total_flops()

@@ -63,7 +63,8 @@ def test_parts_are_every_attention_and_ffn_once_and_are_put_back(encoding):
 
 def test_calls_of_a_stage_hold_those_of_its_parts_and_no_views():
     tok = SeedTokenizer.from_pretrained("seed-tiny")
-    plain, plan = (count_calls(Encoding(each, [photo()])) for each in (tok, tok.fast()))
+    # "absorbed" in float32 on a CPU trades launches, which cost little there, for faster products.
+    plain, plan = (count_calls(Encoding(each, [photo()])) for each in (tok, tok.fast(cross_attention="projected")))
     assert plain["nearest code"] == 4  # two linear maps, tanh, the lookup
     assert plain["Q-Former/FFN"] == 5 * tok.config.qformer_depth  # two linear maps, GELU, residual, norm
     for counts in (plain, plan):
