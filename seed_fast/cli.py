@@ -184,17 +184,22 @@ def convert(
         Optional[Dtype],  # noqa: UP045
         typer.Option(help="Type to store. Default: each tensor as it is."),
     ] = None,
+    to_official: Annotated[
+        bool,
+        typer.Option("--to-official", help="The other way: write seed_quantizer.pt, eva_vit_g.pth and stage1.pth."),
+    ] = False,
 ) -> None:
-    """Convert an official checkpoint to a folder that loads anywhere.
+    """Convert an official checkpoint to a folder that loads anywhere; or a folder of ours to official files.
 
     \b
-    Example:
+    Examples:
       seed-fast convert seed_quantizer.pt eva_vit_g.pth ./seed-2
       seed-fast tokenize photos/ -o codes.jsonl --model ./seed-2
+      seed-fast convert --to-official runs/stage2 ./official
     """
     from seed_fast import commands
 
-    raise typer.Exit(commands.convert(paths, preset, dtype.value if dtype else None))
+    raise typer.Exit(commands.convert(paths, preset, dtype.value if dtype else None, to_official))
 
 
 @app.command()
@@ -271,7 +276,7 @@ def profile(
 @app.command()
 def bench(
     what: Annotated[
-        str, typer.Argument(help="ops, or one of them; e2e, or one of its parts: encode (pixels to codes), qformer.")
+        str, typer.Argument(help="ops, or one of them; e2e, or one of its parts: encode, qformer; train_tokenizer.")
     ] = "ops",
     quick: Annotated[bool, typer.Option("--quick", help="Small cases, in seconds; the numbers mean little.")] = False,
     full: Annotated[bool, typer.Option("--full", help="Also the cases that take minutes each on a CPU.")] = False,

@@ -389,11 +389,13 @@ def _eval_retrieval(options: RetrievalOptions) -> int:
     return EXIT_SKIPPED if pairs.skipped else 0
 
 
-def convert(paths: list[str], preset: str | None, dtype: str | None) -> int:
+def convert(paths: list[str], preset: str | None, dtype: str | None, to_official: bool = False) -> int:
     """Run `seed-fast convert`. Returns the exit code."""
     if len(paths) < 2:
         _complain("convert: expected SOURCE... DEST, got one path")
         return EXIT_USAGE
+    if to_official:
+        return _export_official(paths, preset, dtype)
     from tqdm import tqdm
 
     from seed_fast.convert import convert as convert_checkpoint
@@ -408,6 +410,24 @@ def convert(paths: list[str], preset: str | None, dtype: str | None) -> int:
         try:
             source = sources if len(sources) > 1 else sources[0]
             folder = convert_checkpoint(source, destination, preset=preset, dtype=dtype, progress=progress)
+        except (ValueError, OSError) as error:
+            return _fail(error, EXIT_FAILED)
+        except Stopped as stop:
+            return 128 + stop.number
+    print(printable(str(folder)))
+    return 0
+
+
+def _export_official(paths: list[str], preset: str | None, dtype: str | None) -> int:
+    """Run `seed-fast convert --to-official`. Returns the exit code."""
+    if len(paths) != 2 or preset or dtype:
+        _complain("convert: --to-official takes SOURCE DEST, and neither --preset nor --dtype")
+        return EXIT_USAGE
+    from seed_fast.convert.export import export_official
+
+    with _stopping_signals():
+        try:
+            folder = export_official(*paths)
         except (ValueError, OSError) as error:
             return _fail(error, EXIT_FAILED)
         except Stopped as stop:

@@ -1,0 +1,84 @@
+"""`export_official`, behind `seed-fast convert --to-official`: a folder of ours to files that the official code reads.
+
+seed_quantizer.pt   the tokenizer without its image encoder, as the released file of that name
+eva_vit_g.pth       the image encoder, as LAVIS has it
+stage1.pth          {"model": ...}: Q-Former, text tower and projections, as the official stage 1 saves them
+config.json         ours; it says what official files don't, such as the numbers of heads
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from seed_fast.convert.folder import CONFIG
+from seed_fast.convert.load import load_tokenizer
+from seed_fast.convert.names import VIT_PREFIX
+from seed_fast.convert.official import to_official
+from seed_fast.convert.source import EVA, OFFICIAL
+from seed_fast.convert.stage1 import to_official_stage1
+
+QUANTIZER, STAGE_1 = OFFICIAL[0], "stage1.pth"
+
+
+def export_official(source: str | Path, destination: str | Path) -> Path:
+    """Write the official files of a tokenizer; of one that stage 1 left, `stage1.pth` and the image encoder alone.
+
+    Args:
+        source: what `SeedTokenizer.from_pretrained` takes; beside a folder's own contrast.safetensors stage 1's file is
+            written too.
+        destination: folder to write; files of these names in it are replaced when the new ones are whole.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: the weights are untrained, and no stage 1 is there.
+        as `SeedTokenizer.from_pretrained` otherwise.
+    """
+    from seed_fast.train.folder import has_contrast, load_contrast  # it imports from here
+
+    tok = load_tokenizer(source)
+    weights = to_official(tok)
+    vit = {name: value for name, value in weights.items() if name.startswith(VIT_PREFIX)}
+    contents: dict[str, object] = {EVA: {name.removeprefix(VIT_PREFIX): value for name, value in vit.items()}}
+    if tok.trained:
+        contents[QUANTIZER] = {name: value for name, value in weights.items() if name not in vit}
+    if has_contrast(source):
+        stage1 = to_official_stage1(load_contrast(source, tok)[0])
+        contents[STAGE_1] = {"model": {name: value for name, value in stage1.items() if name not in vit}}
+    if len(contents) == 1:
+        raise ValueError(f"{source}: must hold trained weights to export, got initial ones")
+    destination = Path(destination)
+    if destination.exists() and not destination.is_dir():
+        raise NotADirectoryError(f"{destination}: must be a folder, got a file")
+    staging = destination / ".partial"
+    shutil.rmtree(staging, ignore_errors=True)  # of an export that was killed
+    staging.mkdir(parents=True)
+    try:
+        for name, content in contents.items():
+            torch.save(_owned(content), staging / name)
+        (staging / CONFIG).write_text(json.dumps(tok.config.to_dict(), indent=2) + "\n", encoding="utf-8")
+        for name in (*contents, CONFIG):
+            _to_disk(staging / name)
+            os.replace(staging / name, destination / name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return destination
+
+
+def _owned(content: object) -> object:
+    """Tensors without the storage that they may be a part of, which `torch.save` would write too."""
+    if isinstance(content, Tensor):
+        return content.detach().cpu().clone()
+    return {name: _owned(value) for name, value in content.items()} if isinstance(content, dict) else content
+
+
+def _to_disk(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
