@@ -7,10 +7,14 @@ a window and takes its share, so ranks agree without talking, and a place is thr
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 import random
+import threading
+from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -22,6 +26,7 @@ from seed_fast.lm.sequences import CAPTION_TASKS, TokenSequence, sample_sequence
 from seed_fast.lm.vocabulary import Vocabulary
 
 WINDOW = 1024  # samples that are packed with each other: captions leave less than 3 % of rows of 1024 tokens empty
+_AHEAD = 2  # batches that are made while the model is busy with the one before
 _MOST_MESSAGES = 20
 
 log = logging.getLogger("seed_fast.data")
@@ -76,7 +81,8 @@ class SequenceBatches:
     """Batches of one rank; see `seed_fast.train.batches.Batches`.
 
     A batch is what `collate` gives: ids, labels, positions and segments, int64 [batch_size, T]. `skipped` counts the
-    samples that could not be used since this was made, the same on every rank; the first ones are logged.
+    samples that could not be used since this was made, the same on every rank; the first ones are logged. A thread
+    makes the next batches while the model computes, so it may be ahead of the place.
 
     Args:
         source: samples.
@@ -133,7 +139,9 @@ class SequenceBatches:
                 f"has words, got {source.codebook_size}"
             )
         self.tasks = _checked(tasks or {"caption": 1.0})
-        self.source, self.vocabulary, self.tokenizer = source, vocabulary, tokenizer
+        self.source, self.vocabulary = source, vocabulary
+        self.tokenizer = copy.deepcopy(tokenizer)  # a fast one can't be used by two threads at once
+        self._one_at_a_time = threading.Lock()
         self.batch_size, self.length, self.packing = batch_size, length, packing
         self.seed, self.rank, self.world = seed, rank, world
         self.epoch = 0
@@ -178,17 +186,23 @@ class SequenceBatches:
         return Estimate(round(len(rows) * scale), round(tokens * scale), tokens / max(1, len(rows) * self.length))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        for place, batch in _ahead(self._steps()):
+            self._place = place
+            if batch is not None:
+                yield batch
+        self.epoch, self._place = self.epoch + 1, (0, 0)
+
+    def _steps(self) -> Iterator[tuple[tuple[int, int], dict[str, Any] | None]]:
+        """From the place in hand to the end of the epoch: the place after each step, and this rank's batch."""
         rows = self._rows()
         stride = self.batch_size * self.world
         while step := list(islice(rows, stride)):
             if len(step) < stride and self._drop_last:
-                break
+                return
             first, last = (share * len(step) // self.world for share in (self.rank, self.rank + 1))
-            self._place = step[-1][0]
-            if last > first:
-                mine = [row for _, row in step[first:last]]
-                yield collate(mine, pad=self.vocabulary.pad, length=self.length if self.packing else None)
-        self.epoch, self._place = self.epoch + 1, (0, 0)
+            mine = [row for _, row in step[first:last]]
+            length = self.length if self.packing else None
+            yield step[-1][0], collate(mine, pad=self.vocabulary.pad, length=length) if mine else None
 
     def _rows(self) -> Iterator[tuple[tuple[int, int], list[TokenSequence]]]:
         """From the place in hand to the end of the epoch: the place after each row, and the row."""
@@ -207,7 +221,8 @@ class SequenceBatches:
     def _rows_of_window(self, order: EpochOrder, window: int) -> list[list[TokenSequence]]:
         begin = window * self._window
         places = np.arange(begin, min(begin + self._window, order.length))
-        found = [self._sequence(int(number)) for number in order.at(places)]
+        with self._one_at_a_time:
+            found = [self._sequence(int(number)) for number in order.at(places)]
         sequences = [sequence for sequence in found if sequence is not None]
         if not self.packing:
             return [[sequence] for sequence in sequences]
@@ -254,6 +269,18 @@ class SequenceBatches:
             "shuffle": self._shuffle,
             "window": self._window,
         }
+
+
+def _ahead(steps: Iterator[Any]) -> Iterator[Any]:
+    """The items of an iterator, made by a thread shortly before they are asked for."""
+    thread = ThreadPoolExecutor(1, thread_name_prefix="seed_fast-sequences")
+    try:
+        waiting = deque(thread.submit(next, steps, None) for _ in range(_AHEAD))
+        while (step := waiting.popleft().result()) is not None:
+            waiting.append(thread.submit(next, steps, None))
+            yield step
+    finally:
+        thread.shutdown(cancel_futures=True)
 
 
 def _checked(tasks: Mapping[str, float]) -> dict[str, float]:
