@@ -51,6 +51,10 @@ def build(
     model: Annotated[
         str, typer.Option(help="seed-tiny (inside the package, for trying out), a folder, or a Hugging Face hub id.")
     ] = "seed-tiny",
+    tokenizer: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="What the store calls the model, as in `tokens import`. Default: --model as given."),
+    ] = None,
     split: Splits = "train",
     images: Images = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -103,6 +107,7 @@ def build(
         batch_size=batch_size,
         workers=workers,
         random_weights=random_weights,
+        tokenizer=tokenizer,
     )
     raise typer.Exit(command.build(options))
 

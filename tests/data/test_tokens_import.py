@@ -203,6 +203,21 @@ def test_codes_of_shards_find_their_captions(tmp_path, run):
     assert [sample["text"] for sample in open_tokens(tmp_path / "out")] == ["two", "one"]
 
 
+def test_imported_codes_join_those_that_the_same_tokenizer_made(tmp_path, run):
+    path = tar(tmp_path / "a.tar", {"0.pkl": {"image_ids": CODES, "text": "a dog"}})
+    sizes = ("--codebook-size", 512)
+    for name in ("mine", "other"):
+        made = run("import", path, "-o", tmp_path / name, "--tokenizer", name, *sizes)
+        assert made.exit_code == 0, made.output
+    built = run("build", "shapes:2", "-o", tmp_path / "built", "--tokenizer", "mine", "--workers", 0)
+    assert built.exit_code == 0, built.output
+    both = run("info", tmp_path / "built", tmp_path / "mine", "--json")
+    assert json.loads(both.stdout)["samples"] == 3
+    mixed = run("info", tmp_path / "built", tmp_path / "other")
+    assert mixed.exit_code == 1
+    assert "codes of two tokenizers can't be mixed: expected mine (weights" in mixed.stderr
+
+
 def test_nothing_is_made_of_nothing(tmp_path, run):
     tar(tmp_path / "empty.tar", {"a.txt": b""})
     common = ("-o", tmp_path / "out", "--tokenizer", "x")

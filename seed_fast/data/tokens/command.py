@@ -47,6 +47,7 @@ class BuildOptions:
     batch_size: int = 32
     workers: int | None = None
     random_weights: bool = False
+    tokenizer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def _build(options: BuildOptions, split: Split) -> int:
     )
     tok = commands._load_model(about, device)
     config = tok.config
-    name = options.model + (" (random weights)" if options.random_weights else "")
+    name = options.tokenizer or options.model + (" (random weights)" if options.random_weights else "")
     identity = TokenizerIdentity(name, fingerprint(tok), config.codebook_size, config.num_codes)
     processor = ImageProcessor(config.image_size, config.resize)
     plan = tok.fast(dtype=getattr(torch, options.dtype))
