@@ -35,6 +35,7 @@ step gpu nvidia-smi
 step build "$python" setup.py build_ext --inplace
 step info "$python" -c 'from seed_fast import info; print(info.render(info.collect()))'
 step tests-native ran "$python" "${gpu_tests[@]}"
+step tests-plan ran "$python" -m pytest -p no:cacheprovider -q -m gpu tests/model tests/data
 step tests-triton ran "$python" -m pytest -p no:cacheprovider -q tests/ops/test_nearest_code_triton.py \
   tests/ops/test_attention_triton.py tests/ops/test_vector_quantize_triton.py
 SEED_FAST_CUDA_ARCH=70 step tests-compute70 ran "$python" "${gpu_tests[@]}"
@@ -47,6 +48,7 @@ if command -v compute-sanitizer >/dev/null; then
 else
   echo "compute-sanitizer is not installed: memcheck and racecheck did not run" | tee -a "$out/summary.txt"
 fi
-step bench-ops "$python" -m benchmarks.run ops -o "$out/ops.json"
-step bench-e2e "$python" -m benchmarks.run e2e -o "$out/e2e.json"
+step bench-ops "$python" -m benchmarks.run ops --output "$out/ops.json"
+step bench-e2e "$python" -m benchmarks.run e2e --output "$out/e2e.json"
+step bench-loader "$python" -m benchmarks.run loader --output "$out/loader.json"
 exit "$failed"

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,23 +38,52 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path, tok) -> 
     assert peaks[1] - peaks[0] < held / 2
 
 
+def torchrun(*arguments: object) -> tuple[int, str]:
+    """`seed-fast tokenize` with these arguments on two ranks; exit code and output."""
+    launcher = shutil.which("torchrun", path=Path(sys.executable).parent)
+    assert launcher is not None
+    ranks = [launcher, "--standalone", "--nproc-per-node", "2", "-m", "seed_fast", "tokenize"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen([*ranks, *map(str, arguments)], start_new_session=True, **pipes) as run:
+        try:
+            text, _ = run.communicate(timeout=300)
+        except subprocess.TimeoutExpired:
+            os.killpg(run.pid, signal.SIGKILL)
+            raise
+    return run.returncode, text
+
+
+@pytest.mark.slow
+def test_ranks_of_torchrun_share_out_files_and_shards_and_resume(
+    tmp_path: Path, records: Callable, seed_fast: Callable
+) -> None:
+    photos = write_files(tmp_path / "photos", {f"{n:02d}.png": encoded(picture(n), "PNG") for n in range(31)})
+    with tarfile.open(tmp_path / "more.tar", "w") as archive:
+        archive.add(photos, "in")
+    inputs = (photos, tmp_path / "more.tar")
+    assert seed_fast("tokenize", *inputs, "-o", tmp_path / "all.jsonl", "--workers", 0).exit_code == 0
+    whole = records(tmp_path / "all.jsonl")
+    options = (*inputs, "-o", tmp_path / "codes.jsonl", "--workers", 0, "--batch-size", 4, "--resume")
+    for resumed in (False, True):
+        code, text = torchrun(*options)
+        assert code == 0, text
+        halves = [records(tmp_path / f"codes.{rank:05d}-of-00002.jsonl") for rank in range(2)]
+        assert [len(half) for half in halves] == [31, 31]
+        assert not halves[0].keys() & halves[1].keys()
+        assert halves[0] | halves[1] == whole
+        if not resumed:  # one rank is torn in the middle of a line, the other is whole
+            done = tmp_path / "codes.00001-of-00002.jsonl"
+            (tmp_path / f"{done.name}.partial").write_bytes(done.read_bytes()[:2000])
+            done.unlink()
+
+
 @pytest.mark.slow
 def test_a_rank_of_torchrun_with_bad_images_does_not_stop_the_others(tmp_path: Path, records: Callable) -> None:
     good = encoded(picture(0), "PNG")
     files = {f"{number:04d}.png": good if number % 2 else b"" for number in range(1600)}
     photos = write_files(tmp_path / "photos", files)
-    torchrun = shutil.which("torchrun", path=Path(sys.executable).parent)
-    assert torchrun is not None
-    arguments = ["tokenize", str(photos), "-o", str(tmp_path / "codes.jsonl"), "--workers", "0", "--batch-size", "1"]
-    command = [torchrun, "--standalone", "--nproc-per-node", "2", "-m", "seed_fast", *arguments]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(command, start_new_session=True, **pipes) as run:
-        try:
-            text, _ = run.communicate(timeout=120)
-        except subprocess.TimeoutExpired:
-            os.killpg(run.pid, signal.SIGKILL)
-            raise
-    assert run.returncode != 0
+    code, text = torchrun(photos, "-o", tmp_path / "codes.jsonl", "--workers", 0, "--batch-size", 1)
+    assert code != 0
     assert "exitcode  : 3" in text
     assert records(tmp_path / "codes.00000-of-00002.jsonl") == {}
     assert len(records(tmp_path / "codes.00001-of-00002.jsonl")) == 800
@@ -70,3 +100,12 @@ def test_a_rank_takes_its_own_gpu_unless_told(name: str, expected: str, monkeypa
     assert chosen == [torch.device(expected).index]
     with pytest.raises(commands.UsageError, match=r"--device cuda:3: this machine has 3 CUDA device"):
         commands._device("cuda:3")
+
+
+@pytest.mark.parametrize(("cores", "ranks", "expected"), [(16, "1", 8), (16, "4", 3), (2, "1", 1), (2, "4", 0)])
+def test_ranks_on_one_machine_share_its_cores(
+    cores: int, ranks: str, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands.os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    assert commands._spare_cores() == expected
