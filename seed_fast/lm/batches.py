@@ -97,7 +97,7 @@ class SequenceBatches:
             cut.
         seed: of order and draws.
         rank, world: this process and how many there are.
-        shuffle: otherwise the order of the source.
+        shuffle: otherwise the order of the source, and the same draws in every epoch.
         drop_last: every batch is full: the rows at the end of an epoch that make no whole batch on all ranks are left
             out. Otherwise the last batch is divided as evenly as can be.
         window: samples that are packed with each other.
@@ -235,7 +235,7 @@ class SequenceBatches:
     def _sequence(self, number: int) -> TokenSequence | None:
         """A sample as this epoch uses it; None if it can't be used."""
         sample = self.source[number]
-        name = f"{self.seed}/{self.epoch}/{number}"
+        name = f"{self.seed}/{self.epoch if self._shuffle else 0}/{number}"
         draws = random.Random(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest(), "little"))
         task = draws.choices(list(self.tasks), list(self.tasks.values()))[0]
         image_first = draws.random() < 0.5

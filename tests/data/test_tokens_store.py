@@ -45,7 +45,8 @@ def of_slots(parts):
 fields = st.one_of(
     st.builds(lambda codes, said: {"kind": "caption", "codes": codes, "text": said[0], "texts": tuple(said)},
               images, st.lists(texts, min_size=1, max_size=3)),
-    st.builds(lambda shown, said: {"kind": "question", **of_turns(shown, said)}, several, turns),
+    st.builds(lambda shown, said: {"kind": "question", **of_turns(shown, said)},
+              st.lists(images, max_size=3), turns),
     st.builds(lambda shown, text: {"kind": "video", "images": shown, "text": text}, several, texts),
     st.builds(lambda shown, text, answer: {"kind": "edit", "images": shown, "instruction": text, "response": answer},
               st.lists(images, min_size=2, max_size=2), texts, st.none() | texts),
@@ -178,7 +179,7 @@ def test_bad_samples_are_named_and_counted(tmp_path):
     assert (len(store), store.skipped) == (1, 11)
 
 
-@pytest.mark.parametrize("damage", ["cut", "missing", "header", "index", "version"])
+@pytest.mark.parametrize("damage", ["cut", "missing", "header", "text", "index", "version"])
 def test_damage_is_named(tmp_path, damage):
     write(tmp_path, [captions(10)])
     shard, index = tmp_path / "tokens.00000.safetensors", tmp_path / "index.json"
@@ -188,6 +189,8 @@ def test_damage_is_named(tmp_path, damage):
         shard.unlink()
     elif damage == "header":
         shard.write_bytes(b"\xff" * 100)
+    elif damage == "text":
+        shard.write_bytes(shard.read_bytes().replace(b"number 0", b"number \xff"))
     elif damage == "index":
         index.write_text("{}")
     else:

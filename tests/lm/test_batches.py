@@ -162,6 +162,36 @@ def test_of_several_captions_one_is_drawn(make, words):
     assert said == {Source(200)[5]["texts"][0], Source(200)[5]["texts"][1]}
 
 
+def test_without_shuffling_every_epoch_is_the_same(make):
+    batches = make(shuffle=False, tasks={"caption": 1, "drawing": 1})
+    assert [_rows(batch) for batch in batches] == [_rows(batch) for batch in batches]
+
+
+def test_every_kind_of_a_store_is_used(tmp_path, words, vocabulary):
+    from seed_fast.data.tokens import TokenizerIdentity, TokensWriter, open_tokens
+
+    image = [1, 2]
+    samples = [
+        {"kind": "caption", "codes": image, "text": "red"},
+        {"kind": "question", "images": [image], "questions": ["big"], "answers": ["small !"]},
+        {"kind": "video", "images": [image, image], "text": "circle"},
+        {"kind": "edit", "images": [image, image], "instruction": "green", "response": None},
+        {"kind": "interleaved", "image_ids": [None, image], "texts": ["blue", None]},
+        {"kind": "text", "text": "square"},
+    ]
+    writer = TokensWriter(tmp_path, TokenizerIdentity("x", None, CODEBOOK, 2))
+    writer.open({}, resume=False)
+    assert not writer.append(samples, next_place=6)
+    writer.finish()
+    batches = SequenceBatches(
+        open_tokens(tmp_path), vocabulary, words, batch_size=1, length=16, packing=False, shuffle=False
+    )
+    said = [words.decode(batch["ids"][batch["segments"] > 0]) for batch in batches]
+    for text, word in zip(said, ["red", "small", "circle", "green", "blue", "square"], strict=True):
+        assert word in text
+    assert batches.skipped == 0
+
+
 def test_too_long_samples_are_named_and_counted_or_refused_but_never_cut(make, vocabulary, caplog):
     room = 14  # of captions up to six words
     with caplog.at_level(logging.WARNING, "seed_fast.data"):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from seed_fast.data.image_processor import ImageError
-from seed_fast.data.shards import WHOLE, Entry, ShardError, Split, read_entry, shard_members
+from seed_fast.data.shards import SHARD_SUFFIXES, WHOLE, Entry, ShardError, Split, read_entry, shard_members
 from seed_fast.data.sources import expanded
 from seed_fast.data.tokens.pickles import PickleRefused, plain_unpickle
 from seed_fast.data.tokens.record import Item
@@ -53,7 +53,7 @@ def _shards(inputs: Iterable[str], on_problem: Callable[[str], None]) -> Iterato
     for spec in inputs:
         try:
             if os.path.isdir(spec):
-                found = sorted(str(path) for path in Path(spec).rglob("*.tar"))
+                found = sorted(str(path) for path in Path(spec).rglob("*") if path.name.endswith(SHARD_SUFFIXES))
                 if not found:
                     raise ShardError(f"{spec}: no tar shard is in this folder")
                 yield from found

@@ -135,7 +135,10 @@ class TokenStore:
         opened = self._shard(self.paths[shard])
         if len(opened) != self.groups[shard]:
             raise StoreError(f"{opened.path}: expected {self.groups[shard]} samples by the index, got {len(opened)}")
-        return opened[number - int(self._ends[shard]) + self.groups[shard]]
+        try:
+            return opened[number - int(self._ends[shard]) + self.groups[shard]]
+        except (IndexError, ValueError) as error:  # UnicodeDecodeError is one
+            raise StoreError(f"{opened.path}: sample {number} is damaged: {error}") from error
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return map(self.__getitem__, range(len(self)))
@@ -298,8 +301,12 @@ def read_index(path: Path) -> dict[str, Any]:
             raise ValueError(f"format {index['format']!r}")
         if index["version"] > VERSION:
             raise ValueError(f"version {index['version']}, which a later seed_fast wrote")
-        index["tokenizer"], index["shards"], index["kinds"], index["skipped"], index["run"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        index["tokenizer"], index["run"], int(index["samples"]), int(index["skipped"])
+        for shard in index["shards"]:
+            os.fspath(shard["file"]), int(shard["samples"]), int(shard["images"])
+        for kind, count in index["kinds"].items():
+            KINDS.index(kind), int(count)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{path}: must be the index of a token store, version {VERSION}, got: {error}") from error
     return index
 
