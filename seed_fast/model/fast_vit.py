@@ -60,7 +60,9 @@ class FastViT:
 
     def __init__(self, module: vit.ViT, norm: nn.LayerNorm, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self.patch_embed = module.patch_embed
+        embed = module.patch_embed
+        self.patches = embed.patches
+        self.patch_embed = Linear(embed.weight.flatten(1), embed.bias, embed.weight.dtype)
         self.prefix_1LE = module.position_embedding.detach().float().clone()
         self.prefix_1LE[:, :1] += module.cls_token.detach().float()
         blocks: list[Any] = list(module.blocks)
@@ -68,9 +70,8 @@ class FastViT:
         self.norm = Norm(norm)
 
     def __call__(self, pixels_B3SS: Tensor) -> Tensor:
-        patches = self.patch_embed(pixels_B3SS.to(self.patch_embed.weight.dtype))
-        x_BLE = self.prefix_1LE.repeat(len(patches), 1, 1)
-        x_BLE[:, 1:] += patches
+        x_BLE = self.prefix_1LE.repeat(len(pixels_B3SS), 1, 1)
+        x_BLE[:, 1:] += self.patch_embed(self.patches(pixels_B3SS))
         for block in self.blocks:
             x_BLE = block(x_BLE)
         return self.norm(x_BLE).to(self.dtype)

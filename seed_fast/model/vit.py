@@ -87,10 +87,13 @@ class PatchEmbed(nn.Module):
 
     def forward(self, pixels_B3SS: Tensor) -> Tensor:
         """Return [B, (S/P)^2, D], patches in reading order."""
+        return F.linear(self.patches(pixels_B3SS), self.weight.flatten(1), self.bias)
+
+    def patches(self, pixels_B3SS: Tensor) -> Tensor:
+        """What the map reads: [B, (S/P)^2, 3 * P * P]."""
         side = self.patch_size
         patches = pixels_B3SS.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # [B, 3, rows, P, columns, P]
-        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # [B, rows * columns, 3 * P * P]
-        return F.linear(patches, self.weight.flatten(1), self.bias)
+        return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
 class ViT(nn.Module):
