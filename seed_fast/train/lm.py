@@ -77,7 +77,9 @@ class LanguageModelTask(nn.Module):
         causal.config.use_cache = False
         causal.set_attn_implementation(register())
         if checkpoint_activations:
-            causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            name = "activation_checkpointing_enable"  # as transformers 5.2 calls it
+            enable = getattr(causal, name, None) or causal.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
         self.codes = None
         if codebook is not None:
             self.codes = self._code_layer(codebook)

@@ -137,7 +137,7 @@ def _train(options: LmOptions) -> None:
     about = {"model": str(options.model), "lora": asdict(lora) if lora else None, "codebook": options.codebook}
     loop = Loop(
         task, batches(source), recipe, run, ranks, validation=validation, about=about, units=task.blocks,
-        loss_scale=(LOSS_SCALE, LOSS_SCALE_WINDOW), counted="rows",
+        loss_scale=(LOSS_SCALE, LOSS_SCALE_WINDOW), gives_up=False, counted="rows",
     )  # fmt: skip
     _say(ranks, f"{options.steps} steps of {recipe.batch_size} rows of {options.length} tokens, in {recipe.dtype}, "
                 f"from step {loop.step}")  # fmt: skip

@@ -46,6 +46,7 @@ class Loop:
         about: further options that the result depends on; kept in checkpoints, and compared on resume.
         units: classes of modules that are sharded and gathered as units.
         loss_scale: where float16's loss scale starts, and after how many steps without an overflow it doubles.
+        gives_up: whether a float16 run whose loss stays lost ends; otherwise it goes on skipping steps.
         counted: what `recipe.batch_size` counts, for the log.
 
     Raises:
@@ -65,6 +66,7 @@ class Loop:
         about: dict[str, Any] | None = None,
         units: tuple[type[nn.Module], ...] = (vit.Block,),
         loss_scale: tuple[float, int] = (2.0**16, 2000),
+        gives_up: bool = True,
         counted: str = "images",
     ) -> None:
         self.task, self.batches, self.validation = task, batches, validation
@@ -77,7 +79,7 @@ class Loop:
             ranks.device.type, loss_scale[0], growth_interval=loss_scale[1], enabled=recipe.dtype == "float16"
         )
         self.average = MovingAverage(task, recipe.ema) if recipe.ema else None
-        self._counted = counted
+        self._counted, self._gives_up = counted, gives_up
         self.step = 0
         self._stop = False
         self._restore()
@@ -143,6 +145,8 @@ class Loop:
             sums["gradient_norm"] = whole(norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if not self._gives_up and self.scaler.get_scale() < LEAST_SCALE:
+            self.scaler.update(LEAST_SCALE)
         self.optimizer.zero_grad(set_to_none=True)
         if self.average:
             self.average.update(self.task)

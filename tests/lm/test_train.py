@@ -1,0 +1,196 @@
+"""`seed-fast train lm`: it learns, packed and padded alike, in every precision, and survives what fp16 brings."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+pytest.importorskip("peft")
+
+from seed_fast.cli import app
+from seed_fast.data.tokens import open_tokens
+from seed_fast.lm.batches import SequenceBatches
+from seed_fast.lm.model import Lora, build, load
+from seed_fast.train import checkpoint
+from seed_fast.train.lm import LOSS_SCALE, LOSS_SCALE_WINDOW, LanguageModelTask
+from seed_fast.train.loop import LEAST_SCALE, Loop
+from seed_fast.train.ranks import Ranks
+from seed_fast.train.recipe import Recipe, Run
+from tests.lm.tiny import CODEBOOK, base, store
+
+RECIPE = {"batch_size": 4, "epochs": 1, "epoch_steps": 8, "lr": 3e-3, "min_lr": 1e-4, "warmup_lr": 0.0,
+          "warmup_steps": 1, "cosine": "step", "clip": 1.0}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """Folders of both families and of a store."""
+    folder = tmp_path_factory.mktemp("lm")
+    return {"opt": base(folder / "opt"), "llama": base(folder / "llama", "llama"), "store": store(folder / "store")}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make(places, output, *, family="opt", batches=None, run=None, full=False, checkpointed=False, **recipe):
+    torch.manual_seed(0)
+    recipe = Recipe(**{**RECIPE, **recipe})
+    dtype = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[recipe.dtype]
+    language = build(places[family], codebook_size=CODEBOOK, lora=Lora(dropout=0.0), dtype=dtype, full=full)
+    how = {"batch_size": 4 // recipe.accumulate, "length": 64, "tasks": {"caption": 1, "drawing": 1}, **(batches or {})}
+    data = SequenceBatches(open_tokens(places["store"]), language.vocabulary, language.tokenizer, **how)
+    task = LanguageModelTask(language, checkpoint_activations=checkpointed)
+    return Loop(
+        task, data, recipe, Run(output, log_every=1, **(run or {})), Ranks(0, 1, torch.device("cpu")),
+        units=task.blocks, loss_scale=(LOSS_SCALE, LOSS_SCALE_WINDOW), gives_up=False, counted="rows",
+    )  # fmt: skip
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(folder):
+    return [line["loss"] for line in lines(folder) if "loss" in line]
+
+
+@pytest.mark.parametrize("family", ["opt", "llama"])
+def test_training_lowers_the_loss(places, tmp_path, family):
+    assert make(places, tmp_path, family=family, epoch_steps=30, lr=1e-2)()
+    found = losses(tmp_path)
+    assert sum(found[-3:]) < 0.6 * sum(found[:3])
+    assert lines(tmp_path)[-1]["tokens_per_s"] > 0
+
+
+@pytest.mark.parametrize("family", ["opt", "llama"])
+def test_the_loss_is_that_of_transformers_for_each_sample(places, tmp_path, family):
+    """Packed, padded, and alone in transformers' own model with its own mask, positions and shift."""
+    packed = make(places, tmp_path / "packed", family=family).task.eval()
+    plain = make(places, tmp_path / "plain", family=family).task.model
+    plain.get_base_model().set_attn_implementation("eager")
+    source = open_tokens(places["store"])
+    how = {"batch_size": 8, "length": 64, "shuffle": False}
+    found = {}
+    for packing in (True, False):
+        data = SequenceBatches(source, packed.vocabulary, packed.tokenizer, packing=packing, **how)
+        batch = next(iter(data))
+        with torch.no_grad():
+            found[packing] = packed(batch)["loss"].item()
+        sums = count = 0
+        for row in range(8):
+            for segment in range(1, int(batch["segments"][row].max()) + 1):
+                inside = batch["segments"][row] == segment
+                ids, labels = batch["ids"][row, inside][None], batch["labels"][row, inside][None]
+                learned = int((labels[:, 1:] != -100).sum())
+                with torch.no_grad():
+                    sums += plain(ids, labels=labels).loss.item() * learned
+                count += learned
+        assert found[packing] == pytest.approx(sums / count, rel=1e-5)
+
+
+def test_activation_checkpoints_change_nothing(places, tmp_path):
+    make(places, tmp_path / "kept")()
+    make(places, tmp_path / "again", checkpointed=True)()
+    assert losses(tmp_path / "again") == losses(tmp_path / "kept")
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["adapter", "full"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_follows_float32(places, tmp_path, dtype, full):
+    for name in ("float32", dtype):
+        run = make(places, tmp_path / name, dtype=name, full=full)
+        run()
+    assert losses(tmp_path / dtype) == pytest.approx(losses(tmp_path / "float32"), rel=0.02)
+    saved = checkpoint.read_tensors(checkpoint.latest(tmp_path / dtype / "checkpoints"), "model")
+    state = checkpoint.read_tensors(checkpoint.latest(tmp_path / dtype / "checkpoints"), "optimizer")
+    assert {value.dtype for value in (*saved.values(), *state.values())} == {torch.float32}
+    if dtype == "float16":
+        assert lines(tmp_path / dtype)[-1]["loss_scale"] == LOSS_SCALE
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_an_overflow_is_one_skipped_step(places, tmp_path, where):
+    run = make(places, tmp_path, dtype="float16")
+    before, calls = {}, []
+
+    def inject(module, arguments, terms):
+        calls.append(len(calls))
+        if len(calls) == 3:
+            before.update({name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad})
+            if where == "loss":
+                return {**terms, "loss": terms["loss"] * float("inf")}
+            terms["loss"].register_hook(lambda gradient: gradient * float("inf"))
+        if len(calls) == 4:
+            assert all(torch.equal(p, before[name]) for name, p in module.named_parameters() if p.requires_grad)
+        return None
+
+    run.task.register_forward_hook(inject)
+    assert run()
+    scales = [line["loss_scale"] for line in lines(tmp_path)]
+    assert scales == [4.0, 4.0] + [2.0] * 6
+    assert any(not torch.equal(p, before[name]) for name, p in run.task.named_parameters() if p.requires_grad)
+
+
+def test_overflows_without_end_raise_nothing(places, tmp_path):
+    run = make(places, tmp_path, dtype="float16", epoch_steps=20)
+    run.task.register_forward_hook(lambda *call: {"loss": call[2]["loss"] * float("inf")})
+    assert run()
+    assert lines(tmp_path)[-1]["loss_scale"] == LEAST_SCALE
+
+
+def test_the_command_leaves_an_adapter_that_load_reads(places, tmp_path):
+    arguments = ["--data", places["store"], "--model", places["opt"], "-o", tmp_path / "out", "--length", 64]
+    arguments += ["--batch-size", 4, "--accumulate", 1, "--steps", 6, "--lr", 0.01, "--device", "cpu", "--log-every", 1]
+    done = call(*arguments, "--validation", places["store"])
+    assert done.exit_code == 0, done.output
+    assert "parameters, of which 15,168 learn" in done.output
+    found = lines(tmp_path / "out")
+    assert found[-1]["validation_perplexity"] == pytest.approx(2.718281828 ** found[-1]["validation_loss"], rel=1e-6)
+    model, tokenizer, vocabulary = load(tmp_path / "out")
+    data = SequenceBatches(open_tokens(places["store"]), vocabulary, tokenizer, batch_size=4, length=64,
+                           shuffle=False, drop_last=False, tasks={"caption": 1, "drawing": 1}, seed=42)  # fmt: skip
+    judged = LanguageModelTask(type(load(tmp_path / "out"))(model, tokenizer, vocabulary)).eval().validate(data)
+    assert judged["loss"] == pytest.approx(found[-1]["validation_loss"], rel=1e-5)
+    changed = call(*arguments, "--validation", places["store"], "--resume", "--rank", 8)
+    assert (changed.exit_code, "lora must stay" in changed.output) == (1, True), changed.output
+
+
+def test_the_command_trains_a_whole_model_from_a_config(places, tmp_path):
+    folder = base(tmp_path / "base")
+    (folder / "model.safetensors").unlink()
+    done = call("--data", places["store"], "--model", folder, "-o", tmp_path / "out", "--full", "--length", 64,
+                "--batch-size", 4, "--accumulate", 2, "--steps", 2, "--device", "cpu")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert load(tmp_path / "out").vocabulary.codebook_size == CODEBOOK
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, ["train", "lm", *map(str, arguments)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--data", "/nowhere"], 1, "/nowhere"),
+        (["--model", "/nowhere"], 1, "/nowhere: must be a folder with a model of transformers"),
+        (["--tasks", "paint:1"], 2, "tasks must be of caption, drawing, pretraining, got 'paint'"),
+        (["--accumulate", "3"], 2, "batch_size must be a multiple of ranks * accumulate"),
+        (["--full", "--codebook", "seed-tiny"], 2, "can't be used with --full"),
+        (["--min-lr", "1"], 2, "floor must be in 0..peak"),
+        (["--targets", "nothing"], 1, "nothing"),
+    ],
+)
+def test_mistakes_are_named_before_training(places, tmp_path, arguments, code, message):
+    common = ["--data", places["store"], "--model", places["opt"], "-o", tmp_path / "out", "--device", "cpu"]
+    result = call(*common, "--batch-size", 4, "--accumulate", 1, "--steps", 2, "--length", 64, *arguments)
+    assert (result.exit_code, message in result.output) == (code, True), result.output
+    assert not (tmp_path / "out" / "checkpoints").exists()
