@@ -28,7 +28,7 @@ from seed_fast.train.features import FeatureCache, fingerprint
 from seed_fast.train.folder import has_contrast, load_contrast, save_contrast
 from seed_fast.train.loop import Loop
 from seed_fast.train.options import Stage1Options, Stage2Options, TrainOptions
-from seed_fast.train.ranks import Ranks, gather_with_gradient, gather_without_gradient, whole
+from seed_fast.train.ranks import Ranks, gather_with_gradient, gather_without_gradient, leave, whole
 from seed_fast.train.recipe import DTYPES, Recipe
 from seed_fast.train.stage1 import Stage1
 from seed_fast.train.stage2 import FROZEN, Stage2
@@ -100,6 +100,8 @@ class _Session:
         if loop.average and done:
             loop.average.swap(task)  # what the run leaves behind is the average
         batches.close()
+        if skipped := sum(self.ranks.of_all(batches.skipped)):
+            self.say(f"{skipped} times a sample could not be used, and another one took its place")
         if not done:
             self.say(f"stopped at step {loop.step} with a checkpoint; --resume goes on")
         return done
@@ -239,8 +241,10 @@ def _usage() -> Iterator[None]:
 
 
 def _guarded(work: Callable[[], None]) -> int:
+    finished = False
     try:
         work()
+        finished = True
     except (UsageError, FileExistsError) as error:
         _complain(f"error: {error}")
         return EXIT_USAGE
@@ -251,6 +255,5 @@ def _guarded(work: Callable[[], None]) -> int:
         _complain("error: the device has no memory for a micro-batch: raise --accumulate, or lower --batch-size")
         return EXIT_FAILED
     finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        leave(together=finished)
     return 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import inspect
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -39,9 +41,8 @@ class Ranks:
         return cls(dist.get_rank(), dist.get_world_size(), device)
 
     def leave(self) -> None:
-        """End the exchange."""
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        """End the exchange, after all ranks came here."""
+        leave(together=True)
 
     def mean(self, values: dict[str, Tensor]) -> dict[str, float]:
         """Scalars averaged over ranks; every rank calls it with the same names."""
@@ -73,6 +74,20 @@ class Ranks:
         box: list[Any] = [None] * self.world
         dist.all_gather_object(box, value)
         return box
+
+
+def leave(*, together: bool) -> None:
+    """End the exchange; `together` waits for all ranks, so that none closes what another one still reads from.
+
+    DistributedDataParallel stands in reference cycles and holds the process group: collected before the group goes, it
+    doesn't leave gloo's threads to the end of the interpreter, when a thread that wants the lock aborts the process.
+    """
+    if not dist.is_initialized():
+        return
+    if together:
+        dist.barrier()
+    gc.collect()
+    dist.destroy_process_group()
 
 
 class _GatherRows(torch.autograd.Function):
@@ -138,7 +153,10 @@ def wrap(task: nn.Module, ranks: Ranks, *, fsdp: bool, units: tuple[type[nn.Modu
     if ranks.world == 1:
         return task
     devices = [ranks.device] if ranks.device.type == "cuda" else None
-    return DistributedDataParallel(task, device_ids=devices, broadcast_buffers=False)
+    # Buffers are equal on all ranks by themselves. What says so got another name, and the old one a warning.
+    parameters = inspect.signature(DistributedDataParallel.__init__).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
+    return DistributedDataParallel(task, device_ids=devices, **{name: False})
 
 
 def synchronise(module: nn.Module, wanted: bool) -> Callable[[], Any]:

@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from seed_fast import SeedTokenizer
@@ -71,6 +72,23 @@ def test_a_second_run_into_the_same_folder_wants_resume(trained):
     changed = call(*arguments, "--train-vision", "--resume", "--lr", 1e-3)
     assert changed.exit_code == 1
     assert "lr must stay 3e-05, as the run began with, got 0.001" in changed.output
+
+
+def test_a_corrupt_picture_is_replaced_and_counted(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG.to_dict()))
+    entries = []
+    for number in range(17):
+        path = tmp_path / f"{number}.png"
+        Image.new("RGB", (20, 20), (number * 10, 0, 0)).save(path)
+        entries.append({"image": path.name, "caption": f"number {number}"})
+    (tmp_path / "5.png").write_bytes((tmp_path / "5.png").read_bytes()[:40])
+    (tmp_path / "list.json").write_text(json.dumps(entries))
+    arguments = ["--model", tmp_path / "config.json", "--projection-dim", 8, "--data", tmp_path / "list.json"]
+    done = call("stage1", *COMMON, *arguments, "--batch-size", 16, "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    found = re.search(r"(\d+) times a sample could not be used", done.output)
+    assert found is not None, done.output
+    assert 1 <= int(found[1]) <= 4  # two epochs of 16 out of 17, and the words' pass is not counted
 
 
 def test_training_begins_from_official_files(trained, tmp_path):
