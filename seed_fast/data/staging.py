@@ -56,7 +56,7 @@ class CudaLink:
         )
 
     def event(self) -> torch.cuda.Event:
-        return torch.cuda.Event()
+        return torch.cuda.Event(blocking=True)  # a host that waits leaves its core to the workers
 
     def streams(self) -> tuple[Any, Any]:
         return self._stream, torch.cuda.current_stream(self._device)

@@ -81,11 +81,11 @@ class ImageEncoder(ABC):
             name = str(image) if isinstance(image, (str, Path)) else f"image {index}"
             raise ValueError(f"encode: embeddings of {name} must be finite, got NaN or infinity in {self.dtype}")
 
-    def _check_pixels(self, pixels: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    def _check_pixels(self, pixels: Tensor) -> Tensor:
         size = self.config.image_size
         if not isinstance(pixels, Tensor) or not pixels.is_floating_point():
             got = pixels.dtype if isinstance(pixels, Tensor) else type(pixels).__name__
             raise TypeError(f"pixels must be a float tensor [B, 3, {size}, {size}], got {got}")
         if pixels.ndim != 4 or pixels.shape[1:] != (3, size, size):
             raise ValueError(f"pixels must be [B, 3, {size}, {size}], got {list(pixels.shape)}")
-        return pixels.to(self.device, dtype or self.dtype)
+        return pixels

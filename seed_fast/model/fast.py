@@ -106,7 +106,7 @@ class FastTokenizer(ImageEncoder):
     @torch.no_grad()
     def image_features(self, pixels: Tensor) -> Tensor:
         """Normalised pixels [B, 3, S, S] to normed ViT features [B, L, E] in the plan's dtype."""
-        return self._image_features(self._check_pixels(pixels, torch.float32))
+        return self._image_features(self._check_pixels(pixels).to(self._device))
 
     @torch.no_grad()
     def query_embeddings(self, features: Tensor) -> Tensor:

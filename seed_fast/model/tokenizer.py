@@ -150,7 +150,7 @@ class SeedTokenizer(ImageEncoder, nn.Module):
 
     def vit_features(self, pixels: Tensor) -> Tensor:
         """Normalised pixels [B, 3, S, S] to the ViT's own output [B, L, E], which no other weight touches."""
-        return self.vit(self._check_pixels(pixels))
+        return self.vit(self._check_pixels(pixels).to(self.device, self.dtype))
 
     def norm_features(self, features: Tensor) -> Tensor:
         """The ViT's own output [B, L, E] to normed features [B, L, E]."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import threading
 from contextlib import contextmanager
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
-from seed_fast import SeedTokenizer
+from seed_fast import SeedConfig, SeedTokenizer
 from seed_fast.model.graphs import BUCKETS, Graphs, in_parts
 
 CPU = torch.device("cpu")
@@ -148,6 +151,30 @@ def test_stages_of_a_plan_in_buckets_make_its_codes():
         assert torch.equal(codes(causal(features(pixels[:count]))), plan.encode(pixels[:count]))
 
 
+def extra_memory(call, trace) -> int:
+    """Bytes that torch's allocator held at once for `call`, its second time."""
+    call()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    profiler.export_chrome_trace(str(trace))
+    events = [event["args"] for event in json.loads(trace.read_text())["traceEvents"] if event["name"] == "[memory]"]
+    return max(event["Total Allocated"] for event in events) - (events[0]["Total Allocated"] - events[0]["Bytes"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_a_large_batch_needs_half_of_the_modules_memory_in_the_vit(dtype, tmp_path):
+    sizes = {"image_size": 28, "vit_dim": 176, "vit_heads": 2, "vit_ffn_dim": 768, "vit_depth": 2, "qformer_dim": 96}
+    config = dataclasses.replace(SeedConfig.preset("seed-2"), **sizes, qformer_depth=1, decoder_depth=1)
+    tok = SeedTokenizer(config, dtype=dtype)
+    pixels = torch.randn(256, 3, 28, 28, dtype=dtype)
+    modules, plan = (
+        extra_memory(lambda encoder=encoder: encoder.image_features(pixels), tmp_path / "trace.json")
+        for encoder in (tok, tok.fast())
+    )
+    assert 0 < plan <= modules / 2
+
+
 def on_gpu(test):
     reason = "" if torch.cuda.is_available() else "no CUDA device"
     return pytest.mark.gpu(pytest.mark.skipif(bool(reason), reason=reason or "has a GPU")(test))
@@ -213,10 +240,6 @@ def test_a_plan_with_graphs_becomes_part_of_a_callers_graph(plans):
 @on_gpu
 def test_memory_of_a_large_batch_with_graphs_is_at_most_half_of_the_modules(plans):
     """The width of ViT-g and four of its blocks: activations don't add up over blocks."""
-    import dataclasses
-
-    from seed_fast import SeedConfig
-
     config = dataclasses.replace(SeedConfig.preset("seed-2"), vit_depth=4, qformer_depth=2, decoder_depth=1)
     tok = SeedTokenizer(config, device="cuda", dtype=torch.float16).eval()
     pixels = torch.randn(256, 3, 224, 224, device="cuda", dtype=torch.float16)
