@@ -50,6 +50,33 @@ def test_it_equals_the_block_diagonal_mask(name, groups):
         torch.testing.assert_close(one, two, atol=1e-6, rtol=1e-5)
 
 
+def test_bfloat16_on_a_cpu_is_as_near_to_the_truth_as_torch():
+    segments = torch.tensor(SEGMENTS["packed"])
+    count = int((segments > 0).sum())
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(count, 4, 16, generator=generator).bfloat16().requires_grad_() for _ in range(3)]
+    weight = torch.randn(count, 4, 16, generator=generator)
+
+    def both(out):
+        return [out.double(), *(each.double() for each in torch.autograd.grad((out * weight).sum(), inputs))]
+
+    exact = both(masked(*inputs, segments, 0.3))
+    ours = both(packed_attention(*inputs, Packed.of_segments(segments), scale=0.3))
+    plain = both(masked_in_their_type(inputs, segments))
+    for found, torchs, truth in zip(ours, plain, exact, strict=True):
+        assert (found - truth).abs().max() <= 3 * (torchs - truth).abs().max()
+
+
+def masked_in_their_type(inputs, segments):
+    """SDPA sample by sample."""
+    rows, kept = segments.flatten() + 100 * torch.arange(len(segments)).repeat_interleave(segments.shape[1]), []
+    rows = rows[segments.flatten() > 0]
+    for sample in rows.unique_consecutive():
+        q, k, v = (x[rows == sample].transpose(0, 1) for x in inputs)
+        kept.append(F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3).transpose(0, 1))
+    return torch.cat(kept)
+
+
 def test_kept_tokens_are_in_order_and_layouts_hold_each_once():
     segments = torch.tensor(SEGMENTS["packed"])
     packed = Packed.of_segments(segments)
