@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.providers import Benchmark, Case, Provider, Unavailable, environment
+from benchmarks.providers import Benchmark, Call, Case, Provider, Unavailable, environment
 from benchmarks.results import ROOT
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -62,6 +62,14 @@ def _cuda_peak(call) -> int:
     call()
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - before
+
+
+def measure_here(call: Call) -> int | None:
+    """Bytes of a call that ran before in this process; None where they cannot be measured."""
+    try:
+        return _host_peak(call)
+    except OSError:
+        return None
 
 
 def _host_peak(call) -> int:

@@ -40,7 +40,8 @@ class Case:
         devices: device types on which it is run.
         options: what else the inputs depend on, such as {"causal": True}.
         full: whether only a full run includes it.
-        rounds: fewest rounds, where a call takes seconds; default: `timing.MINIMUM_ROUNDS`.
+        rounds: fewest rounds, where a call takes seconds, without a call before them that says how long it takes;
+            default: `timing.MINIMUM_ROUNDS`.
     """
 
     name: str
@@ -73,6 +74,8 @@ class Provider:
         unsuited: takes a case, and says why it is left out there (too much memory, say) or "".
         roundoff: unit roundoff of its arithmetic, where it is coarser than the dtype of the inputs.
         dtype: type of its matrix products, whose ceiling its rate is a share of, where that is not the case's.
+        compile_limit: seconds that it may take to compile, until the end of its first call. Where it takes longer, its
+            row says so, and it isn't tried again in this run.
     """
 
     name: str
@@ -84,6 +87,7 @@ class Provider:
     unsuited: Callable[[Case], str] = lambda case: ""
     roundoff: float | None = None
     dtype: str = ""
+    compile_limit: float | None = None
 
     def start(self, inputs: Inputs, case: Case, device: str) -> Call:
         """`prepare`, after the reasons that need no try.
@@ -143,6 +147,7 @@ class Benchmark:
         flops: floating-point operations that the definition needs (multiply and add are two).
         bytes: bytes of inputs and outputs, each moved once.
         memory_cases: the cases at which peak memory is measured; the first that a device has.
+        memory_here: measure it in this process on a CPU, because to make the model again would take minutes.
     """
 
     op: str
@@ -156,6 +161,7 @@ class Benchmark:
     flops: Callable[[Case], float]
     bytes: Callable[[Case], float]
     memory_cases: tuple[str, ...]
+    memory_here: bool = False
 
     def case(self, name: str) -> Case:
         """The case of that name."""

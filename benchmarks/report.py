@@ -51,9 +51,10 @@ def _cell(row: dict[str, Any] | None) -> str:
         return "-"
     if row["status"] != "ok":
         return row["status"]
-    time = (row["device_ms"] or row["wall_ms"])["median"]
-    images = row["shape"].get("images")
-    rate = f", {1000 * images / time:.3g} images/s" if images else ""
+    times = row["device_ms"] or row["wall_ms"]
+    time, images = times["median"], row["shape"].get("images")
+    # Latency and its quantiles where it is a batch of images that someone waits for.
+    rate = f" [{times['q20']:.3g}, {times['q80']:.3g}], {1000 * images / time:.3g} images/s" if images else ""
     return f"{time:.3g} ms{rate}" + (f" ({row['speedup']:.3g}x)" if row["speedup"] is not None else "")
 
 
@@ -82,7 +83,8 @@ def text(found: dict[str, Any]) -> str:
         parts += ["bars", *_aligned(bars_table(found)), ""]
     for device, reached in found["ceilings"].items():
         parts.append(f"ceilings of {device}: " + ", ".join(f"{name} {value:.4g}" for name, value in reached.items()))
-    parts.append("In brackets: how many times faster than the op's baseline, in the same rounds.")
+    parts.append("In round brackets: how many times faster than the op's baseline, in the same rounds. In square ones:")
+    parts.append("the 20 % and 80 % quantiles of the rounds.")
     return "\n".join(parts) + "\n"
 
 
@@ -233,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; see --help."""
     from benchmarks import e2e, ops
 
-    names = (*ops.BENCHMARKS, *e2e.BENCHMARKS)
+    names = (*ops.BENCHMARKS, *e2e.BENCHMARKS, *e2e.TRAINING, *e2e.LOADING)
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("--results", type=Path, default=results.RESULTS, help="folder of results files")
     parser.add_argument("--documents", type=Path, nargs="+", default=[p for p in DOCUMENTS if p.is_file()])

@@ -20,6 +20,7 @@ from benchmarks.providers import Bar, Benchmark, Call, Case, Provider, Unavailab
 from seed_fast.ops import BackendError
 
 SECONDS_PER_CASE, QUICK_SECONDS_PER_CASE = 4.0, 0.3
+COMPILE = "compile:"  # what the status of one that was stopped begins with
 # Left out of the quick run: what starts for longer than everything else takes.
 SLOW_TO_START = ("compile", "FlexAttention", "DataLoader")
 
@@ -44,7 +45,7 @@ def run(
         "rows": [],
         "bars": [],
     }
-    before = torch.get_num_threads()
+    before, given_up = torch.get_num_threads(), {}
     torch.set_num_threads(threads)
     try:
         found["ceilings"] = {device: timing.ceilings(device, quick) for device in devices}
@@ -56,7 +57,7 @@ def run(
             if device in case.devices and (case.quick or not quick) and (full or not case.full)
         ]
         for benchmark, device, case in tqdm(work, disable=None, unit="case"):
-            rows, bars = run_case(benchmark, case, device, threads, quick)
+            rows, bars = run_case(benchmark, case, device, threads, quick, given_up)
             found["rows"] += rows
             found["bars"] += bars
             if not sys.stderr.isatty():
@@ -81,9 +82,18 @@ def _headline(rows: list[dict[str, Any]]) -> str:
 
 
 def run_case(
-    benchmark: Benchmark, case: Case, device: str, threads: int, quick: bool
+    benchmark: Benchmark,
+    case: Case,
+    device: str,
+    threads: int,
+    quick: bool,
+    given_up: dict[tuple[str, str], str] | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(one row per provider, without shares; the bars of this case)."""
+    """(one row per provider, without shares; the bars of this case).
+
+    `given_up` collects the (op, provider) that compiled for too long, and what their rows say from then on.
+    """
+    given_up = {} if given_up is None else given_up
     forget_compiled()
     inputs = benchmark.inputs(case, device, 0)
     truth = benchmark.truth(inputs, case)
@@ -93,7 +103,12 @@ def run_case(
         if quick and any(word in provider.name for word in SLOW_TO_START):
             row["status"] = "left out of the quick run"
             continue
+        if reason := given_up.get((benchmark.op, provider.name)):
+            row["status"] = reason
+            continue
         row["status"], row["note"], call = _start(benchmark, case, device, provider, inputs, truth)
+        if row["status"].startswith(COMPILE):
+            given_up[benchmark.op, provider.name] = f"{row['status']} with {case.name}"
         if row["status"] == "ok":
             calls[provider.name] = call
         elif hasattr(call, "close"):
@@ -102,13 +117,16 @@ def run_case(
     for call in calls.values():
         if hasattr(call, "close"):
             call.close()
-    for name in calls:
+    for name, call in calls.items():
         row = rows[name]
         _fill(row, samples, benchmark.baseline)
         provider = benchmark.provider(name)
         # A provider held to an instruction set or a backend is one of the others with a setting.
         if case.name in benchmark.memory_cases and not quick and not provider.environment:
-            row["peak_bytes"] = memory.measure(benchmark, case, provider, device, threads)
+            here = benchmark.memory_here and device == "cpu"
+            row["peak_bytes"] = (
+                memory.measure_here(call) if here else memory.measure(benchmark, case, provider, device, threads)
+            )
     samples["memory"] = {name: [row["peak_bytes"]] for name, row in rows.items() if row["peak_bytes"]}
     bars = [
         _bar(benchmark, bar, samples)
@@ -142,10 +160,14 @@ def _start(
     """(status, note, the call): the call has run once, and its output was right where the status is "ok"."""
     call = None
     try:
-        call = provider.start(inputs, case, device)
-        with environment(provider.environment):
-            output = call()
+        with timing.limit(provider.compile_limit):
+            call = provider.start(inputs, case, device)
+            with environment(provider.environment):
+                output = call()
         wrong, note = benchmark.check(case, provider, output, inputs, truth)
+    except timing.TooLong:
+        forget_compiled()
+        return f"{COMPILE} more than {provider.compile_limit:g} s", "", None
     except (Unavailable, BackendError) as reason:  # a forced backend that does not take this case says so
         return str(reason), "", call
     except Exception as error:  # noqa: BLE001 - a peer may raise anything; the row says what, and the run goes on
@@ -165,9 +187,8 @@ def _time(
 ) -> dict[str, dict[str, list[float]]]:
     """{"wall": {provider: seconds per round}, "device": ...}."""
     environments = {name: benchmark.provider(name).environment for name in calls}
-    minimum = case.rounds or timing.MINIMUM_ROUNDS
     if device == "cpu":
-        return {"wall": timing.interleave(calls, budget, environments, minimum), "device": {}}
+        return {"wall": timing.interleave(calls, budget, environments, case.rounds), "device": {}}
     copies = [inputs] + [
         {name: x.detach().clone().requires_grad_(x.requires_grad) for name, x in inputs.items()}
         for _ in range(timing.cuda_copies(benchmark.bytes(case)) - 1)
@@ -187,8 +208,8 @@ def _time(
             except Unavailable as reason:
                 rows[name]["note"] = "; ".join(filter(None, [rows[name]["note"], str(reason)]))
     return {
-        "wall": timing.interleave(walls, budget / 2, environments, minimum),
-        "device": timing.interleave(graphs, budget / 2, environments, minimum),
+        "wall": timing.interleave(walls, budget / 2, environments, case.rounds),
+        "device": timing.interleave(graphs, budget / 2, environments, case.rounds),
     }
 
 

@@ -6,9 +6,12 @@ provider once, in rotated order, and a ratio is the median of the ratios of the 
 
 from __future__ import annotations
 
+import signal
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -16,7 +19,10 @@ from benchmarks.providers import Call, Unavailable, environment
 from seed_fast.profile.analysis import quantiles
 from seed_fast.profile.ceilings import ceilings
 
-__all__ = ["CudaGraph", "CudaWall", "ceilings", "cuda_copies", "interleave", "quantiles", "ratio", "seconds"]
+__all__ = [
+    "CudaGraph", "CudaWall", "TooLong", "ceilings", "cuda_copies", "interleave", "limit", "quantiles", "ratio",
+    "seconds",
+]  # fmt: skip
 
 SAMPLE_SECONDS = 0.01  # a CPU sample repeats the call until it lasts about this long
 SLOW_SECONDS = 0.1
@@ -24,6 +30,29 @@ SLOW_SECONDS = 0.1
 PAUSE_SECONDS = 0.01
 MINIMUM_ROUNDS, MAXIMUM_ROUNDS = 5, 40
 GRAPH_COPIES = 256  # at most so many copies of the inputs rotate through one CUDA graph
+
+
+class TooLong(BaseException):
+    """The time is up. No `Exception`, so that no compiler takes it for a failure of its own and goes on."""
+
+
+@contextmanager
+def limit(most: float | None) -> Iterator[None]:
+    """Raise `TooLong` in the block after `most` seconds. For the main thread; without effect on Windows."""
+    if most is None or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise TooLong
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, most)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def ratio(numerator: list[float], denominator: list[float]) -> float:
@@ -47,7 +76,7 @@ def interleave(
     calls: Mapping[str, Call],
     budget: float,
     environments: Mapping[str, Mapping[str, str]] | None = None,
-    minimum: int = MINIMUM_ROUNDS,
+    minimum: int | None = None,
 ) -> dict[str, list[float]]:
     """Samples in seconds of every call, one per round, all in the same rounds.
 
@@ -55,13 +84,17 @@ def interleave(
         calls: already called once each, so that nothing is compiled or allocated for the first time in here.
         budget: seconds to spend in all.
         environments: variables to set around the calls of a name.
-        minimum: rounds that are run whatever they take.
+        minimum: rounds that are run whatever they take, of calls that take seconds: a sample is one call, and none
+            comes before them. Default: `MINIMUM_ROUNDS`, of samples as long as `SAMPLE_SECONDS`.
     """
     environments = environments or {}
     names = list(calls)
     samples: dict[str, list[float]] = {name: [] for name in names}
     repeats = {}
     for name in names:
+        if minimum is not None:
+            repeats[name] = 1
+            continue
         with environment(environments.get(name, {})):
             lasts = seconds(calls[name], 1)
             if lasts < SLOW_SECONDS:  # the first one of a short call may say little
@@ -69,7 +102,7 @@ def interleave(
             repeats[name] = max(1, round(SAMPLE_SECONDS / lasts))
     end = time.perf_counter() + budget
     for turn in range(MAXIMUM_ROUNDS):
-        if turn >= minimum and time.perf_counter() > end:
+        if turn >= (minimum or MINIMUM_ROUNDS) and time.perf_counter() > end:
             break
         at = turn % max(1, len(names))
         for name in names[at:] + names[:at]:

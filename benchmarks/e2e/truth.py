@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from seed_fast import SeedTokenizer
 
-CHECKED = 8  # images of a batch: float64 is slow
+CHECKED = 8  # images of a batch, at most: float64 is slow
 # Error of an embedding as a multiple of that of the plain modules in the same dtype: ours, a peer's.
 BUDGET, PEER_BUDGET = 2.0, 6.0
 
@@ -28,15 +28,17 @@ class Truth:
 
 
 @torch.no_grad()
-def float64_codes(tok: SeedTokenizer, x: Tensor, causal: Callable[[Any, Tensor], Tensor]) -> Truth:
-    """Truth of the first images of `x`.
+def float64_codes(
+    tok: SeedTokenizer, x: Tensor, causal: Callable[[Any, Tensor], Tensor], checked: int = CHECKED
+) -> Truth:
+    """Truth of the first `checked` images of `x`.
 
     Args:
         tok: float32 modules; in float64 while this runs, block by block.
         x: what `causal` takes.
         causal: (tok, x) -> causal embeddings [B, N, C].
     """
-    x = x[:CHECKED]
+    x = x[:checked]
     encode_task, codebook = tok.quantizer.encode_task, tok.quantizer.codebook
     embeddings = causal(tok, x)
     codes, z32 = tok.lookup(embeddings), encode_task(embeddings)

@@ -55,8 +55,8 @@ class FastTokenizer(ImageEncoder):
     Args:
         tokenizer: the source of the weights.
         dtype: type of the matrix products, float32, bfloat16 or float16. Default: the tokenizer's.
-        cross_attention: "absorbed" or "projected", two orders of the same sums; "auto": the one that is known to be
-            faster on this kind of device; "measured": the one that is faster here, by a measurement of a second or so.
+        cross_attention: "absorbed" or "projected", two orders of the same sums; "auto": the one with fewer
+            operations for this model; "measured": the one that is faster here, by a measurement of a second or so.
         graphs: on a GPU, replay CUDA graphs; False launches every kernel, for profilers and debuggers.
 
     Raises:

@@ -1,8 +1,10 @@
 """Which order of its sums the plan's cross-attention takes: "absorbed" or "projected" (see `fast_qformer`).
 
-"auto" looks the device up in a table, so that a plan is the same on every start: in half precision the two orders
-round differently, which changes some codes. `seed-fast bench qformer` measures both. "measured" times both now; it is
-for devices that the table doesn't know.
+"auto" takes the one with fewer operations, so that a plan is the same on every start: in half precision the two orders
+round differently, which changes some codes. On the CPU that we have it is the faster one at full size (`seed-fast bench
+qformer` times both). "measured" times both now; it is for devices where that may not hold.
+
+Shapes: L ViT tokens, E ViT width, N queries, C Q-Former width, H heads.
 """
 
 from __future__ import annotations
@@ -18,8 +20,6 @@ from seed_fast.model.qformer import QFormer
 
 FORMS = ("absorbed", "projected")
 CHOICES = ("auto", "measured", *FORMS)
-TABLE = {"cpu": "absorbed"}  # device type: the faster one at full size, in float32 and bfloat16, at batch 1 and 8
-FEWER_OPERATIONS = "absorbed"  # for devices that were not measured
 ROUNDS = 3
 IMAGES = {"cpu": 4}
 IMAGES_ELSEWHERE = 64  # enough that a GPU's time isn't that of launches
@@ -41,12 +41,26 @@ def make_qformer(module: QFormer, dtype: torch.dtype, tokens: int, choice: str =
     if choice not in CHOICES:
         names = ", ".join(map(repr, CHOICES[:-1]))
         raise ValueError(f"fast: cross_attention must be {names} or {CHOICES[-1]!r}, got {choice!r}")
-    device = module.query_tokens.device
     if choice == "auto":
-        choice = TABLE.get(device.type, FEWER_OPERATIONS)
+        choice = _fewer_operations(module, tokens)
     elif choice == "measured":
         choice = _faster(module, dtype, tokens)
     return FastQFormer(module, dtype, absorbed=choice == "absorbed")
+
+
+def _cross_attention(module: QFormer) -> Any:
+    """Of the first layer, which has one in every configuration."""
+    layers: list[Any] = list(module.layers)
+    return layers[0].cross_attention
+
+
+def _fewer_operations(module: QFormer, tokens: int) -> str:
+    """Of the products of one layer and image that the two orders don't share."""
+    cross, (_, queries, width) = _cross_attention(module), module.query_tokens.shape
+    seen = cross.key.in_features
+    absorbed = 2 * queries * seen * (cross.heads * tokens + width)  # scores and sums; through key and value maps
+    projected = 2 * tokens * width * (seen + queries)  # keys and values; scores and sums
+    return "absorbed" if absorbed <= projected else "projected"
 
 
 def _faster(module: QFormer, dtype: torch.dtype, tokens: int) -> str:
@@ -56,8 +70,7 @@ def _faster(module: QFormer, dtype: torch.dtype, tokens: int) -> str:
     machine = torch.cuda.get_device_name(device) if on_gpu else torch.get_num_threads()
     kind = (device.type, machine, dtype, tokens, *(tuple(p.shape) for p in module.parameters()))
     if kind not in _measured:
-        layers: list[Any] = list(module.layers)
-        width = layers[0].cross_attention.key.in_features
+        width = _cross_attention(module).key.in_features
         images = IMAGES.get(device.type, IMAGES_ELSEWHERE)
         features = torch.randn(images, tokens, width, device=device, dtype=dtype)
         plans = {form: FastQFormer(module, dtype, absorbed=form == "absorbed") for form in FORMS}

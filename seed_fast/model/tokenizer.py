@@ -136,8 +136,8 @@ class SeedTokenizer(ImageEncoder, nn.Module):
 
         Args:
             dtype: type of the matrix products (default: this model's); the residual stream stays float32.
-            cross_attention: "absorbed" or "projected", two orders of the same sums; "auto": the faster one on this kind
-                of device; "measured": the one that is faster here.
+            cross_attention: "absorbed" or "projected", two orders of the same sums; "auto": the one with fewer
+                operations; "measured": the one that is faster here.
             graphs: on a GPU, replay CUDA graphs; False launches every kernel.
         """
         from seed_fast.model.fast import FastTokenizer

@@ -89,6 +89,21 @@ def test_what_is_no_code_is_wrong(part, change, message):
     assert note == ""
 
 
+def test_both_forms_of_cross_attention_are_measured_at_full_size():
+    rivals = [provider.name for provider in QFORMER.providers if provider.name.endswith(", projected")]
+    assert rivals == [f"{FAST[dtype]}, projected" for dtype in ("float32", "bfloat16")]
+    assert all("cpu" in QFORMER.provider(name).devices for name in rivals)
+    batches = {case.shape["images"] for case in QFORMER.cases if case.name.startswith("seed-2") and not case.full}
+    assert {1, 8} <= batches
+
+
+def test_compilation_is_limited_and_left_out_where_it_is_all_that_takes_time():
+    compiled = ENCODE.provider(COMPILED)
+    assert compiled.compile_limit is not None
+    assert compiled.unsuited(ENCODE.case("seed-tiny, B=8"))
+    assert not compiled.unsuited(ENCODE.case("seed-2, B=8"))
+
+
 def test_only_the_first_images_of_a_large_batch_are_checked():
     tok = model("seed-tiny", "qformer", "cpu").float32
     features = torch.randn(10, tok.config.num_tokens, tok.config.vit_dim)
@@ -149,7 +164,7 @@ def test_a_normal_run_leaves_out_what_takes_minutes(monkeypatch):
     run.run([ENCODE], devices=("cpu",))
     normal = list(ran)
     run.run([ENCODE], devices=("cpu",), full=True)
-    assert normal == ["seed-tiny, B=1", "seed-tiny, B=8", "seed-2, B=1"]
+    assert normal == ["seed-tiny, B=1", "seed-tiny, B=8", "seed-2, B=1", "seed-2, B=8"]
     assert "seed-2, B=256" in ran[len(normal) :]
 
 
@@ -160,7 +175,7 @@ def test_a_quick_run_end_to_end(tmp_path, capsys, monkeypatch):
     assert "images/s" in capsys.readouterr().out
     found = results.load(path)
     rows = {(row["op"], row["provider"]): row for row in found["rows"]}
-    assert set(rows) == {(op, provider.name) for op in BENCHMARKS for provider in ENCODE.providers}
+    assert set(rows) == {(op, provider.name) for op, each in BENCHMARKS.items() for provider in each.providers}
     assert rows["encode", COMPILED]["status"] == "left out of the quick run"
     assert rows["encode", FAST["float16"]]["status"] == "runs on cuda only"
     row, ceilings = rows["encode", FAST["bfloat16"]], found["ceilings"]["cpu"]

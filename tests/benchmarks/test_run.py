@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import sys
+import time
 
 import pytest
 import torch
 
-from benchmarks import results, run, timing
+from benchmarks import memory, results, run, timing
 from benchmarks.ops import BENCHMARKS, nearest_code, vector_quantize
 from benchmarks.providers import Provider, environment
 
@@ -73,6 +76,34 @@ def test_only_a_wrong_or_failing_provider_of_ours_fails_the_run(found, doubling)
     status, _, _ = run._start(doubling, case, device, ours, inputs, doubling.truth(inputs, case))
     rows(found)["seed_fast"]["status"] = status
     assert run.broken(found) == ["doubling N=4 seed_fast on cpu: wrong: got [3.0, 6.0, 9.0, 12.0]"]
+
+
+def test_what_compiles_for_too_long_says_so_and_is_not_tried_again(doubling, monkeypatch):
+    monkeypatch.setattr(run, "QUICK_SECONDS_PER_CASE", 0.0)
+    tried = []
+
+    def compiles(inputs, case):
+        tried.append(case.name)
+        time.sleep(5)
+
+    stuck = Provider("stuck", compiles, compile_limit=0.02)
+    small = dataclasses.replace(doubling.cases[1], name="N=8", shape={"N": 8}, quick=True)
+    slow = dataclasses.replace(doubling, cases=(doubling.cases[0], small), providers=(*doubling.providers, stuck))
+    found = run.run([slow], quick=True, devices=("cpu",))
+    says = [row["status"] for row in found["rows"] if row["provider"] == "stuck"]
+    assert says == ["compile: more than 0.02 s", "compile: more than 0.02 s with N=4"]
+    assert tried == ["N=4"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
+def test_memory_is_measured_in_this_process_where_the_benchmark_says_so(doubling, monkeypatch):
+    size = 1 << 26
+    allocates = Provider("allocating", lambda inputs, case: lambda: (torch.ones(size).sum(), 2 * inputs["x"])[1])
+    monkeypatch.setattr(memory, "measure", lambda *arguments: pytest.fail("in another process"))
+    monkeypatch.setattr(run, "SECONDS_PER_CASE", 0.0)
+    here = dataclasses.replace(doubling, providers=(allocates,), memory_here=True, memory_cases=("N=4",))
+    rows, _ = run.run_case(here, here.case("N=4"), "cpu", 1, quick=False)
+    assert 0.99 * 4 * size <= rows[0]["peak_bytes"] < 1.5 * 4 * size
 
 
 @pytest.mark.parametrize(

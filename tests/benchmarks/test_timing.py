@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import time
 
 import pytest
 import torch
@@ -58,6 +59,22 @@ def test_ratio_is_the_median_over_rounds_and_not_the_ratio_of_medians():
     assert timing.ratio([10, 1, 100], [1, 5, 10]) == 10
     with pytest.raises(ValueError, match="one sample per round, got 1 and 2"):
         timing.ratio([1], [1, 2])
+
+
+def test_a_call_of_seconds_is_called_once_per_round_and_never_before():
+    log = []
+    samples = timing.interleave({name: Recorder(name, log) for name in "ab"}, budget=0, minimum=2)
+    assert [len(each) for each in samples.values()] == [2, 2]
+    assert log == [("a", 1), ("b", 1), ("b", 1), ("a", 1)]
+
+
+def test_a_limit_stops_what_takes_longer_and_is_gone_afterwards():
+    with pytest.raises(timing.TooLong), timing.limit(0.02):
+        time.sleep(5)
+    with timing.limit(0.02):
+        pass
+    with timing.limit(None):
+        time.sleep(0.04)
 
 
 def test_quantiles_of_known_samples():

@@ -10,6 +10,7 @@ import torch
 from seed_fast import SeedConfig, SeedTokenizer
 from seed_fast.convert import from_official
 from seed_fast.model import fast_form
+from seed_fast.profile.cost import costs
 
 SMALL = {"image_size": 28, "vit_dim": 32, "vit_depth": 2, "vit_heads": 2, "vit_ffn_dim": 48, "codebook_size": 300}
 FORMS = ["absorbed", "projected"]
@@ -74,9 +75,17 @@ def test_a_plan_leaves_the_tokenizer_alone_and_repeats_itself():
     assert all(torch.equal(before[name], value) for name, value in tok.state_dict().items())
 
 
-def test_the_form_is_looked_up_or_measured_once(monkeypatch):
+@pytest.mark.parametrize(("sizes", "form"), [({}, "absorbed"), ({"qformer_heads": 96}, "projected")])
+def test_the_form_with_fewer_operations_is_taken(sizes, form):
+    config = dataclasses.replace(SeedConfig.preset("seed-2"), vit_depth=1, decoder_depth=1, **sizes)
+    found = {plan: costs(config, 8, plan=plan)["Q-Former/cross-attention"].flops for plan in FORMS}
+    assert min(found, key=found.__getitem__) == form
+    module = SeedTokenizer(config, device="meta").qformer
+    assert fast_form._fewer_operations(module, config.num_tokens) == form
+
+
+def test_the_form_is_measured_once(monkeypatch):
     tok = SeedTokenizer.from_pretrained("seed-tiny")
-    assert tok.fast().qformer.absorbed
     slow, seconds = {"absorbed"}, []
 
     def timed(plan, features):
