@@ -43,6 +43,7 @@ POSITIONS = 96  # the longest caption, its picture and the prompt are 81 tokens
 SHAPE = {"num_hidden_layers": 4, "hidden_size": 192, "ffn_dim": 768, "num_attention_heads": 6}
 # Another seed than seed-tiny was trained with: its codes of pictures it has learned by heart would be too good.
 DATA = "shapes:{count},seed=1"
+BUILD = "--batch-size 256 --resume"
 TRAIN = (
     "--full --length 1024 --batch-size 4 --accumulate 1 --lr 2e-3 --min-lr 2e-5 --warmup-steps 200 "
     "--dtype bfloat16 --device cpu --validate-every 500 --save-every 500 --log-every 20 --resume"
@@ -56,7 +57,7 @@ class Effort(NamedTuple):
     steps: int
 
 
-WHOLE, QUICK = Effort(pictures=200_000, steps=5000), Effort(pictures=10_000, steps=300)
+WHOLE, QUICK = Effort(pictures=120_000, steps=5000), Effort(pictures=10_000, steps=300)
 
 
 def main() -> int:
@@ -74,7 +75,7 @@ def main() -> int:
     if not options.only_measure:
         for name, count, split in (("train", effort.pictures, "train"), ("val", 1000, "val")):
             data = DATA.format(count=count)
-            seed_fast(f"tokens build {data} -o {runs / name} --split {split} --model {options.tokenizer} --resume")
+            seed_fast(f"tokens build {data} -o {runs / name} --split {split} --model {options.tokenizer} {BUILD}")
         write_base(runs / "base")
         train(runs, "run", effort)
         if options.shuffled:
