@@ -18,7 +18,7 @@ TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
 NATIVE_SOURCES := CMakeLists.txt setup.py $(wildcard cmake/*) $(shell find csrc -path csrc/tests -prune -o -type f -print)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-cpp lint format fatbin volta-report wheel dist-wheel wheel-pure test-wheel gpu clean
+.PHONY: help install demo seed-tiny seed-opt-tiny test test-slow test-cpp lint format fatbin volta-report wheel dist-wheel wheel-pure test-wheel gpu clean
 
 help: ## show this
 	@echo "seed_fast: an image becomes 32 causally ordered codes. Start with 'make demo'."
@@ -76,6 +76,12 @@ format: $(VENV)/.requirements ## format Python and C++
 	@$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
 
 # -- releases ---------------------------------------------------------------------------------------------------------
+
+seed-tiny: install ## train the embedded seed-tiny again: about an hour of one core; goes on where it was stopped
+	@OMP_NUM_THREADS=1 $(BIN)/python examples/train_seed_tiny.py
+
+seed-opt-tiny: install ## train examples/seed-opt-tiny again: about half an hour of one core; goes on where it was stopped
+	@OMP_NUM_THREADS=1 $(BIN)/python examples/train_seed_opt_tiny.py
 
 fatbin: install ## compiled device code in one file, for SEED_FAST_FATBIN on a machine without NVIDIA's packages
 	@$(BIN)/python cmake/compile_device_code.py archive build/$$($(BIN)/python -c 'import sys; print(sys.implementation.cache_tag)')-default/device \

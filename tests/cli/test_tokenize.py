@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from seed_fast import SeedTokenizer
 from tests.pictures import encoded, picture, write_files
 
 
@@ -35,8 +36,11 @@ def test_all_good_is_exit_code_0_with_a_table_and_a_notice(photos: Path, tmp_pat
 
 
 def test_an_untrained_model_is_said_to_be_untrained(photos: Path, tmp_path: Path, seed_fast: Callable, tok) -> None:
-    result = seed_fast("tokenize", photos, "-o", tmp_path / "codes.jsonl", "--workers", 0)
-    assert ("untrained" in result.stderr) == (not tok.trained)
+    SeedTokenizer(tok.config).save_pretrained(tmp_path / "initial")
+    for model, untrained in ((tmp_path / "initial", True), ("seed-tiny", False)):
+        output = tmp_path / f"{untrained}.jsonl"
+        result = seed_fast("tokenize", photos, "-o", output, "--workers", 0, "--model", model)
+        assert ("untrained" in result.stderr) == untrained
 
 
 def test_codes_do_not_depend_on_the_batch_they_are_in(

@@ -28,8 +28,8 @@ def photo():
     return np.asarray(coarse.resize((120, 90), Image.Resampling.BICUBIC))
 
 
-def test_the_embedded_model_says_that_it_is_untrained(tok):
-    assert tok.trained is False
+def test_the_embedded_model_is_trained_and_of_its_preset(tok):
+    assert tok.trained is True
     assert (tok.config, tok.dtype, tok.training) == (TINY, torch.float32, False)
 
 
@@ -94,8 +94,8 @@ def test_decode_shapes_follow_the_head():
     [
         (torch.zeros(1, 31, dtype=torch.int64), ValueError, r"codes must be \[B, 32\], got \[1, 31\]"),
         (torch.zeros(32, dtype=torch.int64), ValueError, r"codes must be \[B, 32\], got \[32\]"),
-        (torch.full((1, 32), 512), ValueError, r"codes must be in 0\.\.511, got 512\.\.512"),
-        (torch.full((1, 32), -1), ValueError, r"codes must be in 0\.\.511, got -1\.\.-1"),
+        (torch.full((1, 32), 2048), ValueError, r"codes must be in 0\.\.2047, got 2048\.\.2048"),
+        (torch.full((1, 32), -1), ValueError, r"codes must be in 0\.\.2047, got -1\.\.-1"),
         (torch.zeros(1, 32), TypeError, "codes must be integers, got torch.float32"),
     ],
 )
@@ -158,7 +158,7 @@ def test_initial_weights_follow_the_official_rules():
     assert last.attn.qkv.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert last.mlp.fc2.weight.std().item() == pytest.approx(0.02 / 8**0.5, rel=0.05)
     assert tok.qformer.query_tokens.std().item() == pytest.approx(0.02, rel=0.1)
-    assert tok.quantizer.codebook.abs().max().item() == pytest.approx(1 / 512, rel=0.01)
+    assert tok.quantizer.codebook.abs().max().item() == pytest.approx(1 / TINY.codebook_size, rel=0.01)
     assert not tok.generator.position_embedding.any()
     torch.manual_seed(0)
     again = SeedTokenizer(TINY)

@@ -1,0 +1,55 @@
+"""The embedded seed-tiny does what its card says."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from seed_fast.cli import app
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "examples" / "train_seed_tiny.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    if not SCRIPT.is_file():
+        pytest.skip("examples/ is not beside the tests")
+    spec = importlib.util.spec_from_file_location("train_seed_tiny", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def committed(script):
+    return json.loads((script.FOLDER / script.MEASURED).read_text())
+
+
+def test_retrieval_of_held_out_pairs_is_what_was_measured_and_reaches_its_bars(script, committed):
+    run = CliRunner().invoke(app, ["eval", "retrieval", f"shapes:{script.PAIRS}", "--json", "--workers", "0"])
+    assert run.exit_code == 0, run.output
+    found = json.loads(run.stdout)
+    assert (found["images"], found["texts"]) == (script.PAIRS, script.PAIRS)
+    causal, codes = found["causal_embeddings"], found["reconstructed_codes"]
+    assert min(causal["TR@1"], causal["IR@1"]) >= 80
+    assert codes["R@mean"] >= causal["R@mean"] - 4
+    assert found["codes_used"] >= found["codebook_size"] / 2
+    for row in ("causal_embeddings", "reconstructed_codes"):
+        for name, value in committed[row].items():
+            assert found[row][name] == pytest.approx(value, abs=0.5), (row, name)  # another CPU rounds otherwise
+
+
+def test_the_readme_and_the_card_show_the_committed_measurement(script, committed):
+    readme = script.README.read_text()
+    assert script.BLOCK.search(readme)
+    assert script.with_table(readme, committed) == readme
+    assert (script.FOLDER / script.CARD).read_text() == script.card(committed)
+
+
+def test_the_embedded_files_stay_below_ten_megabytes(script):
+    assert sum(path.stat().st_size for path in script.FOLDER.rglob("*")) <= 10_000_000
