@@ -25,6 +25,7 @@ import torch
 
 from seed_fast import __version__
 from seed_fast._files import replace_folder_files
+from seed_fast.convert.folder import CARD
 from seed_fast.data import shapes
 from seed_fast.data.tokens import TokensWriter, open_tokens
 from seed_fast.eval.command import FIGURE, REPORT
@@ -86,12 +87,12 @@ def main() -> int:
     against = f"--shuffled-lm {runs / 'run-shuffled'}" if (runs / "run-shuffled" / "config.json").is_file() else ""
     measure = f"eval lm shapes:{PICTURES} --lm {folder} --model {options.tokenizer} --split test {against}"
     print(seed_fast(f"{measure} -o {runs / 'report'}"))
-    measured = json.loads((runs / "report" / REPORT).read_text())
-    (folder / "README.md").write_text(card(measured, effort))
+    measured = json.loads((runs / "report" / REPORT).read_text()) | {"lm": FOLDER.name}
+    (folder / REPORT).write_text(json.dumps(measured, indent=1) + "\n")
+    (folder / CARD).write_text(card(measured, effort))
     if not options.quick:
-        shutil.copyfile(runs / "report" / REPORT, folder / REPORT)
         shutil.copyfile(runs / "report" / FIGURE, PLOT)
-        PAGE.write_text(BLOCK.sub(lambda match: f"{match[1]}{table(measured)}\n{match[2]}", PAGE.read_text()))
+        PAGE.write_text(with_table(PAGE.read_text(), measured))
     size = sum(path.stat().st_size for path in folder.iterdir())
     print(f"{folder}: {size / 1e6:.1f} MB")
     if size > LARGEST:
@@ -176,6 +177,11 @@ def table(measured: dict[str, Any]) -> str:
     if "shuffled, trained so" in curves:
         lines.append(f"| in another order, a model trained on it as long | {curves['shuffled, trained so']:.1f} |")
     return "\n".join(lines)
+
+
+def with_table(document: str, measured: dict[str, Any]) -> str:
+    """docs/lm.md with its table rewritten."""
+    return BLOCK.sub(lambda match: f"{match[1]}{table(measured)}\n{match[2]}", document)
 
 
 def card(measured: dict[str, Any], effort: Effort) -> str:
