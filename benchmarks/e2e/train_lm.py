@@ -1,0 +1,445 @@
+"""Training steps of a language model against Hugging Face's Trainer and PEFT: `python -m benchmarks.e2e.train_lm`.
+
+The peer at its best: the same packed rows with a mask that keeps samples apart, SDPA, fused AdamW, frozen weights in
+the run's dtype; and the same under torch.compile. It is the Trainer's own loop that runs, one step at a time, between
+the steps of the others. Model (random weights of OPT's shapes), adapter, rows, dtype and recipe are the same for all.
+
+Tokens are those that are no padding. FLOPs are 4 per weight of a matrix product and token: forward, and the gradient of
+the activations; frozen weights have none. Memory is that of a process of its own: its whole resident set on a CPU, what
+torch allocated on a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import functools
+import itertools
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import report, results, run, timing
+from benchmarks.providers import Bar, Benchmark, Call, Case, Inputs, Provider
+from seed_fast.lm.model import LanguageModel, Lora, add_adapter
+from seed_fast.lm.packing import attention_mask, best_fit, collate
+from seed_fast.lm.sequences import TokenSequence
+from seed_fast.lm.vocabulary import Vocabulary
+
+OURS, TRAINER, COMPILED = "seed_fast", "Trainer + PEFT", "Trainer + PEFT, torch.compile"
+WORDS, CODEBOOK, CODES = 50_265, 8_192, 32  # of OPT's tokenizer; of SEED; of an image
+CAPTION, SPREAD, PROMPT = 13, 5, 3  # tokens: of a caption of CC3M, mean and standard deviation; of either prompt
+VOCABULARY = Vocabulary(WORDS, CODEBOOK, WORDS + CODEBOOK, WORDS + CODEBOOK + 1, bos=2, eos=2, pad=1)
+COMPILE_SECONDS = 900.0
+SIZES = {  # OPT's shapes, and the rows of a step: dtype, devices, rounds
+    "tiny": ({"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 256}, 2, 256),
+    "125m": ({"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "ffn_dim": 3072}, 1, 512),
+    "2.7b": ({"hidden_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 32, "ffn_dim": 10240}, 8, 1024),
+}
+SETTINGS = {"lr": 1.5e-4, "weight_decay": 0.05, "betas": (0.9, 0.95), "eps": 1e-5}
+
+
+def config_of(size: str) -> Any:
+    """OPT's config with room for image words; dropout as published."""
+    from transformers import OPTConfig
+
+    shape, _, length = SIZES[size]
+    return OPTConfig(
+        vocab_size=WORDS + CODEBOOK + 2, max_position_embeddings=max(2048, length), pad_token_id=1, bos_token_id=2,
+        eos_token_id=2, word_embed_proj_dim=shape["hidden_size"], **shape,
+    )  # fmt: skip
+
+
+def rows_of(count: int, length: int, seed: int) -> dict[str, Tensor]:
+    """A batch of packed samples: half captions to write, half images to draw."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(first: int, end: int, number: int) -> list[int]:
+        return torch.randint(first, end, (number,), generator=generator).tolist()
+
+    samples = []
+    while sum(map(len, samples)) < 4 * count * length:
+        words = int((CAPTION + SPREAD * torch.randn((), generator=generator)).round().clamp(3, 60))
+        image = VOCABULARY.image(ids(0, CODEBOOK, CODES))
+        prompt, text = ids(4, WORDS, PROMPT), ids(4, WORDS, words)
+        asked, answer = ([*image, *prompt], text) if len(samples) % 2 else ([*prompt, *text], image)
+        labels = [-100] * (1 + len(asked)) + [*answer, VOCABULARY.eos]
+        samples.append(TokenSequence([VOCABULARY.bos, *asked, *answer, VOCABULARY.eos], labels))
+    packed = best_fit([len(sample) for sample in samples], length)
+    return collate([[samples[i] for i in row] for row in packed[:count]], pad=VOCABULARY.pad, length=length)
+
+
+@functools.lru_cache(maxsize=1)
+def adapted(size: str, dtype: torch.dtype, device: str, dropout: float | None) -> nn.Module:
+    """The model with its adapter, as peft makes it."""
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = config_of(size)
+    if dropout is not None:
+        config.dropout = dropout
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    return add_adapter(model, VOCABULARY, Lora(dropout=0.05 if dropout is None else dropout)).to(device)
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """A copy that learns for itself, of the same frozen weights."""
+    return copy.deepcopy(model, memo={id(p): p for p in model.parameters() if not p.requires_grad})
+
+
+def ours(
+    size: str, batches: list[dict[str, Tensor]], dtype: str, device: str, steps: int, dropout: float | None
+) -> Call:
+    """Our loop, step by step."""
+    from seed_fast.train.lm import LOSS_SCALE, LOSS_SCALE_WINDOW, LanguageModelTask
+    from seed_fast.train.loop import Loop
+    from seed_fast.train.ranks import Ranks
+    from seed_fast.train.recipe import Recipe, Run
+
+    task = LanguageModelTask(
+        LanguageModel(twin(adapted(size, getattr(torch, dtype), device, dropout)), None, VOCABULARY)
+    )
+    recipe = Recipe(
+        len(batches[0]["ids"]), 1, steps, min_lr=SETTINGS["lr"], warmup_lr=0.0, warmup_steps=0, cosine="step", clip=1.0,
+        dtype=dtype, **SETTINGS,
+    )  # fmt: skip
+    folder = tempfile.TemporaryDirectory(prefix="seed_fast_bench_")
+    loop = Loop(
+        task, (), recipe, Run(Path(folder.name) / "run"), Ranks(0, 1, torch.device(device)), units=task.blocks,
+        loss_scale=(LOSS_SCALE, LOSS_SCALE_WINDOW), gives_up=False,
+    )  # fmt: skip
+    stream = itertools.cycle(batches)
+
+    def judge() -> float:
+        task.eval()
+        with torch.no_grad():
+            loss = task({name: value.to(device) for name, value in batches[0].items()})["loss"].item()
+        task.train()
+        return loss
+
+    def step() -> float:
+        loss = loop.train_step(stream)["loss"].item()
+        loop.step += 1
+        return loss
+
+    return _Stepped(judge, step, folder.cleanup)
+
+
+def trainer(
+    size: str, batches: list[dict[str, Tensor]], dtype: str, device: str, steps: int, dropout: float | None, *,
+    compiled: bool,
+) -> Call:  # fmt: skip
+    """Hugging Face's Trainer, step by step."""
+    model = twin(adapted(size, getattr(torch, dtype), device, dropout))
+    rows = [{name: value[i] for name, value in batch.items()} for batch in batches for i in range(len(batch["ids"]))]
+    loop = _TrainerThread(model, rows, len(batches[0]["ids"]), dtype, device, steps, compiled)
+    with torch.no_grad():  # before the Trainer wraps or compiles anything
+        model.eval()
+        inputs = {name: value.to(device) for name, value in _as_trainer(rows[: len(batches[0]["ids"])]).items()}
+        loss = model(**inputs).loss.item()
+        model.train()
+    return _Stepped(lambda: loss, loop.step, loop.close)
+
+
+class _Stepped:
+    """The first call returns the loss before any step, without dropout; further ones are steps and return theirs."""
+
+    def __init__(self, judge: Callable[[], float], step: Callable[[], float], close: Callable[[], None]) -> None:
+        self._judge, self._step, self.close = judge, step, close
+        self._is_first = True
+
+    def __call__(self) -> float:
+        if self._is_first:
+            self._is_first = False
+            loss = self._judge()
+            self._step()  # compilation, optimizer state
+            return loss
+        return self._step()
+
+    def seconds(self, repeats: int) -> float:
+        """Of a step; a step ends with the value of its loss, so the device has ended too."""
+        start = timing.time.perf_counter()
+        for _ in range(repeats):
+            self._step()
+        return (timing.time.perf_counter() - start) / repeats
+
+
+def _as_trainer(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    return {
+        "input_ids": batch["ids"], "labels": batch["labels"], "position_ids": batch["positions"],
+        "attention_mask": attention_mask(batch["segments"]),
+    }  # fmt: skip
+
+
+class _TrainerThread:
+    """`Trainer.train()` in a thread that takes a step when asked to."""
+
+    def __init__(
+        self, model: nn.Module, rows: list[dict[str, Tensor]], batch_size: int, dtype: str, device: str, steps: int,
+        compiled: bool,
+    ) -> None:  # fmt: skip
+        import transformers
+
+        transformers.utils.logging.set_verbosity_error()
+        self._folder = tempfile.TemporaryDirectory(prefix="seed_fast_bench_")
+        self._wanted, self._done = threading.Semaphore(0), threading.Semaphore(0)
+        self._loss = float("nan")
+        self._error: BaseException | None = None
+        self._stop = False
+        outer = self
+
+        class Steps(transformers.TrainerCallback):
+            def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                outer._wanted.acquire()
+
+            def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                control.should_training_stop |= outer._stop
+                outer._done.release()
+
+        class Counting(transformers.Trainer):
+            def training_step(self, *given: Any, **named: Any) -> Tensor:
+                loss = super().training_step(*given, **named)
+                outer._loss = float(loss)
+                return loss
+
+        class Rows(torch.utils.data.Dataset):
+            def __len__(self) -> int:
+                return batch_size * steps
+
+            def __getitem__(self, number: int) -> dict[str, Tensor]:
+                return rows[number % len(rows)]
+
+        arguments = transformers.TrainingArguments(
+            self._folder.name, per_device_train_batch_size=batch_size, max_steps=steps, learning_rate=SETTINGS["lr"],
+            weight_decay=SETTINGS["weight_decay"], adam_beta1=SETTINGS["betas"][0], adam_beta2=SETTINGS["betas"][1],
+            adam_epsilon=SETTINGS["eps"], max_grad_norm=1.0, lr_scheduler_type="constant", optim="adamw_torch_fused",
+            fp16=dtype == "float16", bf16=dtype == "bfloat16", use_cpu=device == "cpu", torch_compile=compiled,
+            save_strategy="no", logging_strategy="no", report_to=[], disable_tqdm=True, remove_unused_columns=False,
+            dataloader_pin_memory=False, label_names=["labels"], train_sampling_strategy="sequential",
+        )  # fmt: skip
+        self._trainer = Counting(
+            model=model, args=arguments, train_dataset=Rows(), data_collator=_as_trainer, callbacks=[Steps()]
+        )
+        self._thread = threading.Thread(target=self._run, args=(torch.get_num_threads(),), daemon=True)
+        self._thread.start()
+
+    def _run(self, threads: int) -> None:
+        torch.set_num_threads(threads)
+        try:
+            self._trainer.train()
+        except BaseException as error:  # noqa: BLE001 - handed to who waits for a step
+            self._error = error
+        self._done.release()
+
+    def step(self) -> float:
+        """One optimizer step; its loss."""
+        self._wanted.release()
+        self._done.acquire()
+        if self._error is not None:
+            raise self._error
+        return self._loss
+
+    def close(self) -> None:
+        """End the Trainer's loop."""
+        self._stop = True
+        self._wanted.release()
+        self._thread.join(60)
+        self._folder.cleanup()
+
+
+def provider_call(name: str, size: str, dtype: str, device: str, steps: int, dropout: float | None = None) -> Call:
+    """The call of a provider by its name."""
+    _, count, length = SIZES[size]
+    batches = [rows_of(count, length, seed) for seed in range(4)]
+    if name == OURS:
+        return ours(size, batches, dtype, device, steps, dropout)
+    return trainer(size, batches, dtype, device, steps, dropout, compiled=name == COMPILED)
+
+
+def tokens_per_step(size: str) -> float:
+    """Tokens that are no padding, in the mean over the batches."""
+    _, count, length = SIZES[size]
+    return statistics.mean(int((rows_of(count, length, seed)["segments"] > 0).sum()) for seed in range(4))
+
+
+def _prepare(name: str) -> Callable[[Inputs, Case], Call]:
+    return lambda inputs, case: provider_call(
+        name, case.options["size"], case.dtype, case.options["device"], timing.MAXIMUM_ROUNDS + 10
+    )
+
+
+def _check(case: Case, provider: Provider, loss: float, inputs: Inputs, truth: float) -> tuple[str, str]:
+    """The loss before any step, without dropout, is that of plain peft and transformers in float32."""
+    allowed = 1e-5 if case.dtype == "float32" else 1e-2
+    wrong = abs(loss - truth) / truth
+    return ("" if wrong <= allowed else f"the loss is off by {wrong:.2g} of itself, more than {allowed:.2g}"), ""
+
+
+def _truth(inputs: Inputs, case: Case) -> float:
+    size, device = case.options["size"], case.options["device"]
+    _, count, length = SIZES[size]
+    model = adapted(size, case.torch_dtype(), device, None).eval()
+    batch = rows_of(count, length, 0)
+    inputs = _as_trainer([{name: value[i] for name, value in batch.items()} for i in range(count)])
+    with torch.no_grad():
+        logits = model(**{name: value.to(device) for name, value in inputs.items() if name != "labels"}).logits
+        supervised = batch["labels"][:, 1:] != -100
+        chosen, wanted = logits[:, :-1][supervised.to(device)].float(), batch["labels"][:, 1:][supervised].to(device)
+        return nn.functional.cross_entropy(chosen, wanted).item()
+
+
+@functools.lru_cache
+def _matrices(size: str) -> int:
+    """Weights in matrix products, the adapter's too."""
+    from seed_fast.lm.estimate import count
+
+    return count(config_of(size), words=WORDS, codebook_size=CODEBOOK, lora=Lora())[2]
+
+
+def _case(size: str, device: str) -> Case:
+    _, count, length = SIZES[size]
+    shape = {"rows": count, "length": length, "tokens": round(tokens_per_step(size))}
+    return Case(
+        f"OPT-{size}, {count} x {length}", shape, dtype="float32" if device == "cpu" else "float16", devices=(device,),
+        options={"size": size, "device": device}, rounds=7 if device == "cpu" else 20, quick=True,
+    )  # fmt: skip
+
+
+def _bars(case: Case, device: str) -> Iterator[Bar]:
+    if device == "cpu":
+        yield Bar("1.2x the tokens/s of Trainer + PEFT", case.name, OURS, (TRAINER,), 1.2)
+        return
+    yield Bar("1.5x the tokens/s of Trainer + PEFT", case.name, OURS, (TRAINER,), 1.5, device="cuda")
+    yield Bar("0.6x its peak memory", case.name, OURS, (TRAINER,), 1 / 0.6, metric="memory", device="cuda")
+    yield Bar("half of the GEMM ceiling", case.name, OURS, (), 0.5, metric="gemm", device="cuda")
+
+
+def benchmark_of(size: str, device: str) -> Benchmark:
+    """All providers on one size."""
+    case = _case(size, device)
+    return Benchmark(
+        op="train_lm",
+        cases=(case,),
+        providers=(
+            Provider(OURS, _prepare(OURS), ours=True, package="peft"),
+            Provider(TRAINER, _prepare(TRAINER), package="accelerate"),
+            Provider(COMPILED, _prepare(COMPILED), package="accelerate", compile_limit=COMPILE_SECONDS),
+        ),
+        baseline=TRAINER,
+        bars=tuple(_bars(case, device)),
+        inputs=lambda case, device, seed: {},
+        truth=_truth,
+        check=_check,
+        flops=lambda case: 4.0 * _matrices(case.options["size"]) * case.shape["tokens"],
+        bytes=lambda case: _matrices(case.options["size"]) * case.torch_dtype().itemsize,
+        memory_cases=(),
+    )
+
+
+def peak_bytes(name: str, size: str, dtype: str, device: str) -> int:
+    """In this process: the peak of the whole process on a CPU, of torch's memory on a GPU, over three steps."""
+    call = provider_call(name, size, dtype, device, 8)
+    adapted.cache_clear()
+    for _ in range(3):
+        call()
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _peak_elsewhere(name: str, size: str, dtype: str, device: str, threads: int) -> int | None:
+    command = [sys.executable, "-m", "benchmarks.e2e.train_lm", "--size", size, "--device", device, "--dtype", dtype]
+    command += ["--threads", str(threads), "--peak", name]
+    done = subprocess.run(command, cwd=results.ROOT, capture_output=True, text=True)
+    last = done.stdout.strip().splitlines()[-1:] or [""]
+    return int(last[0]) if done.returncode == 0 and last[0].isdigit() else None
+
+
+def curves(size: str, dtype: str, device: str, steps: int) -> dict[str, list[float]]:
+    """Losses of the same steps, without dropout, by ours and by the Trainer."""
+    found = {}
+    for name in (OURS, TRAINER):
+        call = provider_call(name, size, dtype, device, steps + 1, dropout=0.0)
+        call()
+        found[name] = [call() for _ in range(steps)]
+        call.close()
+    return found
+
+
+def _losses(size: str, dtype: str, device: str, steps: int) -> dict[str, Any]:
+    found = curves(size, dtype, device, steps)
+    apart = [abs(one - two) / two for one, two in zip(found[OURS], found[TRAINER], strict=True)]
+    summary = {
+        "steps": steps,
+        "dtype": dtype,
+        "largest_difference": max(apart),
+        "last": {n: v[-1] for n, v in found.items()},
+    }
+    if dtype == "float16":
+        plain = curves(size, "float32", device, steps)[OURS]
+        summary["largest_difference_from_float32"] = max(
+            abs(one - two) / two for one, two in zip(found[OURS], plain, strict=True)
+        )
+    return {**summary, "losses": found}
+
+
+def main() -> int:
+    """Command line; see --help."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", choices=SIZES, default="125m")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="of --losses and --peak")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="without torch.compile and memory")
+    parser.add_argument("--losses", type=int, metavar="STEPS", help="compare the losses of so many steps, and end")
+    parser.add_argument("--peak", metavar="PROVIDER", help="print its peak memory in bytes, and end")
+    parser.add_argument("--output", type=Path, help="file to write; default benchmarks/results/MACHINE-train_lm.json")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    dtype = options.dtype or ("float32" if options.device == "cpu" else "float16")
+    if options.peak:
+        print(peak_bytes(options.peak, options.size, dtype, options.device))
+        return 0
+    if options.losses:
+        print(json.dumps(_losses(options.size, dtype, options.device, options.losses)))
+        return 0
+    benchmark = benchmark_of(options.size, options.device)
+    found = run.run([benchmark], threads=options.threads, quick=options.quick, devices=[options.device])
+    if not options.quick:
+        for row in found["rows"]:
+            if row["status"] == "ok":
+                row["peak_bytes"] = _peak_elsewhere(
+                    row["provider"], options.size, row["dtype"], options.device, options.threads
+                )
+        peaks = {row["provider"]: row["peak_bytes"] for row in found["rows"]}
+        for bar in found["bars"]:
+            if bar["metric"] == "memory" and peaks.get(OURS) and peaks.get(TRAINER):
+                ratio = peaks[TRAINER] / peaks[OURS]
+                state = "reached" if ratio >= bar["target"] else "not reached"
+                bar |= {"ratio": ratio, "slow": TRAINER, "state": state}
+        path = options.output or results.RESULTS / f"{found['provenance']['machine']}-train_lm.json"
+        results.save(found, path)
+        print(f"wrote {path}", file=sys.stderr)
+    print(report.text(found), end="")
+    for row in found["rows"]:
+        if row["status"] == "ok":
+            speed = 1000 * row["shape"]["tokens"] / row["wall_ms"]["median"]
+            share = "" if row["gemm_share"] is None else f", {row['gemm_share']:.0%} of the GEMM ceiling"
+            print(f"{row['provider']}: {speed:.1f} tokens/s{share}")
+    return 1 if run.broken(found) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
