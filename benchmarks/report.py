@@ -52,9 +52,13 @@ def _cell(row: dict[str, Any] | None) -> str:
     if row["status"] != "ok":
         return row["status"]
     times = row["device_ms"] or row["wall_ms"]
-    time, images = times["median"], row["shape"].get("images")
+    time = times["median"]
+    counted = next((name for name in ("images", "tokens") if name in row["shape"]), None)
     # Latency and its quantiles where it is a batch of images that someone waits for.
-    rate = f" [{times['q20']:.3g}, {times['q80']:.3g}], {1000 * images / time:.3g} images/s" if images else ""
+    rate = ""
+    if counted:
+        per_second = 1000 * row["shape"][counted] / time
+        rate = f" [{times['q20']:.3g}, {times['q80']:.3g}], {per_second:.3g} {counted}/s"
     return f"{time:.3g} ms{rate}" + (f" ({row['speedup']:.3g}x)" if row["speedup"] is not None else "")
 
 
@@ -235,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; see --help."""
     from benchmarks import e2e, ops
 
-    names = (*ops.BENCHMARKS, *e2e.BENCHMARKS, *e2e.TRAINING, *e2e.LOADING)
+    names = (*ops.BENCHMARKS, *e2e.BENCHMARKS, *e2e.TRAINING, *e2e.LOADING, *e2e.LANGUAGE)
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("--results", type=Path, default=results.RESULTS, help="folder of results files")
     parser.add_argument("--documents", type=Path, nargs="+", default=[p for p in DOCUMENTS if p.is_file()])

@@ -282,6 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from benchmarks import compare, e2e, ops, report
 
     members = {"ops": ops.BENCHMARKS, "e2e": e2e.BENCHMARKS, "train_tokenizer": e2e.TRAINING, "loader": e2e.LOADING}
+    members["train_lm"] = e2e.LANGUAGE
     benchmarks = {name: benchmark for group in members.values() for name, benchmark in group.items()}
     groups = {name: tuple(group) for name, group in members.items()}
     parser = argparse.ArgumentParser(prog="seed-fast bench", description=__doc__)

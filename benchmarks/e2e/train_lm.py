@@ -22,7 +22,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -308,44 +309,38 @@ def _matrices(size: str) -> int:
     return count(config_of(size), words=WORDS, codebook_size=CODEBOOK, lora=Lora())[2]
 
 
-def _case(size: str, device: str) -> Case:
+def _case(size: str, device: str, **settings: Any) -> Case:
     _, count, length = SIZES[size]
     shape = {"rows": count, "length": length, "tokens": round(tokens_per_step(size))}
     return Case(
         f"OPT-{size}, {count} x {length}", shape, dtype="float32" if device == "cpu" else "float16", devices=(device,),
-        options={"size": size, "device": device}, rounds=7 if device == "cpu" else 20, quick=True,
+        options={"size": size, "device": device}, rounds=7 if device == "cpu" else 20, **settings,
     )  # fmt: skip
 
 
-def _bars(case: Case, device: str) -> Iterator[Bar]:
-    if device == "cpu":
-        yield Bar("1.2x the tokens/s of Trainer + PEFT", case.name, OURS, (TRAINER,), 1.2)
-        return
-    yield Bar("1.5x the tokens/s of Trainer + PEFT", case.name, OURS, (TRAINER,), 1.5, device="cuda")
-    yield Bar("0.6x its peak memory", case.name, OURS, (TRAINER,), 1 / 0.6, metric="memory", device="cuda")
-    yield Bar("half of the GEMM ceiling", case.name, OURS, (), 0.5, metric="gemm", device="cuda")
-
-
-def benchmark_of(size: str, device: str) -> Benchmark:
-    """All providers on one size."""
-    case = _case(size, device)
-    return Benchmark(
-        op="train_lm",
-        cases=(case,),
-        providers=(
-            Provider(OURS, _prepare(OURS), ours=True, package="peft"),
-            Provider(TRAINER, _prepare(TRAINER), package="accelerate"),
-            Provider(COMPILED, _prepare(COMPILED), package="accelerate", compile_limit=COMPILE_SECONDS),
-        ),
-        baseline=TRAINER,
-        bars=tuple(_bars(case, device)),
-        inputs=lambda case, device, seed: {},
-        truth=_truth,
-        check=_check,
-        flops=lambda case: 4.0 * _matrices(case.options["size"]) * case.shape["tokens"],
-        bytes=lambda case: _matrices(case.options["size"]) * case.torch_dtype().itemsize,
-        memory_cases=(),
-    )
+TINY, SMALL, LARGE = _case("tiny", "cpu", quick=True), _case("125m", "cpu"), _case("2.7b", "cuda")
+TRAIN_LM = Benchmark(
+    op="train_lm",
+    cases=(TINY, SMALL, LARGE),
+    providers=(
+        Provider(OURS, _prepare(OURS), ours=True, package="peft"),
+        Provider(TRAINER, _prepare(TRAINER), package="accelerate"),
+        Provider(COMPILED, _prepare(COMPILED), package="accelerate", compile_limit=COMPILE_SECONDS),
+    ),
+    baseline=TRAINER,
+    bars=(
+        Bar("1.2x the tokens/s of Trainer + PEFT", SMALL.name, OURS, (TRAINER,), 1.2),
+        Bar("1.5x the tokens/s of Trainer + PEFT", LARGE.name, OURS, (TRAINER,), 1.5, device="cuda"),
+        Bar("0.6x its peak memory", LARGE.name, OURS, (TRAINER,), 1 / 0.6, metric="memory", device="cuda"),
+        Bar("half of the GEMM ceiling", LARGE.name, OURS, (), 0.5, metric="gemm", device="cuda"),
+    ),
+    inputs=lambda case, device, seed: {},
+    truth=_truth,
+    check=_check,
+    flops=lambda case: 4.0 * _matrices(case.options["size"]) * case.shape["tokens"],
+    bytes=lambda case: _matrices(case.options["size"]) * case.torch_dtype().itemsize,
+    memory_cases=(),
+)
 
 
 def peak_bytes(name: str, size: str, dtype: str, device: str) -> int:
@@ -415,7 +410,9 @@ def main() -> int:
     if options.losses:
         print(json.dumps(_losses(options.size, dtype, options.device, options.losses)))
         return 0
-    benchmark = benchmark_of(options.size, options.device)
+    case = _case(options.size, options.device, quick=True)
+    bars = tuple(bar for bar in TRAIN_LM.bars if (bar.case, bar.device) == (case.name, options.device))
+    benchmark = replace(TRAIN_LM, cases=(case,), bars=bars)
     found = run.run([benchmark], threads=options.threads, quick=options.quick, devices=[options.device])
     if not options.quick:
         for row in found["rows"]:

@@ -26,7 +26,7 @@ ADAPTER = "default"  # peft's name for the only one
 
 
 class _LoraLinear(torch.autograd.Function):
-    """Shapes: x [T, I], weight [O, I], a [R, I], b [O, R], kept [T, I] bool or None; returns [T, O]."""
+    """Shapes: x [T, I], weight [O, I], a [R, I], b [O, R]; returns [T, O]."""
 
     @staticmethod
     def forward(
@@ -36,11 +36,19 @@ class _LoraLinear(torch.autograd.Function):
         bias: Tensor | None,
         a: Tensor,
         b: Tensor,
-        kept: Tensor | None,
+        dropout: float,
         scale: float,
     ) -> Tensor:
-        dropped = x if kept is None else x * kept
-        inner = dropped @ a.to(x.dtype).T
+        kept, share = None, 1.0
+        if dropout and x.device.type == "cuda":  # one kernel draws and multiplies, also by 1 / share
+            dropped, kept = torch.native_dropout(x, dropout, True)
+            share = 1 - dropout
+            inner = (dropped @ a.to(x.dtype).T).mul_(share)
+        else:
+            if dropout:
+                kept, share = keep_mask(x.shape, dropout, x.device)
+            inner = (x if kept is None else x * kept) @ a.to(x.dtype).T
+        scale /= share
         ctx.save_for_backward(x, weight, a, b, kept, inner)
         ctx.scale = scale
         return F.linear(x, weight, bias).addmm_(inner, b.to(x.dtype).T, alpha=scale)
@@ -84,12 +92,10 @@ class LoraLinear(PeftLinear):
             return super().forward(x, *args, **kwargs)
         base, dropout = self.base_layer, self.lora_dropout[ADAPTER]
         flat = x.reshape(-1, x.shape[-1]).to(base.weight.dtype)
-        kept, scale = None, self.scaling[ADAPTER]
-        if self.training and isinstance(dropout, nn.Dropout) and dropout.p:
-            kept, share = keep_mask(flat.shape, dropout.p, flat.device)
-            scale /= share
+        share = dropout.p if self.training and isinstance(dropout, nn.Dropout) else 0.0
         a, b = self.lora_A[ADAPTER].weight, self.lora_B[ADAPTER].weight
-        return _LoraLinear.apply(flat, base.weight, base.bias, a, b, kept, scale).view(*x.shape[:-1], -1)
+        out = _LoraLinear.apply(flat, base.weight, base.bias, a, b, share, self.scaling[ADAPTER])
+        return out.view(*x.shape[:-1], -1)
 
 
 class TokenRows(TrainableTokensLayer):

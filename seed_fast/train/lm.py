@@ -109,16 +109,16 @@ class LanguageModelTask(nn.Module):
 
         Over those of all ranks, that is: ranks weigh by how many they have.
         """
-        total, count = self._sum(batch)
-        self._tokens += int((batch["segments"] > 0).sum())
+        total, count, tokens = self._sum(batch)
+        self._tokens += tokens
         counts = torch.tensor([float(count), 1.0], device=total.device)
         if dist.is_initialized() and self.training:
             dist.all_reduce(counts)
         # DistributedDataParallel averages over ranks: times their number, over the tokens of all.
         return {"loss": total * (counts[1] / counts[0].clamp(min=1))}
 
-    def _sum(self, batch: Batch) -> tuple[Tensor, int]:
-        """The loss summed over supervised tokens, and how many there are."""
+    def _sum(self, batch: Batch) -> tuple[Tensor, int, int]:
+        """The loss summed over supervised tokens, how many of these there are, and how many tokens in all."""
         ids, labels, segments = batch["ids"], batch["labels"], batch["segments"]
         packed = Packed.of_segments(segments)
         follows = F.pad((segments[:, 1:] == segments[:, :-1]) & (labels[:, 1:] != IGNORED), (0, 1))
@@ -134,7 +134,8 @@ class LanguageModelTask(nn.Module):
             dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
             if self.is_adapter:
                 dtype = weights[0].dtype
-            return linear_cross_entropy(hidden[0, supervised].to(dtype), weights, targets), len(targets)
+            total = linear_cross_entropy(hidden[0, supervised].to(dtype), weights, targets)
+            return total, len(targets), flat.shape[1]
 
     def _embed(self, ids: Tensor) -> Tensor:
         rows = self._causal.get_input_embeddings().token_adapter
@@ -152,7 +153,7 @@ class LanguageModelTask(nn.Module):
         sums = torch.zeros(2, dtype=torch.float64, device=next(self.parameters()).device)
         for batch in batches:
             batch = {name: value.to(sums.device) for name, value in batch.items()}
-            total, count = self._sum(batch)
+            total, count, _ = self._sum(batch)
             sums += torch.tensor([total.item(), count], dtype=torch.float64, device=sums.device)
         if dist.is_initialized():
             dist.all_reduce(sums)
@@ -162,9 +163,10 @@ class LanguageModelTask(nn.Module):
         return {"loss": mean.item(), "perplexity": mean.exp().item()}
 
     def metrics(self) -> dict[str, float]:
-        """Tokens of this rank per second, padding not counted, since the last call."""
+        """Tokens per second since the last call, padding not counted; over all ranks, if all go like this one."""
         now = time.monotonic()
-        speed = self._tokens / max(1e-9, now - self._since)
+        ranks = dist.get_world_size() if dist.is_initialized() else 1
+        speed = ranks * self._tokens / max(1e-9, now - self._since)
         self._tokens, self._since = 0, now
         return {"tokens_per_s": speed}
 
