@@ -127,14 +127,19 @@ class ShapesSample:
     seed: int
     index: int
     split: str
+    family: int = 1  # so many scenes in a row are siblings of the first
 
     @property
     def key(self) -> str:
-        return f"shapes:{self.split}/{self.seed}/{self.index}"
+        of = f"/family={self.family}" if self.family > 1 else ""
+        return f"shapes:{self.split}/{self.seed}/{self.index}{of}"
 
     def load(self, view: View) -> tuple[np.ndarray, tuple[str, ...]]:
         """See `Sample`."""
-        scene = shapes.scene(self.seed, self.index, self.split)
+        other = self.index % self.family
+        scene = shapes.scene(self.seed, self.index - other, self.split)
+        if other:
+            scene = shapes.sibling(scene, self.index)
         return shapes.render(scene, view.processor.image_size), (shapes.caption(scene),)
 
 

@@ -45,7 +45,7 @@ def open_source(spec: str, *, split: str = "train", image_root: str | os.PathLik
     """A data set.
 
     Args:
-        spec: `shapes:COUNT[,seed=N][,fresh]`; a tar shard, a brace list or a glob of them; a folder of images with a
+        spec: `shapes:COUNT[,seed=N][,fresh][,family=N]`; a tar shard, a brace list or a glob of them; a folder of images with a
             captions file, with a `.txt` beside each image, or of tar shards; a `.jsonl`, `.tsv` or `.json` list.
         split: "train", "val" or "test". Tells the parts of `shapes` and of a Karpathy file; other data has none.
         image_root: where the relative paths of a list begin. Default: the folder that the list is in.
@@ -98,42 +98,47 @@ class ListSource:
 
 
 class ShapesSource:
-    """Generated scenes. Those of "val" and "test" have captions that are all different."""
+    """Generated scenes. Those of "val" and "test" have captions that are all different.
 
-    window = None
+    Siblings stay side by side in every order, so that a batch holds whole families.
+    """
 
-    def __init__(self, count: int, seed: int, split: str, fresh: bool) -> None:
-        self.groups = [count]
-        self._seed, self._split, self._fresh = seed, split, fresh
+    def __init__(self, count: int, seed: int, split: str, fresh: bool, family: int) -> None:
+        self.groups = [count] if family == 1 else [family] * (count // family)
+        self.window = None if family == 1 else family
+        self._count = count
+        self._seed, self._split, self._fresh, self._family = seed, split, fresh, family
         self._indexes = range(count) if split == "train" else shapes.distinct(seed, count, split)
 
     def __len__(self) -> int:
-        return self.groups[0]
+        return self._count
 
     def sample(self, number: int, epoch: int) -> ShapesSample:
         """The scene with this number; if they are fresh, another one in every epoch."""
         index = epoch * len(self) + number if self._fresh else self._indexes[number]
-        return ShapesSample(self._seed, index, self._split)
+        return ShapesSample(self._seed, index, self._split, self._family)
 
 
 def _shapes(spec: str, split: str) -> ShapesSource:
     count, *options = spec.partition(":")[2].split(",")
-    seed, fresh = 0, False
+    seed, fresh, family = 0, False, 1
     try:
         for option in options:
             if option == "fresh" and split == "train":
                 fresh = True
             elif option.startswith("seed="):
                 seed = int(option[len("seed=") :])
+            elif option.startswith("family=") and split == "train":
+                family = int(option[len("family=") :])
             else:
                 raise ValueError(option)
-        if int(count) < 1:
+        if int(count) < 1 or family < 1 or int(count) % family:
             raise ValueError(count)
-        return ShapesSource(int(count), seed, split, fresh)
+        return ShapesSource(int(count), seed, split, fresh, family)
     except ValueError as error:
         if str(error).startswith("shapes:"):
             raise
-        form = "shapes:COUNT[,seed=N][,fresh], COUNT at least 1 and fresh for training only"
+        form = "shapes:COUNT[,seed=N][,fresh][,family=N], COUNT at least 1 and a multiple of N; fresh and family in training"
         raise DataError(f"{spec}: expected {form}") from None
 
 

@@ -32,6 +32,7 @@ from seed_fast.data.shapes.world import (
     Scene,
     relation,
     scene,
+    sibling,
     split_of,
 )
 
@@ -55,5 +56,6 @@ __all__ = [
     "relation",
     "render",
     "scene",
+    "sibling",
     "split_of",
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TypeVar
 
@@ -198,18 +198,49 @@ def _place(kinds: list[Kind], draws: Draws) -> tuple[Object, ...]:
 def _object(kind: Kind, cell: int, jitter: int, draws: Draws) -> Object:
     shape, colour, size = kind
     radius = draws.between(*SIZES[size])
-    least, most = -(-radius // 2) + 1, SIDE - 1 - -(-radius // 2)  # the whole object lies in the picture
     row, column = divmod(cell, 3)
     return Object(
         shape=shape,
         colour=colour,
         size=size,
-        x=min(max(_CENTRES[column] + draws.between(-jitter, jitter), least), most),
-        y=min(max(_CENTRES[row] + draws.between(-jitter, jitter), least), most),
+        x=_inside(_CENTRES[column] + draws.between(-jitter, jitter), radius),
+        y=_inside(_CENTRES[row] + draws.between(-jitter, jitter), radius),
         radius=radius,
         tilt=draws.between(-MAX_TILT, MAX_TILT),
         tint=(draws.between(-14, 14), draws.between(-14, 14), draws.between(-14, 14)),
     )
+
+
+def _inside(centre: int, radius: int) -> int:
+    """The nearest place to `centre` at which the whole object lies in the picture."""
+    return min(max(centre, -(-radius // 2) + 1), SIDE - 1 - -(-radius // 2))
+
+
+def sibling(first: Scene, index: int) -> Scene:
+    """The same scene with other shapes, every fourth time with other sizes too, as scene `index` of its seed and split.
+
+    Random scenes differ so much in colours, places and background that a contrast between them needs no shapes. Between
+    siblings it needs little else.
+    """
+    draws = Draws(f"seed_fast.shapes/1/{first.seed}/{first.index}/{first.split}/{index}")
+    resize = draws.below(4) == 0
+    attempt = 0
+    while True:
+        attempt += 1
+        # With its old size every object surely has room.
+        objects = tuple(_redrawn(item, draws, resize and attempt <= 8) for item in first.objects)
+        kinds = [(item.shape, item.colour, item.size) for item in objects]
+        if len({kind[:2] for kind in kinds}) < len(kinds) or split_of(kinds) != first.split:
+            continue
+        if all(_apart(one, other) for one, other in combinations(objects, 2)):
+            return replace(first, objects=objects, index=index)
+
+
+def _redrawn(item: Object, draws: Draws, resize: bool) -> Object:
+    size = draws.choose(tuple(SIZES)) if resize else item.size
+    radius = draws.between(*SIZES[size]) if resize else item.radius
+    place = {"x": _inside(item.x, radius), "y": _inside(item.y, radius)}
+    return replace(item, shape=draws.choose(SHAPES), size=size, radius=radius, **place)
 
 
 def _apart(one: Object, other: Object) -> bool:
