@@ -22,8 +22,11 @@ from torch import Tensor, nn
 
 from seed_fast._files import replace_folder_files
 from seed_fast.lm.vocabulary import Vocabulary, add_image_words
-from seed_fast.train.optimizer import trainable
+from seed_fast.train import optimizer
 from seed_fast.train.ranks import whole
+
+ADAPTER_CONFIG = "adapter_config.json"
+UNTIED = "base"  # inside an adapter's folder: its base, where it needs one of its own
 
 
 class LanguageModel(NamedTuple):
@@ -72,6 +75,19 @@ class Lora:
     targets: tuple[str, ...] | None = None
     norms: bool | None = None
 
+    @classmethod
+    def of_folder(cls, folder: str | Path) -> Lora:
+        """Of a saved adapter.
+
+        Raises:
+            ValueError: it isn't LoRA.
+        """
+        saved = json.loads((Path(folder) / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        if saved.get("peft_type") != "LORA":
+            raise ValueError(f"{folder}: the adapter must be LORA, got {saved.get('peft_type')}")
+        targets = tuple(sorted(saved["target_modules"]))
+        return cls(saved["r"], saved["lora_alpha"], saved["lora_dropout"], targets, bool(saved["modules_to_save"]))
+
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ValueError(f"Lora: rank must be at least 1, got {self.rank}")
@@ -90,8 +106,23 @@ def family_of(config: Any, source: str | Path) -> Family:
     return FAMILIES[config.model_type]
 
 
+def is_adapter(folder: str | Path) -> bool:
+    """Whether the folder holds an adapter instead of a model."""
+    return (Path(folder) / ADAPTER_CONFIG).is_file()
+
+
+def base_of(folder: str | Path) -> Path:
+    """The folder of the model that an adapter is for; a model's own."""
+    if not is_adapter(folder):
+        return Path(folder)
+    inside = Path(folder) / UNTIED
+    if (inside / "config.json").is_file():
+        return inside
+    return Path(json.loads((Path(folder) / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"])
+
+
 def read_config(folder: str | Path) -> Any:
-    """The transformers config of a local folder.
+    """The transformers config of a local folder; of an adapter, its base's.
 
     Raises:
         FileNotFoundError: there is none.
@@ -99,6 +130,7 @@ def read_config(folder: str | Path) -> Any:
     """
     from transformers import AutoConfig
 
+    folder = base_of(folder)
     if not (Path(folder) / "config.json").is_file():
         raise FileNotFoundError(f"{folder}: must be a folder with a model of transformers, got one without config.json")
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -133,9 +165,9 @@ def build(
 
     Args:
         folder: of an OPT or LLaMA as transformers saves it, with its tokenizer. With `full` it may lack weights: they
-            are drawn as the config says.
+            are drawn as the config says. Or of an adapter, which then goes on learning.
         codebook_size: number of codes; new ids begin at len(tokenizer).
-        lora: the adapter; `Lora()` by default.
+        lora: a new adapter; `Lora()` by default.
         full: no adapter: every weight learns.
         dtype: of frozen weights; what learns is float32.
         device: where to.
@@ -151,6 +183,12 @@ def build(
     from transformers import AutoModelForCausalLM
 
     config, tokenizer = read_config(folder), read_tokenizer(folder)
+    if is_adapter(folder):
+        if full or untied is not None:
+            raise ValueError(f"{folder}: an adapter goes on as it is; merge it first to learn as a whole or by codes")
+        add_image_words(tokenizer, codebook_size)
+        model = _read_adapted(folder, None, tokenizer, dtype, trainable=True)
+        return LanguageModel(model.to(device).train(), tokenizer, Vocabulary.of_tokenizer(tokenizer))
     known = len(tokenizer)
     vocabulary = add_image_words(tokenizer, codebook_size)
     if full and not _has_weights(folder):
@@ -192,7 +230,9 @@ def add_adapter(model: nn.Module, vocabulary: Vocabulary, lora: Lora) -> nn.Modu
     )
     with warnings.catch_warnings():  # of peft about names that transformers will drop
         warnings.simplefilter("ignore", FutureWarning)
-        return get_peft_model(model, config)
+        model = get_peft_model(model, config)
+    _learn_in_float32(model)
+    return model
 
 
 def is_tied(model: Any) -> bool:
@@ -211,13 +251,13 @@ def save(
         extra: tensors in place of the model's own, by parameter name.
         write: whether this process does; every rank of a sharded model must call.
     """
-    is_adapter = hasattr(model, "peft_config")
-    named = trainable(model) if is_adapter else model.state_dict().items()
+    adapted = hasattr(model, "peft_config")
+    named = optimizer.trainable(model) if adapted else model.state_dict().items()
     tensors = {name: whole(value) for name, value in named} | dict(extra or {})
     if not write:
         return
     with replace_folder_files(Path(folder)) as staging:
-        options: dict[str, Any] = {"save_embedding_layers": False} if is_adapter else {}
+        options: dict[str, Any] = {"save_embedding_layers": False} if adapted else {}
         model.save_pretrained(staging, state_dict=tensors, **options)
         tokenizer.save_pretrained(staging)
 
@@ -240,22 +280,34 @@ def load(
         FileNotFoundError: the folder or the base isn't there.
         ValueError: the tokenizer has no image words, or the family is unknown.
     """
-    folder = Path(folder)
-    adapter = folder / "adapter_config.json"
     tokenizer = read_tokenizer(folder)
     vocabulary = Vocabulary.of_tokenizer(tokenizer)
-    if not adapter.is_file():
-        model = _read_base(folder, dtype)
+    if is_adapter(folder):
+        model = _read_adapted(folder, base, tokenizer, dtype, trainable=False)
     else:
-        from peft import PeftModel
-
-        base = base or json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-        model = _read_base(base, dtype)
-        _resize(model, len(tokenizer))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            model = PeftModel.from_pretrained(model, str(folder))
+        model = _read_base(folder, dtype)
     return LanguageModel(model.to(device).eval(), tokenizer, vocabulary)
+
+
+def _read_adapted(
+    folder: str | Path, base: str | Path | None, tokenizer: Any, dtype: torch.dtype, *, trainable: bool
+) -> Any:
+    from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+
+    model = _read_base(base or base_of(folder), dtype)
+    _resize(model, len(tokenizer))
+    with warnings.catch_warnings():  # as in `add_adapter`
+        warnings.simplefilter("ignore", FutureWarning)
+        model = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    if trainable and dtype != torch.float32:
+        _learn_in_float32(model)  # norms were read as the base's dtype
+        set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
+    return model
+
+
+def _learn_in_float32(model: nn.Module) -> None:
+    for _, p in optimizer.trainable(model):
+        p.data = p.data.float()
 
 
 def _read_base(folder: str | Path, dtype: torch.dtype) -> Any:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from seed_fast.lm.adapter import TokenRows, embed_parts, use_fast_layers
@@ -74,7 +75,6 @@ class LanguageModelTask(nn.Module):
         self.is_adapter = hasattr(self.model, "peft_config")
         use_fast_layers(self.model)
         causal = self._causal
-        causal.config.use_cache = False
         causal.set_attn_implementation(register())
         if checkpoint_activations:
             name = "activation_checkpointing_enable"  # as transformers 5.2 calls it
@@ -83,6 +83,8 @@ class LanguageModelTask(nn.Module):
         self.codes = None
         if codebook is not None:
             self.codes = self._code_layer(codebook)
+        if self.is_adapter:
+            self._keep_dtype()
         self._tokens, self._since = 0, time.monotonic()
         self.train()
 
@@ -95,6 +97,13 @@ class LanguageModelTask(nn.Module):
     def blocks(self) -> tuple[type[nn.Module], ...]:
         """The classes that are sharded and gathered as units."""
         return (type(self._causal.get_decoder().layers[0]),)
+
+    def _keep_dtype(self) -> None:
+        """Norms that learn are float32; what leaves them has the dtype of what is frozen, once for all who read it."""
+        dtype = next(p.dtype for p in self.model.parameters() if not p.requires_grad)
+        for module in self.model.modules():
+            if isinstance(module, ModulesToSaveWrapper):
+                module.register_forward_hook(lambda module, given, out: out.to(dtype))
 
     def _code_layer(self, codebook: Tensor) -> CodeLayer:
         if not self.is_adapter or is_tied(self._causal):

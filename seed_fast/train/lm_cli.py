@@ -28,7 +28,9 @@ from seed_fast.train.cli import (
 def lm(
     data: Annotated[str, typer.Option(help="Codes and text: a folder that `seed-fast tokens` wrote.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for checkpoints, metrics and the adapter.")],
-    model: Annotated[Path, typer.Option(help="Folder of an OPT or LLaMA as transformers saves it, with tokenizer.")],
+    model: Annotated[
+        Path, typer.Option(help="Folder of an OPT or LLaMA with its tokenizer, or of an adapter to go on with.")
+    ],
     tasks: Annotated[
         str, typer.Option(help="What captions are used for, as ratios: caption, drawing, pretraining.")
     ] = "caption:1,drawing:1",
@@ -36,8 +38,8 @@ def lm(
     full: Annotated[
         bool, typer.Option("--full", help="Train every weight, from scratch if the folder has a config alone.")
     ] = False,
-    rank: Annotated[int, typer.Option(min=1, help="Of LoRA.")] = 16,
-    alpha: Annotated[float, typer.Option(help="Of LoRA: its output is scaled by alpha / rank.")] = 32,
+    rank: Annotated[int, typer.Option(min=1, help="Of a new LoRA.")] = 16,
+    alpha: Annotated[float, typer.Option(help="Of a new LoRA, whose output is scaled by alpha / rank.")] = 32,
     lora_dropout: Annotated[float, typer.Option(min=0.0, max=0.99, help="Of LoRA's input.")] = 0.05,
     targets: Annotated[
         Optional[str],  # noqa: UP045

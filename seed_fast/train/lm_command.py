@@ -8,20 +8,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+import transformers
 from torch import Tensor
 
 from seed_fast.commands import UsageError, _device
 from seed_fast.data.tokens import open_tokens
 from seed_fast.lm.batches import SampleSource, SequenceBatches, parse_tasks
 from seed_fast.lm.estimate import Estimate, estimate
-from seed_fast.lm.model import LanguageModel, Lora, build, read_config, read_tokenizer, save
+from seed_fast.lm.model import UNTIED, LanguageModel, Lora, build, is_adapter, read_config, read_tokenizer, save
+from seed_fast.lm.vocabulary import END, Vocabulary
 from seed_fast.train.command import _guarded, _usage
 from seed_fast.train.lm import LOSS_SCALE, LOSS_SCALE_WINDOW, LanguageModelTask
 from seed_fast.train.loop import Loop
 from seed_fast.train.ranks import Ranks
 from seed_fast.train.recipe import DTYPES, Recipe, Run
-
-UNTIED = "base"  # inside the output: the base of an adapter that needs its own
 
 
 class NoRoom(ValueError):
@@ -69,9 +69,11 @@ class LmOptions:
     json: bool
 
     def lora(self) -> Lora | None:
-        """The adapter, if there is one."""
+        """The adapter, if there is one: a new one, or that of --model."""
         if self.full:
             return None
+        if is_adapter(self.model):
+            return Lora.of_folder(self.model)
         targets = tuple(self.targets.split(",")) if self.targets else None
         return Lora(self.rank, self.alpha, self.lora_dropout, targets, self.norms)
 
@@ -107,6 +109,8 @@ def _train(options: LmOptions) -> None:
         recipe, run, lora, tasks = options.recipe(device), options.run(), options.lora(), parse_tasks(options.tasks)
         if options.full and options.codebook:
             raise UsageError("--codebook is a way of an adapter: it can't be used with --full")
+        if is_adapter(options.model) and (options.full or options.codebook):
+            raise UsageError("--full and --codebook need a model, and --model is an adapter: merge it first")
     ranks = Ranks.join(device)
     with _usage():
         rows = recipe.micro_batch(ranks.world)
@@ -118,6 +122,7 @@ def _train(options: LmOptions) -> None:
         raise NoRoom(refusal)
     if options.estimate:
         return
+    transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(options.seed)
     codebook = _codebook(options.codebook)
     language = _build(options, source.codebook_size, lora, DTYPES[recipe.dtype], ranks)
@@ -150,8 +155,11 @@ def _train(options: LmOptions) -> None:
 
 def _estimate(options: LmOptions, recipe: Recipe, codebook_size: int, tokens: int, ranks: Ranks) -> Estimate:
     config, tokenizer = read_config(options.model), read_tokenizer(options.model)
+    words = len(tokenizer)
+    if END in tokenizer.get_vocab():
+        words -= len(Vocabulary.of_tokenizer(tokenizer).new_ids)
     return estimate(
-        config, words=len(tokenizer), codebook_size=codebook_size, lora=options.lora(), dtype=DTYPES[recipe.dtype],
+        config, words=words, codebook_size=codebook_size, lora=options.lora(), dtype=DTYPES[recipe.dtype],
         tokens=tokens, device=ranks.device, world=ranks.world, fsdp=options.fsdp,
         checkpointed=options.checkpoint_activations,
     )  # fmt: skip

@@ -133,8 +133,10 @@ def test_layers_of_other_kinds_stay_pefts(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_adapters_stay_float32_on_a_half_precision_base(tmp_path, dtype):
-    language = build(base(tmp_path / "base"), codebook_size=CODEBOOK, lora=Lora(rank=4), dtype=dtype)
+@pytest.mark.parametrize("family", ["opt", "llama"])
+def test_adapters_stay_float32_on_a_half_precision_base(tmp_path, family, dtype):
+    folder = base(tmp_path / "base", family)
+    language = build(folder, codebook_size=CODEBOOK, lora=Lora(rank=4, norms=False), dtype=dtype)
     use_fast_layers(language.model)
     learned = [p for p in language.model.parameters() if p.requires_grad]
     assert {p.dtype for p in learned} == {torch.float32}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import torch
 
 pytest.importorskip("peft")
 
-from seed_fast.lm.model import Lora, build, load, save
+from seed_fast.lm.model import FAMILIES, Lora, base_of, build, load, save
 from seed_fast.lm.vocabulary import Vocabulary
 from seed_fast.train.lm import LanguageModelTask
 from seed_fast.train.optimizer import trainable
@@ -149,7 +150,9 @@ def test_a_whole_model_is_saved_for_transformers_alone(tmp_path):
     torch.manual_seed(0)
     language = build(folder, codebook_size=CODEBOOK, full=True)
     assert all(p.requires_grad for p in language.model.parameters())
+    LanguageModelTask(language)  # as it is when training ends
     save(language.model, language.tokenizer, tmp_path / "out")
+    language.model.set_attn_implementation("sdpa")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     ids = torch.tensor([[2, *language.vocabulary.image([1, 2]), 7]])
     with torch.no_grad():
@@ -157,6 +160,24 @@ def test_a_whole_model_is_saved_for_transformers_alone(tmp_path):
         torch.testing.assert_close(plain(ids).logits, expected)
         assert torch.equal(load(tmp_path / "out").model(ids).logits, plain(ids).logits)
     assert plain.lm_head.weight is plain.get_input_embeddings().weight
+    assert "seed_fast" not in (tmp_path / "out" / "config.json").read_text()
+
+
+def test_an_adapter_goes_on_learning(tasks):
+    folder, task = tasks["llama"]
+    again = build(folder / "out", codebook_size=CODEBOOK, dtype=torch.float16)
+    before = {name.removeprefix("model."): p for name, p in trainable(task)}
+    assert before.keys() == dict(trainable(again.model)).keys()
+    assert all(torch.equal(p, before[name]) and p.dtype == torch.float32 for name, p in trainable(again.model))
+    assert Lora.of_folder(folder / "out") == Lora(targets=tuple(sorted(FAMILIES["llama"].linears)), norms=True)
+    with pytest.raises(ValueError, match="an adapter goes on as it is; merge it first"):
+        build(folder / "out", codebook_size=CODEBOOK, full=True)
+
+
+def test_an_adapter_brings_its_own_base_along(tasks, tmp_path):
+    folder, _ = tasks["codebook"]
+    shutil.copytree(folder / "out", tmp_path / "elsewhere")
+    assert base_of(tmp_path / "elsewhere") == tmp_path / "elsewhere" / "base"
 
 
 def test_a_killed_save_leaves_no_half_file(tmp_path, monkeypatch):

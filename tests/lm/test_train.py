@@ -102,11 +102,11 @@ def test_activation_checkpoints_change_nothing(places, tmp_path):
     assert losses(tmp_path / "again") == losses(tmp_path / "kept")
 
 
-@pytest.mark.parametrize("full", [False, True], ids=["adapter", "full"])
+@pytest.mark.parametrize(("family", "full"), [("opt", False), ("llama", False), ("opt", True)])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_follows_float32(places, tmp_path, dtype, full):
+def test_half_precision_follows_float32(places, tmp_path, dtype, family, full):
     for name in ("float32", dtype):
-        run = make(places, tmp_path / name, dtype=name, full=full)
+        run = make(places, tmp_path / name, family=family, dtype=name, full=full)
         run()
     assert losses(tmp_path / dtype) == pytest.approx(losses(tmp_path / "float32"), rel=0.02)
     saved = checkpoint.read_tensors(checkpoint.latest(tmp_path / dtype / "checkpoints"), "model")
