@@ -45,8 +45,8 @@ def open_source(spec: str, *, split: str = "train", image_root: str | os.PathLik
     """A data set.
 
     Args:
-        spec: `shapes:COUNT[,seed=N][,fresh][,family=N]`; a tar shard, a brace list or a glob of them; a folder of images with a
-            captions file, with a `.txt` beside each image, or of tar shards; a `.jsonl`, `.tsv` or `.json` list.
+        spec: `shapes:COUNT[,seed=N][,fresh][,family=N]`; a tar shard, a brace list or a glob of them; a folder of images
+            with a captions file, with a `.txt` beside each image, or of tar shards; a `.jsonl`, `.tsv` or `.json` list.
         split: "train", "val" or "test". Tells the parts of `shapes` and of a Karpathy file; other data has none.
         image_root: where the relative paths of a list begin. Default: the folder that the list is in.
 
@@ -138,7 +138,7 @@ def _shapes(spec: str, split: str) -> ShapesSource:
     except ValueError as error:
         if str(error).startswith("shapes:"):
             raise
-        form = "shapes:COUNT[,seed=N][,fresh][,family=N], COUNT at least 1 and a multiple of N; fresh and family in training"
+        form = "shapes:COUNT[,seed=N][,fresh][,family=N], COUNT a multiple of N; fresh and family in training"
         raise DataError(f"{spec}: expected {form}") from None
 
 

@@ -37,7 +37,7 @@ def test_a_batch_holds_whole_families():
     batches = list(pairs)
     assert len(batches) == 4
     numbers = [[int(key.split("/")[2]) for key in batch["keys"]] for batch in batches]
-    assert sorted(sum(numbers, [])) == list(range(64))
+    assert sorted(number for batch in numbers for number in batch) == list(range(64))
     for batch in numbers:
         assert all(sum(other // FAMILY == number // FAMILY for other in batch) == FAMILY for number in batch)
     assert numbers != sorted(numbers)
