@@ -21,12 +21,18 @@ import torch
 from torch import Tensor, nn
 
 from seed_fast._files import replace_folder_files
+from seed_fast.lm.folder import (
+    ADAPTER_CONFIG,
+    base_of,
+    family_of,
+    has_weights,
+    is_adapter,
+    read_config,
+    read_tokenizer,
+)
 from seed_fast.lm.vocabulary import Vocabulary, add_image_words
 from seed_fast.train import optimizer
 from seed_fast.train.ranks import whole
-
-ADAPTER_CONFIG = "adapter_config.json"
-UNTIED = "base"  # inside an adapter's folder: its base, where it needs one of its own
 
 
 class LanguageModel(NamedTuple):
@@ -35,28 +41,6 @@ class LanguageModel(NamedTuple):
     model: Any
     tokenizer: Any
     vocabulary: Vocabulary
-
-
-@dataclass(frozen=True)
-class Family:
-    """What LoRA is put on, by transformers' model_type.
-
-    Args:
-        linears: every linear layer of a block.
-        norms: the norms, as the official SEED-LLaMA recipe trains them.
-    """
-
-    linears: tuple[str, ...]
-    norms: tuple[str, ...]
-
-
-FAMILIES = {
-    "opt": Family(("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"), ()),
-    "llama": Family(
-        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-        ("input_layernorm", "post_attention_layernorm", "norm"),
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -93,62 +77,6 @@ class Lora:
             raise ValueError(f"Lora: rank must be at least 1, got {self.rank}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"Lora: dropout must be in [0, 1), got {self.dropout}")
-
-
-def family_of(config: Any, source: str | Path) -> Family:
-    """The family of a transformers config.
-
-    Raises:
-        ValueError: it is neither OPT nor LLaMA.
-    """
-    if config.model_type not in FAMILIES:
-        raise ValueError(f"{source}: model_type must be one of {', '.join(FAMILIES)}, got {config.model_type!r}")
-    return FAMILIES[config.model_type]
-
-
-def is_adapter(folder: str | Path) -> bool:
-    """Whether the folder holds an adapter instead of a model."""
-    return (Path(folder) / ADAPTER_CONFIG).is_file()
-
-
-def base_of(folder: str | Path) -> Path:
-    """The folder of the model that an adapter is for; a model's own."""
-    if not is_adapter(folder):
-        return Path(folder)
-    inside = Path(folder) / UNTIED
-    if (inside / "config.json").is_file():
-        return inside
-    return Path(json.loads((Path(folder) / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"])
-
-
-def read_config(folder: str | Path) -> Any:
-    """The transformers config of a local folder; of an adapter, its base's.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: the family is unknown.
-    """
-    from transformers import AutoConfig
-
-    folder = base_of(folder)
-    if not (Path(folder) / "config.json").is_file():
-        raise FileNotFoundError(f"{folder}: must be a folder with a model of transformers, got one without config.json")
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    family_of(config, folder)
-    return config
-
-
-def read_tokenizer(folder: str | Path) -> Any:
-    """The tokenizer of a local folder.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    from transformers import AutoTokenizer
-
-    if not any((Path(folder) / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json", "vocab.json")):
-        raise FileNotFoundError(f"{folder}: must hold a tokenizer, got a folder without tokenizer_config.json")
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def build(
@@ -191,7 +119,7 @@ def build(
         return LanguageModel(model.to(device).train(), tokenizer, Vocabulary.of_tokenizer(tokenizer))
     known = len(tokenizer)
     vocabulary = add_image_words(tokenizer, codebook_size)
-    if full and not _has_weights(folder):
+    if full and not has_weights(folder):
         config.vocab_size = max(config.vocab_size, len(tokenizer))
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     else:
@@ -317,10 +245,6 @@ def _read_base(folder: str | Path, dtype: torch.dtype) -> Any:
     return AutoModelForCausalLM.from_pretrained(
         str(Path(folder).resolve()), dtype=dtype, local_files_only=True, attn_implementation="sdpa"
     )
-
-
-def _has_weights(folder: str | Path) -> bool:
-    return any(any(Path(folder).glob(pattern)) for pattern in ("*.safetensors", "pytorch_model*.bin"))
 
 
 @torch.no_grad()

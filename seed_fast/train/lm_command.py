@@ -15,7 +15,8 @@ from seed_fast.commands import UsageError, _device
 from seed_fast.data.tokens import open_tokens
 from seed_fast.lm.batches import SampleSource, SequenceBatches, parse_tasks
 from seed_fast.lm.estimate import Estimate, estimate
-from seed_fast.lm.model import UNTIED, LanguageModel, Lora, build, is_adapter, read_config, read_tokenizer, save
+from seed_fast.lm.folder import UNTIED, is_adapter, read_config, read_tokenizer
+from seed_fast.lm.model import LanguageModel, Lora, build, save
 from seed_fast.lm.vocabulary import END, Vocabulary
 from seed_fast.train.command import _guarded, _usage
 from seed_fast.train.lm import LOSS_SCALE, LOSS_SCALE_WINDOW, LanguageModelTask

@@ -13,7 +13,8 @@ import torch
 
 pytest.importorskip("peft")
 
-from seed_fast.lm.model import FAMILIES, Lora, base_of, build, load, save
+from seed_fast.lm.folder import FAMILIES, base_of
+from seed_fast.lm.model import Lora, build, load, save
 from seed_fast.lm.vocabulary import Vocabulary
 from seed_fast.train.lm import LanguageModelTask
 from seed_fast.train.optimizer import trainable

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 pytest.importorskip("peft")
 
+from seed_fast import SeedTokenizer
 from seed_fast.cli import app
 from seed_fast.data.tokens import open_tokens
 from seed_fast.lm.batches import SequenceBatches
@@ -171,6 +172,32 @@ def test_the_command_trains_a_whole_model_from_a_config(places, tmp_path):
     assert done.exit_code == 0, done.output
     assert (tmp_path / "out" / "model.safetensors").is_file()
     assert load(tmp_path / "out").vocabulary.codebook_size == CODEBOOK
+
+
+def test_stage_b_goes_on_with_the_adapter_of_stage_a(places, tmp_path):
+    common = ["--data", places["store"], "--length", 64, "--batch-size", 4, "--accumulate", 1, "--device", "cpu"]
+    common += ["--log-every", 1, "--lr", 0.01, "--warmup-steps", 0, "--lora-dropout", 0]
+    a = call(*common, "--model", places["llama"], "-o", tmp_path / "a", "--tasks", "caption:1", "--steps", 12)
+    assert a.exit_code == 0, a.output
+    b = call(*common, "--model", tmp_path / "a", "-o", tmp_path / "b", "--tasks", "caption:1", "--steps", 2)
+    assert b.exit_code == 0, b.output
+    assert "39,552 parameters, of which 18,208 learn" in a.output
+    assert "39,552 parameters, of which 18,208 learn" in b.output
+    assert losses(tmp_path / "b")[0] < 1.1 * losses(tmp_path / "a")[-1] < 0.8 * losses(tmp_path / "a")[0]
+    assert load(tmp_path / "b").model.peft_config["default"].r == 16
+
+
+def test_the_command_trains_codes_through_a_linear_layer(places, tmp_path):
+    codebook = SeedTokenizer.from_pretrained("seed-tiny").config.codebook_size
+    data = store(tmp_path / "store", codebook=codebook)
+    done = call("--data", data, "--model", places["opt"], "-o", tmp_path / "out", "--codebook", "seed-tiny", "--length",
+                64, "--batch-size", 4, "--accumulate", 1, "--steps", 2, "--device", "cpu")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    model, _, vocabulary = load(tmp_path / "out")
+    assert vocabulary.codebook_size == codebook
+    into, out = (layer.weight[vocabulary.first_code :] for layer in (
+        model.get_input_embeddings(), model.get_output_embeddings()))  # fmt: skip
+    assert not torch.allclose(into, out)
 
 
 def call(*arguments):

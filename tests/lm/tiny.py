@@ -52,7 +52,7 @@ def base(folder: Path, family: str = "opt", **changes) -> Path:
     return folder
 
 
-def store(folder: Path, count: int = 96, codes: int = 4) -> Path:
+def store(folder: Path, count: int = 96, codes: int = 4, codebook: int = CODEBOOK) -> Path:
     """A store of captions whose codes follow from their words, so that there is something to learn."""
     from seed_fast.data.shards import WHOLE
     from seed_fast.data.tokens import TokenizerIdentity, TokensWriter
@@ -64,7 +64,7 @@ def store(folder: Path, count: int = 96, codes: int = 4) -> Path:
         named = [colour, 3 + size, 5 + form, 7 + colour]
         text = f"a {sizes[size]} {colours[colour]} {forms[form]}"
         samples.append({"kind": "caption", "key": str(number), "codes": named[:codes], "text": text})
-    writer = TokensWriter(folder, TokenizerIdentity("tiny", "abc", CODEBOOK, codes), WHOLE)
+    writer = TokensWriter(folder, TokenizerIdentity("tiny", "abc", codebook, codes), WHOLE)
     writer.open({"inputs": "tiny"}, resume=False)
     writer.append(samples, next_place=1)
     writer.finish()
