@@ -45,8 +45,9 @@ def open_source(spec: str, *, split: str = "train", image_root: str | os.PathLik
     """A data set.
 
     Args:
-        spec: `shapes:COUNT[,seed=N][,fresh][,family=N]`; a tar shard, a brace list or a glob of them; a folder of images
-            with a captions file, with a `.txt` beside each image, or of tar shards; a `.jsonl`, `.tsv` or `.json` list.
+        spec: `shapes:COUNT[,seed=N][,fresh][,family=N]`; a tar shard, a brace list or a glob of them; a folder of
+            images with a captions file, with a `.txt` beside each image, or of tar shards; a list as `.jsonl`, `.tsv`
+            or `.json`.
         split: "train", "val" or "test". Tells the parts of `shapes` and of a Karpathy file; other data has none.
         image_root: where the relative paths of a list begin. Default: the folder that the list is in.
 
