@@ -68,7 +68,8 @@ def main() -> int:
         seed_fast(f"train stage1 {STAGE1} --output {one}")
         seed_fast(f"train stage2 {STAGE2} --model {one} --output {two}")
         embed(two)
-    measured = json.loads(seed_fast(f"eval retrieval shapes:{PAIRS} --split test --model {EMBEDDED} --json --workers 0"))
+    retrieval = f"eval retrieval shapes:{PAIRS} --split test --model {EMBEDDED} --json --workers 0"
+    measured = json.loads(seed_fast(retrieval))
     (FOLDER / MEASURED).write_text(json.dumps(measured, indent=2) + "\n")
     (FOLDER / CARD).write_text(card(measured))
     README.write_text(with_table(README.read_text(), measured))
@@ -134,9 +135,9 @@ A SEED image tokenizer for trying things out: a picture of 64 x 64 px becomes 32
 
 It has seen nothing but `shapes`, a generated world of coloured shapes on plain, striped or checkered backgrounds. It
 gives codes to any picture, and those of a photograph mean little. Random scenes can be told apart by colours, sizes,
-places and background, and the contrast learned little more: its codes hardly tell a star from a cross. No picture decoder belongs to it: the generation head
-makes the text tower's feature of a caption, so that a decoder can be aligned later without the codes changing. It says
-nothing about the quality of SEED's own checkpoints.
+places and background, and the contrast learned little more: its codes hardly tell a star from a cross. No picture
+decoder belongs to it: the generation head makes the text tower's feature of a caption, so that a decoder can be aligned
+later without the codes changing. It says nothing about the quality of SEED's own checkpoints.
 
 ## How it was made
 
