@@ -22,6 +22,8 @@ from peft.tuners.lora.layer import Linear as PeftLinear
 from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 from torch import Tensor, nn
 
+from seed_fast.lm.products import linear, times
+
 ADAPTER = "default"  # peft's name for the only one
 
 
@@ -43,26 +45,26 @@ class _LoraLinear(torch.autograd.Function):
         if dropout and x.device.type == "cuda":  # one kernel draws and multiplies, also by 1 / share
             dropped, kept = torch.native_dropout(x, dropout, True)
             share = 1 - dropout
-            inner = (dropped @ a.to(x.dtype).T).mul_(share)
+            inner = times(dropped, a.to(x.dtype)).mul_(share)
         else:
             if dropout:
                 kept, share = keep_mask(x.shape, dropout, x.device)
-            inner = (x if kept is None else x * kept) @ a.to(x.dtype).T
+            inner = times(x if kept is None else x * kept, a.to(x.dtype))
         scale /= share
         ctx.save_for_backward(x, weight, a, b, kept, inner)
         ctx.scale = scale
-        return F.linear(x, weight, bias).addmm_(inner, b.to(x.dtype).T, alpha=scale)
+        return linear(x, weight, bias).addmm_(inner, b.to(x.dtype).T, alpha=scale)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, a, b, kept, inner = ctx.saved_tensors
         dropped = x if kept is None else x * kept
-        d_inner = (gradient @ b.to(x.dtype)).mul_(ctx.scale)
-        d_b = (gradient.T @ inner).to(b.dtype).mul_(ctx.scale)
-        d_a = (d_inner.T @ dropped).to(a.dtype)
+        d_inner = times(gradient, b.to(x.dtype).T).mul_(ctx.scale)
+        d_b = times(gradient.T, inner.T).to(b.dtype).mul_(ctx.scale)
+        d_a = times(d_inner.T, dropped.T).to(a.dtype)
         d_x = None
         if ctx.needs_input_grad[0]:
-            d_x = gradient @ weight
+            d_x = times(gradient, weight.T)
             if kept is None:
                 d_x.addmm_(d_inner, a.to(x.dtype))
             else:

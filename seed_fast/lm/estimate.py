@@ -21,7 +21,7 @@ from seed_fast.lm.loss import chunk_rows
 from seed_fast.lm.model import Lora, add_adapter, is_tied
 from seed_fast.lm.vocabulary import Vocabulary
 
-REACHED = 0.6  # of the matrix rate; benchmarks/e2e/train_lm.py measures it
+REACHED = 0.5  # of the matrix rate; benchmarks/e2e/train_lm.py measures it
 
 
 @dataclass(frozen=True)

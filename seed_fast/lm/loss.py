@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seed_fast.lm.products import add_times, times, times_into
+
 SCALE = 64.0  # float16 then keeps probabilities down to 1e-9
 CHUNK_BYTES = 64 << 20  # of logits in float32
 
@@ -51,7 +53,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             h, t = hidden[begin : begin + rows], targets[begin : begin + rows, None]
             chunk, log_p = logits[: len(h)], exact[: len(h)]
             for part, weight in zip(chunk.split(sizes, dim=1), casts, strict=True):
-                torch.mm(h, weight.T, out=part)
+                times_into(part, h, weight)
             torch.log_softmax(chunk, 1, dtype=full, out=log_p)
             loss -= log_p.gather(1, t).sum()
             if not any(wants):
@@ -61,16 +63,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 p = chunk.copy_(p.mul_(scale))
             parts = p.split(sizes, dim=1)
             if d_hidden is not None:
-                out = torch.mm(parts[0], casts[0], out=d_hidden[begin : begin + rows])
+                out = times_into(d_hidden[begin : begin + rows], parts[0], casts[0].T)
                 for part, weight in zip(parts[1:], casts[1:], strict=True):
-                    out.addmm_(part, weight)
+                    add_times(out, part, weight.T)
             for part, gradient in zip(parts, d_weights, strict=True):
                 if gradient is None:
                     continue
                 if is_half:  # h / SCALE: a word that every position has sums up to no more than |h|
-                    gradient += part.T @ (h / scale)
+                    gradient += times(part.T, (h / scale).T)
                 else:
-                    gradient.addmm_(part.T, h)
+                    add_times(gradient, part.T, h.T)
         ctx.scale, ctx.wants_hidden = scale, wants_hidden
         ctx.dtypes = [weight.dtype for weight in weights]
         ctx.save_for_backward(*(each for each in (d_hidden, *d_weights) if each is not None))
