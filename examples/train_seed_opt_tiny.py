@@ -203,7 +203,8 @@ folder in float16.
 It knows {len(shapes.SHAPES)} shapes, {len(shapes.COLOURS)} colours, {len(shapes.SIZES)} sizes and the words of their
 captions, nothing else; every other word is unknown to it. It is no small version of a released OPT, and says nothing
 about the quality of SEED-OPT: that is OPT-2.7B, frozen, with LoRA, while here every weight is trained from nothing. Its
-codes are worth something together with the seed-tiny that they come from.
+codes are worth something together with the seed-tiny that they come from. Shapes hardly reach those codes, so its
+captions name colours, sizes and places better than shapes; see the first row below.
 
 ## How it was made
 

@@ -1,0 +1,70 @@
+"""The committed seed-opt-tiny does what its card says, with nothing of ours to load it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+pytest.importorskip("transformers")
+
+from seed_fast.cli import app
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "examples" / "train_seed_opt_tiny.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    if not SCRIPT.is_file():
+        pytest.skip("examples/ is not beside the tests")
+    spec = importlib.util.spec_from_file_location("train_seed_opt_tiny", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def committed(script):
+    return json.loads((script.FOLDER / script.REPORT).read_text())
+
+
+@pytest.mark.slow
+def test_what_it_sees_and_draws_is_what_was_measured(script, committed):
+    run = CliRunner().invoke(app, ["eval", "lm", f"shapes:{script.PICTURES}", "--lm", str(script.FOLDER), "--json"])
+    assert run.exit_code == 0, run.output
+    found = json.loads(run.stdout)
+    assert found["pictures"] == 200
+    assert found["drawings"]["TR@1"] >= 60
+    assert found["whole_images"]["sampled"]["constrained"] == 100
+    assert found["perplexity"]["causal"]["mean"] < found["perplexity"]["shuffled"]["mean"]
+    for part in ("captions", "drawings", "pictures_themselves"):
+        for name, value in committed[part].items():
+            assert found[part][name] == pytest.approx(value, abs=1.5), (part, name)  # another CPU rounds otherwise
+
+
+def test_plain_transformers_loads_it(script):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(script.FOLDER)
+    model = AutoModelForCausalLM.from_pretrained(script.FOLDER)
+    prompt = tokenizer("Generate an image a small red star on a white background", return_tensors="pt")
+    ids = tokenizer.bos_token_id * prompt.input_ids.new_ones(1, 1)
+    ids = ids.new_tensor([[*ids[0].tolist(), *prompt.input_ids[0].tolist()]])
+    answer = tokenizer.decode(model.generate(ids, max_new_tokens=34, do_sample=False)[0, ids.shape[1] :])
+    assert answer.startswith("<img> <img_")
+    assert answer.endswith("</img>")
+    assert answer.count("<img_") == 32
+
+
+def test_the_card_and_the_page_show_the_committed_measurement(script, committed):
+    assert script.BLOCK.search(script.PAGE.read_text())
+    assert script.with_table(script.PAGE.read_text(), committed) == script.PAGE.read_text()
+    assert (script.FOLDER / script.CARD).read_text() == script.card(committed, script.WHOLE)
+
+
+def test_it_stays_below_eight_megabytes(script):
+    assert sum(path.stat().st_size for path in script.FOLDER.iterdir()) <= script.LARGEST
