@@ -7,9 +7,11 @@ Shapes: M rows, K summed, N columns; `y_NK` may be a transposed view.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from seed_fast.model import products
 
@@ -40,3 +42,42 @@ def linear(x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
     if products.onednn_takes(x_MK.device, x_MK.dtype):
         return torch.ops.mkldnn._linear_pointwise(x_MK, weight_NK, bias_N, "none", [], None)
     return F.linear(x_MK, weight_NK, bias_N)
+
+
+class _Linear(torch.autograd.Function):
+    """`linear` with its gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x_MK, weight_NK)
+        return linear(x_MK, weight_NK, bias_N)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+        return (
+            times(gradient, weight.T) if wants_x else None,
+            times(gradient.T, x.T) if wants_weight else None,
+            gradient.sum(0) if wants_bias else None,
+        )
+
+
+class Linear(nn.Linear):
+    """torch's layer by these products; under autocast and where they are torch's own, torch's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., K] to [..., N]."""
+        device, dtype = self.weight.device, self.weight.dtype
+        is_plain = x.dtype == dtype and products.onednn_takes(device, dtype)
+        if not is_plain or torch.is_autocast_enabled(device.type):
+            return super().forward(x)
+        return _Linear.apply(x.reshape(-1, x.shape[-1]), self.weight, self.bias).view(*x.shape[:-1], -1)
+
+
+def use_fast_linears(model: nn.Module) -> int:
+    """Let torch's linear layers in a model run as here. Returns how many do; nothing else about them changes."""
+    found = [module for module in model.modules() if type(module) is nn.Linear]
+    for module in found:
+        module.__class__ = Linear
+    return len(found)

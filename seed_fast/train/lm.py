@@ -24,6 +24,7 @@ from seed_fast.lm.adapter import TokenRows, embed_parts, use_fast_layers
 from seed_fast.lm.attention import Packed, register
 from seed_fast.lm.loss import linear_cross_entropy
 from seed_fast.lm.model import LanguageModel, is_tied
+from seed_fast.lm.products import use_fast_linears
 from seed_fast.train.batches import Batch, Batches
 
 LOSS_SCALE, LOSS_SCALE_WINDOW = 4.0, 256  # float16's loss scale: where it starts, and steps until it doubles
@@ -73,7 +74,10 @@ class LanguageModelTask(nn.Module):
         super().__init__()
         self.model, self.tokenizer, self.vocabulary = language
         self.is_adapter = hasattr(self.model, "peft_config")
-        use_fast_layers(self.model)
+        if self.is_adapter:
+            use_fast_layers(self.model)
+        else:
+            use_fast_linears(self.model)
         causal = self._causal
         causal.set_attn_implementation(register())
         if checkpoint_activations:

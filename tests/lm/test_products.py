@@ -1,0 +1,68 @@
+"""Matrix products of training, with oneDNN and without: torch's results, gradients, and views as they come."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from seed_fast.lm.products import Linear, add_times, linear, times, times_into, use_fast_linears
+
+
+@pytest.fixture(params=[True, False], ids=["oneDNN", "without"], autouse=True)
+def onednn(request, monkeypatch):
+    if not request.param:
+        monkeypatch.setattr("seed_fast.model.products.onednn_takes", lambda device, dtype: False)
+
+
+def near(found, x, y, added=0.0):
+    exact = x.double() @ y.double().T + added
+    plain = (x @ y.T + added).double()
+    assert (found.double() - exact).norm() <= 2 * (plain - exact).norm() + 1e-6 * exact.norm()
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_products_are_torchs(transposed):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(33, 48, generator=generator)
+    y = torch.randn(48, 21, generator=generator).T if transposed else torch.randn(21, 48, generator=generator)
+    near(times(x, y), x, y)
+    near(times(x.T.contiguous().T, y), x, y)
+    wide = torch.full((33, 50), torch.nan)
+    near(times_into(wide[:, 7:28], x, y), x, y)
+    assert wide[:, :7].isnan().all()
+    assert wide[:, 28:].isnan().all()
+    start = torch.randn(33, 21, generator=generator)
+    near(add_times(start.clone(), x, y), x, y, start)
+    bias = torch.randn(21, generator=generator)
+    near(linear(x, y, bias), x, y, bias)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_fast_linear_layer_is_torchs(dtype, bias):
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(24, 40, bias=bias), nn.ReLU(), nn.Linear(40, 8, bias=bias)).to(dtype)
+    fast = copy.deepcopy(plain)
+    assert use_fast_linears(fast) == 2
+    assert isinstance(fast[0], Linear)
+    assert list(fast.state_dict()) == list(plain.state_dict())
+    x = torch.randn(2, 9, 24, dtype=dtype)
+    outputs = [model(x.requires_grad_()) for model in (plain, fast)]
+    tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    torch.testing.assert_close(outputs[1], outputs[0], **tolerance)
+    wanted, found = (
+        torch.autograd.grad(out.square().sum(), [x, *model.parameters()])
+        for out, model in zip(outputs, (plain, fast), strict=True)
+    )
+    for one, two in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, two, **tolerance)
+
+
+def test_autocast_stays_autocast():
+    layer = nn.Linear(8, 8)
+    use_fast_linears(layer)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.randn(3, 8)).dtype == torch.bfloat16
