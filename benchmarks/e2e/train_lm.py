@@ -16,7 +16,6 @@ import copy
 import functools
 import itertools
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -30,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks import report, results, run, timing
+from benchmarks import memory, report, results, run, timing
 from benchmarks.providers import Bar, Benchmark, Call, Case, Inputs, Provider
 from seed_fast.lm.model import LanguageModel, Lora, add_adapter
 from seed_fast.lm.packing import attention_mask, best_fit, collate
@@ -349,9 +348,10 @@ def peak_bytes(name: str, size: str, dtype: str, device: str) -> int:
     adapted.cache_clear()
     for _ in range(3):
         call()
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not `getrusage`, whose high-water mark begins at that of the process that started this one.
+    found = torch.cuda.max_memory_allocated() if device == "cuda" else memory._kibibytes("VmHWM") * 1024
+    call.close()
+    return found
 
 
 def _peak_elsewhere(name: str, size: str, dtype: str, device: str, threads: int) -> int | None:
