@@ -7,11 +7,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 pytest.importorskip("transformers")
 
 from seed_fast.cli import app
+from seed_fast.data import shapes
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "examples" / "train_seed_opt_tiny.py"
@@ -50,14 +52,15 @@ def test_plain_transformers_loads_it(script):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(script.FOLDER)
-    model = AutoModelForCausalLM.from_pretrained(script.FOLDER)
-    prompt = tokenizer("Generate an image a small red star on a white background", return_tensors="pt")
-    ids = tokenizer.bos_token_id * prompt.input_ids.new_ones(1, 1)
-    ids = ids.new_tensor([[*ids[0].tolist(), *prompt.input_ids[0].tolist()]])
-    answer = tokenizer.decode(model.generate(ids, max_new_tokens=34, do_sample=False)[0, ids.shape[1] :])
-    assert answer.startswith("<img> <img_")
-    assert answer.endswith("</img>")
-    assert answer.count("<img_") == 32
+    model = AutoModelForCausalLM.from_pretrained(script.FOLDER, dtype=torch.float32)
+    caption = shapes.caption(shapes.scene(0, 0, "test"))
+    words = tokenizer(f"Generate an image {caption}", add_special_tokens=False)
+    prompt = torch.tensor([[tokenizer.bos_token_id, *words["input_ids"]]])
+    answer = model.generate(prompt, max_new_tokens=34, do_sample=False)[0, prompt.shape[1] :]
+    first, *codes, last = tokenizer.convert_ids_to_tokens(answer.tolist())
+    assert (first, last) == ("<img>", "</img>")
+    assert len(codes) == 32
+    assert all(code.startswith("<img_") for code in codes)
 
 
 def test_the_card_and_the_page_show_the_committed_measurement(script, committed):
