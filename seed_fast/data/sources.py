@@ -139,7 +139,7 @@ def _shapes(spec: str, split: str) -> ShapesSource:
     except ValueError as error:
         if str(error).startswith("shapes:"):
             raise
-        form = "shapes:COUNT[,seed=N][,fresh][,family=N], COUNT a multiple of N; fresh and family in training"
+        form = "shapes:COUNT[,seed=N][,fresh][,family=N], COUNT at least 1 and a multiple of N; fresh, family: to train"
         raise DataError(f"{spec}: expected {form}") from None
 
 

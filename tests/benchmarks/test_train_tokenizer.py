@@ -51,7 +51,7 @@ def test_the_official_stage_2_step_has_the_official_loss_and_gradients(golden):
 def part(request):
     """(benchmark, a small case, inputs, truth)."""
     benchmark = TRAINING[request.param]
-    case = dataclasses.replace(benchmark.case("seed-tiny, B=64"), name="seed-tiny, B=3", shape={"images": 3})
+    case = dataclasses.replace(benchmark.case("seed-tiny, B=64"), name="seed-tiny, B=8", shape={"images": 8})
     inputs = benchmark.inputs(case, "cpu", 0)
     return benchmark, case, inputs, benchmark.truth(inputs, case)
 

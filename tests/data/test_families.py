@@ -58,5 +58,5 @@ def test_a_count_that_is_no_number_of_families_is_refused(spec):
 
 
 def test_families_are_for_training_only():
-    with pytest.raises(DataError, match="family in training"):
+    with pytest.raises(DataError, match="fresh, family: to train"):
         open_source("shapes:8,family=4", split="test")

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from seed_fast import SeedConfig
 from seed_fast.cli import app
 from seed_fast.data.tokens import open_tokens
 from seed_fast.data.tokens.pickles import PickleRefused, plain_unpickle
@@ -205,7 +206,7 @@ def test_codes_of_shards_find_their_captions(tmp_path, run):
 
 def test_imported_codes_join_those_that_the_same_tokenizer_made(tmp_path, run):
     path = tar(tmp_path / "a.tar", {"0.pkl": {"image_ids": CODES, "text": "a dog"}})
-    sizes = ("--codebook-size", 512)
+    sizes = ("--codebook-size", SeedConfig.preset("seed-tiny").codebook_size)
     for name in ("mine", "other"):
         made = run("import", path, "-o", tmp_path / name, "--tokenizer", name, *sizes)
         assert made.exit_code == 0, made.output

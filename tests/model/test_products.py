@@ -98,14 +98,15 @@ def test_onednn_is_left_where_it_cannot_or_shall_not_run(monkeypatch):
 @pytest.mark.usefixtures("anywhere")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("form", ["absorbed", "projected"])
-def test_a_plan_gives_the_same_embeddings_with_and_without_onednn(form, dtype):
+def test_a_plan_stays_within_twice_the_error_of_the_modules_with_and_without_onednn(form, dtype):
     tok = SeedTokenizer.from_pretrained("seed-tiny")
     features = torch.randn(3, tok.config.num_tokens, tok.config.vit_dim, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        truth = tok.query_embeddings(features)
+        plain = SeedTokenizer.from_pretrained("seed-tiny", dtype=dtype).query_embeddings(features.to(dtype))
         plan = tok.fast(dtype=dtype, cross_attention=form)
         ours = plan.query_embeddings(features)
-        assert (ours - truth).norm() <= 2 * torch.finfo(dtype).eps * truth.norm()
+        truth = tok.double().query_embeddings(features.double())
+        assert (ours.double() - truth).norm() <= 2 * (plain.double() - truth).norm()
         assert plan.query_embeddings(features[:0]).shape == (0, *truth.shape[1:])
         assert torch.equal(plan.query_embeddings(features), ours)
 
