@@ -153,7 +153,7 @@ class Alone:
 
     def __init__(self, pixels: Tensor, case: Case) -> None:
         preset, batch = case.options["preset"], case.options["batch"]
-        self._plan = model(preset, "encode", pixels.device.type).fast(case.torch_dtype())
+        self._plan = model(preset, "encode", pixels.device.type).fast(case.torch_dtype(), "auto")
         self._pixels = _processor(case).normalize(pixels[:batch])
         self._scale = case.shape["images"] / batch
 
