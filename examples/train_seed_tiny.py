@@ -150,7 +150,8 @@ seed-fast train stage2 {STAGE2}
 
 Unlike SEED: the image encoder is trained in stage 1 (there is no EVA of this size), words instead of word pieces, no
 dropout, no label smoothing, no crops and flips (captions name positions), and the codebook begins with K-means of
-encoded queries. Weights are stored as float16; written by seed_fast {__version__}.
+encoded queries. (Stage 1 of the committed weights ran when the preset had a smaller codebook and smaller decoders,
+which that stage doesn't train.) Weights are stored as float16; written by seed_fast {__version__}.
 
 ## What it can do
 

@@ -63,6 +63,6 @@ class Linear:
         return gelu_(out) if self.gelu else out
 
 
-def product(x_MK: Tensor, y_NK: Tensor) -> Tensor:
-    """x y^T by oneDNN: [M, N], contiguous; for a dtype that `onednn_takes`. `y_NK` may be a transposed view."""
-    return _linear(x_MK, y_NK, None, "none")
+def product(x_MK: Tensor, y_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
+    """x y^T + b by oneDNN: [M, N], contiguous; for a dtype that `onednn_takes`. `y_NK` may be a transposed view."""
+    return _linear(x_MK, y_NK, bias_N, "none")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,19 +12,12 @@ pytest.importorskip("transformers")
 
 from seed_fast.cli import app
 from seed_fast.data import shapes
-
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "examples" / "train_seed_opt_tiny.py"
+from tests.examples import example
 
 
 @pytest.fixture(scope="module")
 def script():
-    if not SCRIPT.is_file():
-        pytest.skip("examples/ is not beside the tests")
-    spec = importlib.util.spec_from_file_location("train_seed_opt_tiny", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return example("train_seed_opt_tiny")
 
 
 @pytest.fixture(scope="module")
