@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -16,6 +17,8 @@ def example(name: str) -> ModuleType:
     path = FOLDER / f"{name}.py"
     if not path.is_file():
         pytest.skip(f"{path}: no such file")
+    if str(FOLDER) not in sys.path:
+        sys.path.append(str(FOLDER))  # a script may import its neighbours, as it can when it is run
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None

@@ -1,6 +1,9 @@
-"""Siblings: scenes that differ in little but their shapes, side by side in every order of training."""
+"""Siblings: scenes that differ in one object, side by side in every order of training."""
 
 from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -12,24 +15,32 @@ from seed_fast.data.sources import open_source
 FAMILY = 4
 
 
-def look(scene: shapes.Scene) -> tuple:
-    """All but shapes and sizes."""
-    things = tuple((item.colour, item.tilt, item.tint) for item in scene.objects)
-    return things, scene.background, scene.pattern, scene.phase, scene.shade, scene.style
-
-
-def test_siblings_share_all_but_shapes_and_sometimes_sizes_and_stay_in_their_split():
-    resized = 0
-    for index in range(150):
+def test_siblings_differ_in_one_object_each_in_its_shape_or_its_size():
+    changed = Counter()
+    for index in range(100):
         first = shapes.scene(3, index)
-        sibling = shapes.sibling(first, first.index + 1)
-        assert look(sibling) == look(first)
-        kinds = [(item.shape, item.colour, item.size) for item in sibling.objects]
-        assert shapes.split_of(kinds) == first.split
-        assert len({kind[:2] for kind in kinds}) == len(kinds)
-        assert shapes.describes(shapes.parse(shapes.caption(sibling)), sibling)
-        resized += [item.size for item in sibling.objects] != [item.size for item in first.objects]
-    assert 0 < resized < 75
+        family = [first, *(shapes.sibling(first, first.index + number) for number in range(1, 8))]
+        assert len({shapes.caption(scene) for scene in family}) == 8
+        for number, scene in enumerate(family[1:], start=1):
+            assert scene.index == first.index + number
+            assert replace(scene, objects=first.objects, index=first.index) == first
+            [(before, after)] = [pair for pair in zip(first.objects, scene.objects, strict=True) if pair[0] != pair[1]]
+            same = {"x": before.x, "y": before.y, "radius": before.radius}
+            assert replace(after, shape=before.shape, size=before.size, **same) == before
+            assert (after.shape != before.shape) != (after.size != before.size)
+            changed["size" if after.size != before.size else "shape"] += 1
+            kinds = [(item.shape, item.colour, item.size) for item in scene.objects]
+            assert shapes.split_of(kinds) == first.split
+            assert len({kind[:2] for kind in kinds}) == len(kinds)
+            assert shapes.describes(shapes.parse(shapes.caption(scene)), scene)
+    assert 0.15 < changed["size"] / changed.total() < 0.4
+
+
+def test_a_family_larger_than_there_are_changes_repeats_itself():
+    first = next(scene for scene in (shapes.scene(0, index) for index in range(99)) if len(scene.objects) == 1)
+    captions = [shapes.caption(shapes.sibling(first, first.index + number)) for number in range(1, 40)]
+    assert len(set(captions)) <= 11  # nine other shapes and two other sizes, if all of them are of this split
+    assert captions[len(set(captions)) :] == captions[: -len(set(captions))]
 
 
 def test_a_batch_holds_whole_families():

@@ -217,30 +217,45 @@ def _inside(centre: int, radius: int) -> int:
 
 
 def sibling(first: Scene, index: int) -> Scene:
-    """The same scene with other shapes, every fourth time with other sizes too, as scene `index` of its seed and split.
+    """The same scene with one object of another shape or another size, as scene `index` of its seed and split.
 
-    Random scenes differ so much in colours, places and background that a contrast between them needs no shapes. Between
-    siblings it needs little else.
+    Random scenes differ so much in colours, places and background that a contrast between them needs no shapes. If
+    siblings differed in all their objects, the shape of the largest would do. So they differ in one, which may be any.
+
+    Args:
+        first: a scene.
+        index: above first's. Siblings with indexes in a row are different, as long as there are changes left to make.
     """
-    draws = Draws(f"seed_fast.shapes/1/{first.seed}/{first.index}/{first.split}/{index}")
-    resize = draws.below(4) == 0
-    attempt = 0
-    while True:
-        attempt += 1
-        # With its old size every object surely has room.
-        objects = tuple(_redrawn(item, draws, resize and attempt <= 8) for item in first.objects)
-        kinds = [(item.shape, item.colour, item.size) for item in objects]
-        if len({kind[:2] for kind in kinds}) < len(kinds) or split_of(kinds) != first.split:
-            continue
-        if all(_apart(one, other) for one, other in combinations(objects, 2)):
-            return replace(first, objects=objects, index=index)
+    draws = Draws(f"seed_fast.shapes/1/{first.seed}/{first.index}/{first.split}/siblings")
+    places = range(len(first.objects))
+    shapes = [(place, {"shape": shape}) for place in places for shape in SHAPES]
+    sizes = [(place, {"size": size}) for place in places for size in SIZES]
+    found: list[tuple[Object, ...]] = []
+    while (shapes or sizes) and len(found) < index - first.index:
+        # Every third change is one of size, though there are fewer.
+        changes = sizes if sizes and (not shapes or draws.below(3) == 0) else shapes
+        place, change = changes.pop(draws.below(len(changes)))
+        objects = list(first.objects)
+        objects[place] = _changed(objects[place], change, draws)
+        if objects[place] != first.objects[place] and _possible(objects, first.split):
+            found.append(tuple(objects))
+    if not found:
+        return replace(first, index=index)
+    return replace(first, objects=found[(index - first.index - 1) % len(found)], index=index)
 
 
-def _redrawn(item: Object, draws: Draws, resize: bool) -> Object:
-    size = draws.choose(tuple(SIZES)) if resize else item.size
-    radius = draws.between(*SIZES[size]) if resize else item.radius
-    place = {"x": _inside(item.x, radius), "y": _inside(item.y, radius)}
-    return replace(item, shape=draws.choose(SHAPES), size=size, radius=radius, **place)
+def _changed(item: Object, change: dict[str, str], draws: Draws) -> Object:
+    if change.get("size", item.size) == item.size:
+        return replace(item, **change)
+    radius = draws.between(*SIZES[change["size"]])
+    return replace(item, x=_inside(item.x, radius), y=_inside(item.y, radius), radius=radius, **change)
+
+
+def _possible(objects: Sequence[Object], split: str) -> bool:
+    """Whether a scene of this split can hold these objects."""
+    kinds = [(item.shape, item.colour, item.size) for item in objects]
+    alone = len({kind[:2] for kind in kinds}) == len(kinds)
+    return alone and split_of(kinds) == split and all(_apart(one, other) for one, other in combinations(objects, 2))
 
 
 def _apart(one: Object, other: Object) -> bool:
