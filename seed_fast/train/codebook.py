@@ -46,6 +46,7 @@ def codebook_from_data(
         batch = next(stream)
         batch["pixels"] = batch["pixels"].to(ranks.device)
         queries = causal(batch) if causal is not None else tokenizer.causal_embeddings(batch["pixels"])
+        queries = queries.to(tokenizer.dtype)  # a cache may keep them in half precision
         parts.append(tokenizer.quantizer.encode_task(queries).flatten(0, 1))
     del stream  # ends the iteration before the position goes back
     batches.load_state_dict(position)

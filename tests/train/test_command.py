@@ -44,6 +44,17 @@ def trained(tmp_path_factory):
     return folder
 
 
+def test_stage_2_keeps_features_in_half_precision(trained):
+    run = call(
+        "stage2", *COMMON, "--model", trained / "1", "-o", trained / "half", "--target", "stage1-text",
+        "--codebook-init", "data", "--cache-features", trained / "half-cache", "--dtype", "bfloat16",
+    )  # fmt: skip
+    assert run.exit_code == 0, run.output
+    config = SeedTokenizer.from_pretrained(trained / "half").config
+    rows = (trained / "half-cache" / "rank-00000.rows").stat().st_size
+    assert rows == 48 * config.num_codes * config.qformer_dim * 2
+
+
 def test_both_stages_leave_a_tokenizer_and_its_contrast(trained):
     one, two = (SeedTokenizer.from_pretrained(trained / stage) for stage in ("1", "2"))
     assert (one.trained, two.trained) == (False, True)
