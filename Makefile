@@ -77,11 +77,11 @@ format: $(VENV)/.requirements ## format Python and C++
 
 # -- releases ---------------------------------------------------------------------------------------------------------
 
-seed-tiny: install ## train the embedded seed-tiny again: about an hour of one core; goes on where it was stopped
-	@OMP_NUM_THREADS=1 $(BIN)/python examples/train_seed_tiny.py
+seed-tiny: install ## train the embedded seed-tiny again: about an hour of two cores; goes on where it was stopped
+	@OMP_NUM_THREADS=2 $(BIN)/python examples/train_seed_tiny.py
 
-seed-opt-tiny: install ## train examples/seed-opt-tiny again: about half an hour of one core; goes on where it was stopped
-	@OMP_NUM_THREADS=1 $(BIN)/python examples/train_seed_opt_tiny.py
+seed-opt-tiny: install ## train examples/seed-opt-tiny again: about half an hour of two cores; goes on where it was stopped
+	@OMP_NUM_THREADS=2 $(BIN)/python examples/train_seed_opt_tiny.py
 
 fatbin: install ## compiled device code in one file, for SEED_FAST_FATBIN on a machine without NVIDIA's packages
 	@$(BIN)/python cmake/compile_device_code.py archive build/$$($(BIN)/python -c 'import sys; print(sys.implementation.cache_tag)')-default/device \

@@ -1,9 +1,9 @@
-"""Train the embedded seed-tiny and put it into the package: what `make seed-tiny` runs. About an hour on one CPU core.
+"""Train the embedded seed-tiny and put it into the package: what `make seed-tiny` runs. About an hour on two CPU cores.
 
-Two stages on `shapes`, the generated world of pictures and captions; nothing is downloaded. The weights are then
-rounded to float16, written to seed_fast/assets/seed-tiny, and measured as they are there: retrieval among 1,000
-held-out pairs. The model card and README's table are written from that measurement. Run it again after an
-interruption: it goes on.
+All on `shapes`, the generated world of pictures and captions; nothing is downloaded. The image encoder first learns
+alone (`pretrain_seed_tiny.py`), then come the two stages of the package's own training. The weights are then rounded to
+float16, written to seed_fast/assets/seed-tiny, and measured as they are there: retrieval among 1,000 held-out pairs.
+The model card and README's table are written from that measurement. Run it again after an interruption: it goes on.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pretrain_seed_tiny import BATCH, DATA, RUN, VISION, pretrain
 
-from seed_fast import SeedTokenizer, __version__
+from seed_fast import SeedConfig, SeedTokenizer, __version__
 from seed_fast.convert.folder import CARD, write_folder
 from seed_fast.convert.source import ASSETS, EMBEDDED
 from seed_fast.eval.recalls import KS
@@ -31,17 +32,17 @@ MEASURED = "retrieval.json"
 PAIRS = 1000
 
 SHARED = (
-    "--batch-size 256 --epochs 1 --cosine step --warmup-steps 200 --clip 1 --dropout 0 --no-augment "
-    "--dtype bfloat16 --device cpu --workers 1 --validation shapes:1000 --validate-every 200 --save-every 200 --resume"
+    "--batch-size 128 --cosine step --clip 1 --dropout 0 --no-augment --dtype bfloat16 --device cpu --workers 1 "
+    "--validation shapes:1000 --validate-every 200 --save-every 200 --resume"
 )
 STAGE1 = (
-    "--model seed-tiny --train-vision --data shapes:614400 --lr 2e-3 --min-lr 2e-5 --warmup-lr 2e-5 "
-    f"--label-smoothing 0 --max-tokens 48 {SHARED}"
+    "--train-vision --data shapes:512000,family=8 --epochs 1 --lr 5e-4 --min-lr 5e-6 --warmup-lr 5e-6 "
+    f"--warmup-steps 100 --label-smoothing 0 --max-tokens 48 {SHARED}"
 )
 STAGE2 = (
-    "--target stage1-text --codebook-init data --data shapes:307200 --lr 2e-3 --min-lr 2e-5 --warmup-lr 2e-5 "
-    f"{SHARED}"
-)  # fmt: skip
+    "--target stage1-text --codebook-init data --data shapes:102400 --epochs 3 --lr 1.5e-3 --min-lr 1.5e-5 "
+    f"--warmup-lr 1.5e-5 --warmup-steps 100 {SHARED}"
+)
 
 # Table 1 of arXiv 2307.08041: Flickr30k (1K), zero-shot, "SEED causal emb" and "SEED causal code".
 PAPER = {
@@ -64,9 +65,10 @@ def main() -> int:
     )
     options = parser.parse_args()
     if not options.only_measure:
-        one, two = options.runs / "stage1", options.runs / "stage2"
-        seed_fast(f"train stage1 {STAGE1} --output {one}")
-        seed_fast(f"train stage2 {STAGE2} --model {one} --output {two}")
+        start, one, two = options.runs / VISION, options.runs / "stage1", options.runs / "stage2"
+        pretrain(SeedConfig.preset(EMBEDDED), start, options.runs / RUN)
+        seed_fast(f"train stage1 --model {start} {STAGE1} --output {one}")
+        seed_fast(f"train stage2 --model {one} {STAGE2} --cache-features {options.runs / 'cache'} --output {two}")
         embed(two)
     retrieval = f"eval retrieval shapes:{PAIRS} --split test --model {EMBEDDED} --json --workers 0"
     measured = json.loads(seed_fast(retrieval))
@@ -134,24 +136,27 @@ A SEED image tokenizer for trying things out: a picture of 64 x 64 px becomes 32
 ## What it is not
 
 It has seen nothing but `shapes`, a generated world of coloured shapes on plain, striped or checkered backgrounds. It
-gives codes to any picture, and those of a photograph mean little. Random scenes can be told apart by colours, sizes,
-places and background, and the contrast learned little more: its codes hardly tell a star from a cross. No picture
-decoder belongs to it: the generation head makes the text tower's feature of a caption, so that a decoder can be aligned
-later without the codes changing. It says nothing about the quality of SEED's own checkpoints.
+gives codes to any picture, and those of a photograph mean little. No picture decoder belongs to it: the generation head
+makes the text tower's feature of a caption, so that a decoder can be aligned later without the codes changing. It says
+nothing about the quality of SEED's own checkpoints.
 
 ## How it was made
 
-`make seed-tiny`: two stages of the package's own training, on one CPU core in bfloat16, seed 42.
+`make seed-tiny`, on two CPU cores in bfloat16, seed 42: first the image encoder alone, then the two stages of the
+package's own training.
 
 ```
+python examples/pretrain_seed_tiny.py  # {DATA}, batches of {BATCH}
 seed-fast train stage1 {STAGE1}
 seed-fast train stage2 {STAGE2}
 ```
 
-Unlike SEED: the image encoder is trained in stage 1 (there is no EVA of this size), words instead of word pieces, no
-dropout, no label smoothing, no crops and flips (captions name positions), and the codebook begins with K-means of
-encoded queries. (Stage 1 of the committed weights ran when the preset had a smaller codebook and smaller decoders,
-which that stage doesn't train.) Weights are stored as float16; written by seed_fast {__version__}.
+Unlike SEED: there is no EVA of this size, so the image encoder learns on `shapes` too, first to name shape, size and
+colour of what lies under a patch, then in stage 1. Weights begin at about unit length per row. Words instead of word
+pieces, no dropout, no label smoothing, no crops and flips (captions name positions). In stage 1 the pictures of a batch
+come in families that differ in one object's shape or size: between random scenes, colours and places are enough, and
+codes learn no shapes. The codebook begins with K-means of encoded queries. Weights are stored as float16; written by
+seed_fast {__version__}.
 
 ## What it can do
 
