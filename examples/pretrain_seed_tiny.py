@@ -1,9 +1,9 @@
-"""The image encoder that seed-tiny begins with: what EVA-CLIP is to SEED. About ten minutes on one CPU core.
+"""The image encoder that seed-tiny begins with: what EVA-CLIP is to SEED. Minutes on one CPU core.
 
 SEED takes an image encoder that has learned from billions of pictures. None has 64 px and patches of 8, and a contrast
-between whole pictures and captions teaches a new one colours and places, but no shapes in any time one would wait. So
-it learns first what lies where: from the feature of the patch at an object's centre, one linear layer names the
-object's shape, size and colour. The layer is then dropped.
+between whole pictures and captions taught a new one colours and places, but hardly any shapes. So it learns first
+what lies where: from the feature of the patch at an object's centre, one linear layer names the object's shape, size
+and colour. The layer is then dropped.
 """
 
 from __future__ import annotations

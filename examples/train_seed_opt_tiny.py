@@ -218,8 +218,8 @@ seed-fast train lm --steps {effort.first} {FIRST}
 seed-fast train lm --steps {effort.second} {SECOND}
 ```
 
-in rows of 1024 tokens, to caption ("A photo of") and to draw ("Generate an image"). It has not learned for long enough:
-its captions miss shapes and sizes that the codes do hold, and its loss was still falling at the end.
+in rows of 1024 tokens, to caption ("A photo of") and to draw ("Generate an image"). Its captions
+are wrong about most pictures (first row below); its loss was still falling at the end.
 Written by seed_fast {__version__}.
 
 ## What it can do

@@ -136,9 +136,10 @@ A SEED image tokenizer for trying things out: a picture of 64 x 64 px becomes 32
 ## What it is not
 
 It has seen nothing but `shapes`, a generated world of coloured shapes on plain, striped or checkered backgrounds. It
-gives codes to any picture, and those of a photograph mean little. No picture decoder belongs to it: the generation head
-makes the text tower's feature of a caption, so that a decoder can be aligned later without the codes changing. It says
-nothing about the quality of SEED's own checkpoints.
+gives codes to any picture, and those of a photograph mean little. The codes of a picture repeat each other: each
+says something of the whole scene, which is hard to read for a small language model. No picture decoder belongs to it:
+the generation head makes the text tower's feature of a caption, so that a decoder can be aligned later without the
+codes changing. It says nothing about the quality of SEED's own checkpoints.
 
 ## How it was made
 
