@@ -1,7 +1,8 @@
 """Train the embedded seed-tiny and put it into the package: what `make seed-tiny` runs. About an hour on two CPU cores.
 
-All on `shapes`, the generated world of pictures and captions; nothing is downloaded. The image encoder first learns
-alone (`pretrain_seed_tiny.py`), then come the two stages of the package's own training. The weights are then rounded to
+All on `shapes`, the generated world of pictures and captions; nothing is downloaded. Image encoder and Q-Former begin
+with what SEED takes from EVA-CLIP and BLIP-2 (`pretrain_seed_tiny.py`), then come the two stages of the package's own
+training. The weights are then rounded to
 float16, written to seed_fast/assets/seed-tiny, and measured as they are there: retrieval among 1,000 held-out pairs.
 The model card and README's table are written from that measurement. Run it again after an interruption: it goes on.
 """
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pretrain_seed_tiny import BATCH, DATA, RUN, VISION, pretrain
+from pretrain_seed_tiny import START, pretrain
 
 from seed_fast import SeedConfig, SeedTokenizer, __version__
 from seed_fast.convert.folder import CARD, write_folder
@@ -36,8 +37,8 @@ SHARED = (
     "--validation shapes:1000 --validate-every 200 --save-every 200 --resume"
 )
 STAGE1 = (
-    "--train-vision --data shapes:512000,family=8 --epochs 1 --lr 5e-4 --min-lr 5e-6 --warmup-lr 5e-6 "
-    f"--warmup-steps 100 --label-smoothing 0 --max-tokens 48 {SHARED}"
+    "--train-vision --data shapes:64000,family=8 --epochs 1 --lr 5e-5 --min-lr 5e-7 --warmup-lr 5e-7 "
+    f"--warmup-steps 50 --label-smoothing 0 {SHARED}"
 )
 STAGE2 = (
     "--target stage1-text --codebook-init data --data shapes:102400 --epochs 3 --lr 1.5e-3 --min-lr 1.5e-5 "
@@ -65,8 +66,8 @@ def main() -> int:
     )
     options = parser.parse_args()
     if not options.only_measure:
-        start, one, two = options.runs / VISION, options.runs / "stage1", options.runs / "stage2"
-        pretrain(SeedConfig.preset(EMBEDDED), start, options.runs / RUN)
+        start, one, two = options.runs / START, options.runs / "stage1", options.runs / "stage2"
+        pretrain(SeedConfig.preset(EMBEDDED), options.runs)
         seed_fast(f"train stage1 --model {start} {STAGE1} --output {one}")
         seed_fast(f"train stage2 --model {one} {STAGE2} --cache-features {options.runs / 'cache'} --output {two}")
         embed(two)
@@ -136,28 +137,30 @@ A SEED image tokenizer for trying things out: a picture of 64 x 64 px becomes 32
 ## What it is not
 
 It has seen nothing but `shapes`, a generated world of coloured shapes on plain, striped or checkered backgrounds. It
-gives codes to any picture, and those of a photograph mean little. The codes of a picture repeat each other: each
-says something of the whole scene, which is hard to read for a small language model. No picture decoder belongs to it:
+gives codes to any picture, and those of a photograph mean little. No picture decoder belongs to it:
 the generation head makes the text tower's feature of a caption, so that a decoder can be aligned later without the
 codes changing. It says nothing about the quality of SEED's own checkpoints.
 
 ## How it was made
 
-`make seed-tiny`, on two CPU cores in bfloat16, seed 42: first the image encoder alone, then the two stages of the
-package's own training.
+`make seed-tiny`, on two CPU cores in bfloat16, seed 42: first what it begins with, then the two stages of the package's
+own training.
 
 ```
-python examples/pretrain_seed_tiny.py  # {DATA}, batches of {BATCH}
+python examples/pretrain_seed_tiny.py
 seed-fast train stage1 {STAGE1}
 seed-fast train stage2 {STAGE2}
 ```
 
-Unlike SEED: there is no EVA of this size, so the image encoder learns on `shapes` too, first to name shape, size and
-colour of what lies under a patch, then in stage 1. Weights begin at about unit length per row. Words instead of word
-pieces, no dropout, no label smoothing, no crops and flips (captions name positions). In stage 1 the pictures of a batch
-come in families that differ in one object's shape or size: between random scenes, colours and places are enough, and
-codes learn no shapes. The codebook begins with K-means of encoded queries. Weights are stored as float16; written by
-seed_fast {__version__}.
+Unlike SEED: there is no EVA-CLIP and no BLIP-2 of this size, so image encoder and Q-Former begin by naming what
+`shapes` shows: patches name the object whose centre they hold; queries name background and pattern, then the objects in
+reading order, seven queries each; then the same together with the contrast of stage 1. So a code says a word or two
+about one object. After a contrast alone each said something of the whole scene, and a small language model could not
+read them. In the contrast the pictures of a batch come in families that differ in one object's shape or size: between
+random scenes, colours and places are enough, and codes learn no shapes. Stage 1 is short: it finds the contrast
+learned. Weights begin at about unit length per row. Words instead of word pieces, no dropout, no label smoothing, no
+crops and flips (captions name positions). The codebook begins with K-means of encoded queries. Weights are stored as
+float16; written by seed_fast {__version__}.
 
 ## What it can do
 

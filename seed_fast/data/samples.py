@@ -134,12 +134,22 @@ class ShapesSample:
         of = f"/family={self.family}" if self.family > 1 else ""
         return f"shapes:{self.split}/{self.seed}/{self.index}{of}"
 
-    def load(self, view: View) -> tuple[np.ndarray, tuple[str, ...]]:
-        """See `Sample`."""
+    @classmethod
+    def of_key(cls, key: str) -> ShapesSample:
+        """The sample that has this key."""
+        split, seed, index, *family = key.removeprefix("shapes:").split("/")
+        return cls(int(seed), int(index), split, int(family[0].removeprefix("family=")) if family else 1)
+
+    @property
+    def scene(self) -> shapes.Scene:
+        """What it shows."""
         other = self.index % self.family
         scene = shapes.scene(self.seed, self.index - other, self.split)
-        if other:
-            scene = shapes.sibling(scene, self.index)
+        return shapes.sibling(scene, self.index) if other else scene
+
+    def load(self, view: View) -> tuple[np.ndarray, tuple[str, ...]]:
+        """See `Sample`."""
+        scene = self.scene
         return shapes.render(scene, view.processor.image_size), (shapes.caption(scene),)
 
 

@@ -31,6 +31,7 @@ def test_what_it_sees_and_draws_is_what_was_measured(script, committed):
     assert run.exit_code == 0, run.output
     found = json.loads(run.stdout)
     assert found["pictures"] == 200
+    assert found["captions"]["objects"] >= 80
     assert found["drawings"]["TR@1"] >= 60
     assert found["whole_images"]["sampled"]["constrained"] == 100
     assert found["perplexity"]["causal"]["mean"] < found["perplexity"]["shuffled"]["mean"]

@@ -1,4 +1,4 @@
-"""How the image encoder of seed-tiny begins: what is asked of which patch, and that a run goes on."""
+"""How seed-tiny begins: what is asked of which patch and which query, and that a run goes on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from seed_fast import SeedConfig, SeedTokenizer
+from seed_fast.data import shapes
 from seed_fast.data.pairs import open_pairs
+from seed_fast.train.folder import load_contrast
 from tests.examples import example
 
 CONFIG = replace(SeedConfig.preset("seed-tiny"), vit_depth=1, qformer_depth=2, decoder_depth=1)
@@ -21,61 +23,104 @@ def script():
 
 
 class Oracle(nn.Module):
-    """A ViT that knows: at the patch of an object's centre it says what is there, everywhere else nothing."""
+    """In the place of ViT and Q-Former: features [B, tokens, words] that hold a one where a token knows a word."""
 
-    def __init__(self, answers):
+    def __init__(self, words, tokens, knows):
         super().__init__()
-        self.answers = answers
+        self.words, self.tokens, self.knows = words, tokens, knows
         self.scenes = []
 
-    def forward(self, pixels):
-        width = sum(map(len, self.answers.values()))
-        features = torch.zeros(len(pixels), 65, width)
+    def forward(self, _):
+        features = torch.zeros(len(self.scenes), self.tokens, len(self.words))
         for row, scene in enumerate(self.scenes):
-            for item in scene.objects:
-                token = features[row, 1 + 8 * (item.y // 8) + item.x // 8]
-                begin = 0
-                for name, names in self.answers.items():
-                    token[begin + names.index(getattr(item, name))] = 1
-                    begin += len(names)
+            for token, question, word in self.knows(scene):
+                features[row, token, self.words.index((question, word))] = 1
         return features
 
+    def read_by(self, layers, answers):
+        for question, layer in layers.items():
+            columns = [self.words.index((question, word)) for word in answers[question]]
+            layer.weight.data = torch.eye(len(self.words))[columns]
+            layer.bias.data.zero_()
 
-def test_every_object_is_asked_for_at_the_patch_of_its_centre(script):
+
+def at_centres(scene):
+    for item in scene.objects:
+        for question in ("shape", "size", "colour", "position"):
+            yield 1 + 8 * (item.y // 8) + item.x // 8, question, getattr(item, question)
+
+
+def by_queries(scene):
+    yield 0, "background", scene.background
+    yield 1, "pattern", scene.pattern
+    things = sorted(scene.objects, key=lambda item: (3 * item.y // 64, 3 * item.x // 64))
+    for place in range(4):
+        for at, question in enumerate(("shape", "size", "colour", "position", "shape", "size", "colour")):
+            word = getattr(things[place], question) if place < len(things) else "nothing"
+            yield 2 + 7 * place + at, question, word
+
+
+@pytest.mark.parametrize("blind", ["", "vit", "qformer"])
+def test_centres_and_queries_are_asked_for_what_is_there(script, blind):
     batch = next(iter(open_pairs("shapes:16", image_size=64, batch_size=16, seed=3)))
-    vit = Oracle(script.ANSWERS)
-    task = script.NameObjects(vit, replace(CONFIG, vit_dim=23, vit_heads=1))
-    nn.init.eye_(task.names.weight)
-    vit.scenes = script.scenes(batch)
-    assert task.validate([batch]) == {"shape": 1.0, "size": 1.0, "colour": 1.0}
+    answers = script.OF_SCENES | {name: (*words, "nothing") for name, words in script.OF_OBJECTS.items()}
+    words = [(question, word) for question, names in answers.items() for word in names]
+    task = script.NameObjects(SeedTokenizer(CONFIG))
+    task.vit, task.qformer = Oracle(words, 65, at_centres), Oracle(words, 32, by_queries)
+    task.vision_norm = nn.Identity()
+    task.vit.read_by(task.of_patches, answers)
+    task.qformer.read_by(task.of_queries, answers)
+    scenes = script.scenes(batch)
+    for name in ("vit", "qformer"):
+        getattr(task, name).scenes = scenes[::-1] if name == blind else scenes
     assert task(batch)["loss"].isfinite()
-    vit.scenes = vit.scenes[::-1]
-    assert task.validate([batch])["shape"] < 0.5
+    found = task.validate([batch])
+    assert len(found) == 10
+    for question, share in found.items():
+        if blind == ("qformer" if question.startswith("query") else "vit"):
+            assert share < 0.7, question
+        else:
+            assert share == 1, question
+
+
+def test_siblings_are_asked_for_what_they_show(script):
+    batch = next(iter(open_pairs("shapes:16,family=8,seed=3", image_size=64, batch_size=16)))
+    assert [shapes.caption(scene) for scene in script.scenes(batch)] == batch["captions"]
 
 
 def test_a_run_that_was_stopped_goes_on_and_leaves_a_folder_for_stage_1(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "SAVE_EVERY", 2)
+    monkeypatch.setattr(script, "VALIDATION", "shapes:32")
+
     def run(name, stop_at=None):
         steps = []
 
-        def forward(self, batch, forward=script.NameObjects.forward):
+        def loss(self, *args, loss=script.NameObjects.loss):
             steps.append(None)
             if len(steps) == stop_at:
                 raise KeyboardInterrupt
-            return forward(self, batch)
+            return loss(self, *args)
 
         with monkeypatch.context() as patched:
-            patched.setattr(script.NameObjects, "forward", forward)
-            patched.setattr(script, "SAVE_EVERY", 2)
-            script.pretrain(CONFIG, tmp_path / name, tmp_path / f"{name}-run", "shapes:384")
+            patched.setattr(script.NameObjects, "loss", loss)
+            script.pretrain(CONFIG, tmp_path / name, pictures=(256, 512))
         return len(steps)
 
-    assert run("whole") == 6
+    assert run("whole") == 4 + 4
     with pytest.raises(KeyboardInterrupt):
-        run("halves", stop_at=4)
-    assert not (tmp_path / "halves").exists()
-    assert run("halves") == 4  # the third step, whose end no checkpoint saw, comes again
-    whole, halves = (SeedTokenizer.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "halves"))
+        run("parts", stop_at=4)
+    with pytest.raises(KeyboardInterrupt):
+        run("parts", stop_at=6)  # two of the names, whose end no checkpoint saw, and three of both
+    assert not (tmp_path / "parts" / script.START).exists()
+    assert run("parts") == 2
+    whole, parts = (tmp_path / name / script.START for name in ("whole", "parts"))
     initial = script.initial(CONFIG).state_dict()
-    for name, value in whole.items():
-        assert torch.equal(value, halves[name]), name
-        assert torch.equal(value, initial[name]) != name.startswith("vit."), name
+    learned = ("vit.", "vision_norm.", "qformer.")
+    tok = SeedTokenizer.from_pretrained(parts)
+    for name, value in SeedTokenizer.from_pretrained(whole).state_dict().items():
+        assert torch.equal(value, tok.state_dict()[name]), name
+        assert torch.equal(value, initial[name]) != name.startswith(learned), name
+    (model, captions), (other, _) = load_contrast(parts, tok), load_contrast(whole, tok)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+    assert captions.max_tokens == script.MAX_TOKENS
