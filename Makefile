@@ -80,7 +80,7 @@ format: $(VENV)/.requirements ## format Python and C++
 seed-tiny: install ## train the embedded seed-tiny again: about an hour of two cores; goes on where it was stopped
 	@OMP_NUM_THREADS=2 $(BIN)/python examples/train_seed_tiny.py
 
-seed-opt-tiny: install ## train examples/seed-opt-tiny again: about three quarters of an hour of two cores; goes on where it was stopped
+seed-opt-tiny: install ## train examples/seed-opt-tiny again: about half an hour of two cores; goes on where it was stopped
 	@OMP_NUM_THREADS=2 $(BIN)/python examples/train_seed_opt_tiny.py
 
 fatbin: install ## compiled device code in one file, for SEED_FAST_FATBIN on a machine without NVIDIA's packages

@@ -9,15 +9,15 @@ So one folder serves `SeedTokenizer.from_pretrained`, stage 2 and retrieval.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from seed_fast._files import write_beside
 from seed_fast.convert.files import CheckpointError
 from seed_fast.model.stage1 import Stage1Model
 from seed_fast.model.tokenizer import SeedTokenizer
@@ -38,10 +38,8 @@ def save_contrast(folder: Path, tensors: Mapping[str, Tensor], captions: Caption
     folder.mkdir(parents=True, exist_ok=True)
     captions.save(folder)
     own = {name: value for name, value in tensors.items() if not name.startswith(_PREFIX)}
-    beside = folder / f"{CONTRAST}.tmp"
     plain = {name: value.detach().cpu().contiguous() for name, value in own.items()}
-    save_file(plain, beside, metadata={"max_tokens": str(captions.max_tokens)})
-    os.replace(beside, folder / CONTRAST)
+    write_beside(folder / CONTRAST, save(plain, metadata={"max_tokens": str(captions.max_tokens)}))
 
 
 def has_contrast(folder: str | Path) -> bool:
