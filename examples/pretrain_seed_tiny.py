@@ -1,4 +1,4 @@
-"""What seed-tiny begins with: what EVA-CLIP and BLIP-2 are to SEED. Minutes on two CPU cores.
+"""What seed-tiny begins with: what EVA-CLIP and BLIP-2 are to SEED. Half an hour on two CPU cores.
 
 SEED takes an image encoder that has learned from billions of pictures, and a Q-Former that has learned to say what
 they show. None has 64 px and patches of 8; and a contrast between whole pictures and captions taught new ones colours
