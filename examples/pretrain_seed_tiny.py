@@ -21,7 +21,7 @@ from seed_fast import SeedConfig, SeedTokenizer
 from seed_fast.data import shapes
 from seed_fast.data.pairs import open_pairs
 from seed_fast.data.samples import ShapesSample
-from seed_fast.model.stage1 import Stage1Model, contrastive_loss
+from seed_fast.model.stage1 import Stage1Model
 from seed_fast.train.batches import Batch, Batches
 from seed_fast.train.captions import CaptionTokenizer, WordTokenizer
 from seed_fast.train.folder import save_contrast
@@ -41,7 +41,7 @@ OF_OBJECTS = {
 }  # fmt: skip
 OF_SCENES = {"background": tuple(shapes.BACKGROUNDS), "pattern": shapes.PATTERNS}
 NOTHING = "nothing"  # of an object that isn't there
-# Question and number of the object, for every query but the last two, which are left to the contrast.
+# Question and number of the object (there are up to four), for every query but the last two, left to the contrast.
 QUERIES: tuple[tuple[str, int], ...] = (
     *((question, 0) for question in OF_SCENES),
     *((question, place) for place in range(4) for question in (*OF_OBJECTS, "shape", "size", "colour")),
@@ -122,11 +122,10 @@ class NameAndCompare(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The loss of a batch {"pixels", "keys", "captions"}, and its two parts."""
-        model = self.contrast.model
         features_BLE, causal_BNC = self.names.see(batch)
         names = self.names.loss(batch, features_BLE, causal_BNC)
-        image, text = model.image_embedding(causal_BNC), model.text_embedding(*self._captions(batch["captions"]))
-        contrast = contrastive_loss(image, text, model.temperature)
+        ids, mask = self._captions(batch["captions"])
+        contrast = self.contrast.model.loss_of_causal(causal_BNC, ids, mask, label_smoothing=0.0)
         return {"loss": names + contrast, "names": names.detach(), "contrast": contrast.detach()}
 
     def validate(self, batches: Batches) -> dict[str, float]:

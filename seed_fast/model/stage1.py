@@ -125,7 +125,19 @@ class Stage1Model(nn.Module):
         norm = self.tokenizer.vision_norm  # its affine map goes into the projections: see `QFormer.forward`
         normed = F.layer_norm(features, norm.normalized_shape, eps=norm.eps)
         causal = self.tokenizer.qformer(normed, (norm.weight, norm.bias))
-        image, text = self.image_embedding(causal), self.text_embedding(input_ids, attention_mask)
+        return self.loss_of_causal(causal, input_ids, attention_mask, label_smoothing, gather=gather)
+
+    def loss_of_causal(
+        self,
+        causal_BNC: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        label_smoothing: float = 0.1,
+        *,
+        gather: Gather = alone,
+    ) -> Tensor:
+        """`loss` from causal embeddings [B, N, C]."""
+        image, text = self.image_embedding(causal_BNC), self.text_embedding(input_ids, attention_mask)
         return contrastive_loss(image, text, self.temperature, label_smoothing, gather)
 
 
