@@ -1,9 +1,10 @@
 // The kernel of attention, written once with the compiler's vector types. Each attention_<isa>.cpp defines
-// SEED_FAST_LANES (floats per register) and SEED_FAST_TILE (accumulators that stay in registers), and includes this.
+// SEED_FAST_LANES (lanes.h) and SEED_FAST_TILE (accumulators that stay in registers), and includes this.
 // With SEED_FAST_PAIRS, products are of pairs of bfloat16: a 32-bit word holds two neighbours of the summed axis.
 // Everything here has internal linkage: a function that the linker merged across files could carry AVX-512 code into
 // the scalar path.
 #include "attention_layout.h"
+#include "lanes.h"
 #if SEED_FAST_PAIRS
 #include <immintrin.h>
 #endif
@@ -11,7 +12,6 @@
 namespace seed_fast {
 namespace {
 
-constexpr int kWidth = SEED_FAST_LANES;
 constexpr int kVectors = 4;       // registers of V in a tile at most
 constexpr int kTallest = 12;      // rows of a tile at most
 constexpr int kValueKeys = 64;    // keys of V that stay in the L1 cache while all queries pass
@@ -21,15 +21,7 @@ constexpr int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 constexpr int rows_of(int vectors) { return int(least(kTallest, SEED_FAST_TILE / vectors)); }
 static_assert(kBlock % kWidth == 0, "a block is whole registers");
 
-typedef float Floats __attribute__((vector_size(kWidth * sizeof(float)), aligned(2), may_alias));
-typedef int32_t Ints __attribute__((vector_size(kWidth * sizeof(int32_t)), aligned(4), may_alias));
-typedef uint32_t Bits __attribute__((vector_size(kWidth * sizeof(uint32_t)), aligned(4), may_alias));
 typedef float Quad __attribute__((vector_size(4 * sizeof(float)), aligned(2), may_alias));
-
-inline Floats load(const void* from) { return *static_cast<const Floats*>(from); }
-inline void store(void* to, Floats value) { *static_cast<Floats*>(to) = value; }
-inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
-inline Floats splat(float value) { return value - Floats{}; }
 
 #if SEED_FAST_PAIRS
 constexpr int kPair = 2;
@@ -162,22 +154,6 @@ void value_block(const float* weights, const Visible& visible, const char* value
       default: value_rows<4>(weights, visible, values, stride, rows, last, row, first); break;
     }
   }
-}
-
-// e^x to about one unit in the last place for x <= 0; NaN stays NaN, what would be subnormal is 0.
-// e^x = 2^n e^r, |r| <= log(2) / 2, and e^r = 1 + r + r^2 p(r) with p fitted for the least largest relative error.
-inline Floats exponential(Floats x) {
-  constexpr float kRound = 0x1.8p23f;  // adding it leaves the nearest integer in the low bits
-  const Floats shifted = x * 1.44269504f + kRound;
-  const Floats n = shifted - kRound;
-  const Floats r = (x - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f;  // log(2) in two parts: the first product is exact
-  Floats p = r * 1.381454011e-3f + 8.368745143e-3f;
-  p = p * r + 4.166839079e-2f;
-  p = p * r + 0.166665204f;
-  p = p * r + 0.4999999343f;
-  p = p * (r * r) + r + 1.0f;
-  const Floats power = (Floats)(((Bits)shifted << 23) + 0x3f800000u);
-  return x < -87.0f ? Floats{} : p * power;
 }
 
 // Softmax over keys [0, count) of one register of queries, in place, continuing from largest and sum; keys in

@@ -1,0 +1,41 @@
+// Registers of SEED_FAST_LANES floats, as the compiler's vector types; for the kernel headers, which the file of each
+// instruction set includes after it has defined SEED_FAST_LANES. Everything here has internal linkage: a function that
+// the linker merged across files could carry AVX-512 code into the scalar path.
+#pragma once
+
+#include <cstdint>
+
+#include "dtype.h"
+
+namespace seed_fast {
+namespace {
+
+constexpr int kWidth = SEED_FAST_LANES;
+
+typedef float Floats __attribute__((vector_size(kWidth * sizeof(float)), aligned(2), may_alias));
+typedef int32_t Ints __attribute__((vector_size(kWidth * sizeof(int32_t)), aligned(4), may_alias));
+typedef uint32_t Bits __attribute__((vector_size(kWidth * sizeof(uint32_t)), aligned(4), may_alias));
+
+inline Floats load(const void* from) { return *static_cast<const Floats*>(from); }
+inline void store(void* to, Floats value) { *static_cast<Floats*>(to) = value; }
+inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+inline Floats splat(float value) { return value - Floats{}; }
+
+// e^x to about one unit in the last place for x <= 0; NaN stays NaN, what would be subnormal is 0.
+// e^x = 2^n e^r, |r| <= log(2) / 2, and e^r = 1 + r + r^2 p(r) with p fitted for the least largest relative error.
+inline Floats exponential(Floats x) {
+  constexpr float kRound = 0x1.8p23f;  // adding it leaves the nearest integer in the low bits
+  const Floats shifted = x * 1.44269504f + kRound;
+  const Floats n = shifted - kRound;
+  const Floats r = (x - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f;  // log(2) in two parts: the first product is exact
+  Floats p = r * 1.381454011e-3f + 8.368745143e-3f;
+  p = p * r + 4.166839079e-2f;
+  p = p * r + 0.166665204f;
+  p = p * r + 0.4999999343f;
+  p = p * (r * r) + r + 1.0f;
+  const Floats power = (Floats)(((Bits)shifted << 23) + 0x3f800000u);
+  return x < -87.0f ? Floats{} : p * power;
+}
+
+}  // namespace
+}  // namespace seed_fast
