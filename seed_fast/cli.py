@@ -220,8 +220,18 @@ def profile(
     ] = None,
     rounds: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="Batches that are timed. Default: what fits into 8 seconds, from 3 to 50."),
+        typer.Option(
+            min=1,
+            help="Batches that are timed, as far as --seconds allow. Default: what fits into 8 seconds, from 3 to 50.",
+        ),
     ] = None,
+    seconds: Annotated[
+        float,
+        typer.Option(
+            min=1,
+            help="How long to measure. Where a batch takes too long for it, less is measured, and the result says so.",
+        ),
+    ] = 30.0,
     output: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--output", "-o", metavar="FOLDER", help="Also write profile.json, profile.txt and profile.png."),
@@ -266,6 +276,7 @@ def profile(
         plan=plan.value,
         image=image,
         rounds=rounds,
+        seconds=seconds,
         output=output,
         trace=trace,
         as_json=as_json,

@@ -77,6 +77,7 @@ class ProfileOptions:
     plan: str = "fast"
     image: Path | None = None
     rounds: int | None = None
+    seconds: float = 30.0
     output: Path | None = None
     trace: Path | None = None
     as_json: bool = False
@@ -214,6 +215,10 @@ def _load_model(options: TokenizeOptions | ProfileOptions, device: torch.device)
             raise UsageError(f"--random-weights needs a preset as --model ({', '.join(PRESETS)}), got {name!r}")
         torch.manual_seed(0)
         _complain(f"{name}: random weights; the codes mean nothing")
+        if isinstance(options, ProfileOptions):
+            from seed_fast.profile.run import tokenizer_for_timing
+
+            return tokenizer_for_timing(SeedConfig.preset(name), device, dtype)
         return SeedTokenizer(SeedConfig.preset(name), device=device, dtype=dtype).eval()
     if name in PRESETS and name != "seed-tiny" and not Path(name).exists():
         raise UsageError(
@@ -312,6 +317,8 @@ def _profile(options: ProfileOptions) -> int:
             image=image,
             rounds=options.rounds,
             trace=options.trace,
+            seconds=options.seconds,
+            say=_complain,
         )
     except _out_of_memory() as error:
         raise OSError(f"the device has no memory for a batch of {options.batch_size}: lower --batch-size") from error

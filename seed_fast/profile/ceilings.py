@@ -1,19 +1,25 @@
-"""What a machine reaches at best, by torch: matrix products per dtype, and copying memory."""
+"""What a machine reaches at best, by torch: matrix products per dtype, and copying memory.
+
+A product starts small and grows while the next size fits into its time, since one machine multiplies a thousand times
+as fast as another, and so does one dtype as another where the processor has no instructions for it.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from seed_fast.model.products import onednn_takes, product
 
-ROUNDS = 7
+ROUNDS, SECONDS = 7, 1.5  # of one ceiling: at most so many calls in about so much time, but one call at least
+SMALLEST = 128
 
 
 def ceilings(device: str, quick: bool = False) -> dict[str, float]:
-    """Measure them now; about a second.
+    """Measure them now; a second or two, and never more than some seconds.
 
     Args:
         device: "cpu", "cuda" or "cuda:N".
@@ -30,29 +36,54 @@ def ceilings(device: str, quick: bool = False) -> dict[str, float]:
         found[f"gemm_{str(dtype).removeprefix('torch.')}_gflops"] = gemm_peak(device, dtype, size)
     source = torch.ones((1 << 22) if quick else (1 << 26), device=device)
     target = torch.empty_like(source)
-    best = _fewest_seconds(lambda: target.copy_(source), on_gpu)
+    best = _fewest_seconds(lambda: target.copy_(source), on_gpu, SECONDS)
     return found | {"copy_gb_per_s": 2 * source.nbytes / best / 1e9}
 
 
-def gemm_peak(device: str, dtype: torch.dtype, size: int) -> float:
-    """GFLOP/s of the product of two square matrices, by the fastest library that the plan has."""
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    out = torch.empty_like(a)
-    fewest = _fewest_seconds(lambda: torch.mm(a, b, out=out), a.is_cuda)
-    if onednn_takes(a.device, dtype):  # which torch.mm doesn't use in float32
-        fewest = min(fewest, _fewest_seconds(lambda: product(a, b), False))
-    return 2 * size**3 / fewest / 1e9
+def gemm_peak(device: str, dtype: torch.dtype, size: int, seconds: float = SECONDS) -> float:
+    """GFLOP/s of the product of two square matrices, by the fastest library that the plan has.
+
+    Args:
+        device: where.
+        dtype: of the matrices.
+        size: largest side. It is reached in steps of two, as long as `seconds` allow the next.
+        seconds: about how long one library may take.
+    """
+    side, best = min(SMALLEST, size), 0.0
+    libraries = _libraries(torch.device(device), dtype)
+    left = dict.fromkeys(libraries, seconds)
+    while libraries and side <= size:
+        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        out = torch.empty_like(a)
+        for name in list(libraries):
+            start = time.perf_counter()
+            fewest = _fewest_seconds(partial(libraries[name], a, b, out), a.is_cuda, left[name])
+            best = max(best, 2 * side**3 / fewest / 1e9)
+            left[name] -= time.perf_counter() - start
+            if 8 * 2 * fewest > left[name]:  # the next size: a call that warms up, and one that counts
+                del libraries[name]
+        side = min(2 * side, size) if side < size else size + 1
+    return best
 
 
-def _fewest_seconds(call: Callable[[], object], on_gpu: bool) -> float:
-    """A ceiling is what the machine can do, not what it did in a noisy moment."""
+def _libraries(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[..., object]]:
+    """{name: call of (a, b, out)}: what can multiply matrices of this dtype."""
+    found: dict[str, Callable[..., object]] = {"torch": lambda a, b, out: torch.mm(a, b, out=out)}
+    if onednn_takes(device, dtype):  # which torch.mm doesn't use in float32
+        found["oneDNN"] = lambda a, b, out: product(a, b)
+    return found
+
+
+def _fewest_seconds(call: Callable[[], object], on_gpu: bool, seconds: float) -> float:
+    """A ceiling is what the machine can do, not what it did in a noisy moment. The first call counts if it is slow."""
     wait = torch.cuda.synchronize if on_gpu else lambda: None
-    call()
-    found = []
-    for _ in range(ROUNDS):
+    end, found = time.perf_counter() + seconds, []
+    while len(found) <= ROUNDS:
         wait()
         start = time.perf_counter()
         call()
         wait()
         found.append(time.perf_counter() - start)
+        if start + 2 * found[-1] > end:
+            break
     return min(found)

@@ -26,6 +26,7 @@ STAGES = {"decode+resize": "main", "normalise": "device", "ViT": "device", "Q-Fo
           "nearest code": "device"}  # fmt: skip
 PARTS = {f"Q-Former/{name}": "device" for name in QFORMER_PARTS}
 FEWEST_ROUNDS, MOST_ROUNDS, SECONDS = 3, 50, 8.0
+LONGEST_PASS = 0.4  # of the time that measuring may take: one pass warms up, one counts
 GPU_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
 Measure = Callable[[str], AbstractContextManager[None]]
 
@@ -38,6 +39,7 @@ class Samples:
     seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     idle: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))  # s, of them, not computing
     launches: dict[str, int] = field(default_factory=dict)
+    warming_up: bool = False  # no second pass fitted: these are the first one's times
 
 
 class Encoding:
@@ -46,10 +48,13 @@ class Encoding:
     Args:
         tok: a `SeedTokenizer`, or the plan that its `fast` made.
         files: the bytes of one image file per image of the batch.
+        blocks: run so many blocks of the ViT, all alike, and count their time for the others; default: all.
     """
 
-    def __init__(self, tok: SeedTokenizer | FastTokenizer, files: list[bytes]) -> None:
+    def __init__(self, tok: SeedTokenizer | FastTokenizer, files: list[bytes], blocks: int | None = None) -> None:
         self.tok, self.files = tok, files
+        self.depth = tok.config.vit_depth
+        self.blocks = min(blocks or self.depth, self.depth)
         self.processor = ImageProcessor(tok.config.image_size, tok.config.resize)
 
     def run(self, measure: Measure) -> torch.Tensor:
@@ -58,7 +63,7 @@ class Encoding:
             pixels = np.stack([self.processor.resize_uint8(load_image(file)) for file in self.files])
         with measure("normalise"):
             normalised = self.processor.normalize(torch.from_numpy(pixels).to(self.tok.device))
-        with measure("ViT"):
+        with _first_blocks(self.tok.vit, self.blocks), measure("ViT"):
             self.features = self.tok.image_features(normalised)
         with measure("Q-Former"):
             causal = self.tok.query_embeddings(self.features)
@@ -104,52 +109,113 @@ def _parts_inside(tok: Any, measure: Measure) -> Iterator[None]:
         yield
 
 
-def measure(encoding: Encoding, rounds: int | None = None) -> Samples:
+@contextmanager
+def _first_blocks(vit: Any, count: int) -> Iterator[None]:
+    blocks = vit.blocks
+    vit.blocks = blocks[:count]
+    try:
+        yield
+    finally:
+        vit.blocks = blocks
+
+
+def affordable(encoding: Encoding, seconds: float) -> tuple[Encoding, float]:
+    """What can be measured within some seconds.
+
+    Args:
+        encoding: what was asked for.
+        seconds: of all passes together.
+
+    Returns:
+        (the encoding; or one of fewer images; or, where one image takes too long, of fewer blocks), and the time of a
+        pass of the whole batch that one image and block predict, s. A GPU takes every batch that it can hold.
+    """
+    if encoding.tok.device.type != "cpu":
+        return encoding, 0.0
+    count, one = len(encoding.files), Encoding(encoding.tok, encoding.files[:1], blocks=1)
+    with torch.inference_mode():
+        for _ in range(2):  # the first pass may meet weights that were never read
+            samples, start = Samples(), time.perf_counter()
+            _round(one, samples)
+            if time.perf_counter() - start > seconds / 10:
+                break
+    predicted = samples.wall[0]  # s of one image; in a batch it takes less
+    fits = seconds * LONGEST_PASS / predicted
+    if count <= fits:
+        return encoding, predicted * count
+    if fits >= 1:
+        return Encoding(encoding.tok, encoding.files[: 1 << int(fits).bit_length() - 1]), predicted * count
+    return Encoding(encoding.tok, encoding.files[:1], max(1, int(fits * one.depth))), predicted * count
+
+
+def measure(encoding: Encoding, rounds: int | None = None, seconds: float = float("inf")) -> Samples:
     """Time whole batches, one after the other.
 
     Args:
         encoding: the batch.
-        rounds: how many; default: what fits into some seconds, from 3 to 50. One more, untimed, comes first.
+        rounds: how many; default: what fits into some seconds, from 3 to 50. One more, which also counts calls, comes
+            first and is not among the times.
+        seconds: rounds that would not end within this time are left out. The first pass is always made; if none fits
+            behind it, its times are the result.
     """
-    device, samples = encoding.tok.device, Samples()
+    device, samples, first = encoding.tok.device, Samples(), Samples()
+    start = time.perf_counter()
+    end = start + seconds
+    if device.type == "cuda":
+        with torch.inference_mode():
+            _round(encoding, first)
+    else:
+        # Inference mode would show calls that consist of others.
+        with torch.no_grad(), _counting() as (counted, first.launches):
+            _round(encoding, first, counted)
+        if encoding.blocks < encoding.depth:
+            del first.launches["ViT"]
+    taken = time.perf_counter() - start
+    soft_end = start + taken + SECONDS
     with torch.inference_mode():
-        encoding.run(_nothing)
-        encoding.run_parts(_nothing)
-        end = time.perf_counter() + SECONDS
         for turn in range(rounds or MOST_ROUNDS):
-            if rounds is None and turn >= FEWEST_ROUNDS and time.perf_counter() > end:
+            now = time.perf_counter()
+            if now + taken > end or (rounds is None and turn >= FEWEST_ROUNDS and now > soft_end):
                 break
             _round(encoding, samples)
+    if not samples.wall:
+        samples = first
+        samples.warming_up = True
+    samples.launches = first.launches
     if device.type == "cuda":
         _add_gpu_work(encoding, samples)
-    else:
-        samples.launches = count_calls(encoding)
     return samples
 
 
-def _round(encoding: Encoding, samples: Samples) -> None:
-    device = encoding.tok.device
+def _round(encoding: Encoding, samples: Samples, also: Measure | None = None) -> None:
+    """Add the times of one pass; every stage runs inside `also(its name)`."""
+    device, also = encoding.tok.device, also or _nothing
     timer, cpu_seconds = StageTimer(STAGES | PARTS, device), Counter[str]()
 
     @contextmanager
     def timed(name: str) -> Iterator[None]:
-        with _nvtx(name, device), timer.measure(name):
+        with also(name), _nvtx(name, device), timer.measure(name):
             begin = time.process_time()
             yield
             cpu_seconds[name] += time.process_time() - begin
 
     start = time.perf_counter()
     encoding.run(timed).cpu()
-    samples.wall.append(time.perf_counter() - start)
+    wall = time.perf_counter() - start
     encoding.run_parts(timed)
     timer.resolve()
     for name, where, seconds, _ in timer.stages():
         if not seconds:  # a part that a small model does not have
             continue
+        if name == "ViT" and encoding.blocks < encoding.depth:
+            wall += seconds * (encoding.depth / encoding.blocks - 1)
+            cpu_seconds[name] *= encoding.depth / encoding.blocks
+            seconds *= encoding.depth / encoding.blocks
         samples.seconds[name].append(seconds)
         if device.type == "cpu":
             threads = torch.get_num_threads() if where == "device" else 1
             samples.idle[name].append(max(0.0, seconds - cpu_seconds[name] / threads))
+    samples.wall.append(wall)
 
 
 @contextmanager
@@ -164,6 +230,15 @@ def _nvtx(name: str, device: torch.device) -> AbstractContextManager[Any]:
 
 def count_calls(encoding: Encoding) -> dict[str, int]:
     """Calls of torch operations, views left out, that reach a kernel of the CPU, by stage and part."""
+    with torch.no_grad(), _counting() as (counted, counts):
+        encoding.run(counted)
+        encoding.run_parts(counted)
+    return dict(counts)
+
+
+@contextmanager
+def _counting() -> Iterator[tuple[Measure, dict[str, int]]]:
+    """(what a stage runs inside, counts of its calls, which it adds to)."""
     counts = Counter[str]()
 
     class Counting(TorchDispatchMode):
@@ -181,10 +256,7 @@ def count_calls(encoding: Encoding) -> dict[str, int]:
         with mode:
             yield
 
-    with torch.no_grad():  # inference mode would show calls that consist of others
-        encoding.run(counted)
-        encoding.run_parts(counted)
-    return dict(counts)
+    yield counted, counts
 
 
 def write_trace(encoding: Encoding, path: Path) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,18 @@ from PIL import Image
 
 from seed_fast import info
 from seed_fast._files import write_beside
+from seed_fast.model.config import SeedConfig
 from seed_fast.model.fast import FastTokenizer
 from seed_fast.model.tokenizer import SeedTokenizer
 from seed_fast.profile.analysis import analyse
 from seed_fast.profile.ceilings import ceilings, gemm_peak
 from seed_fast.profile.cost import costs
-from seed_fast.profile.measure import Encoding, measure, write_trace
+from seed_fast.profile.measure import Encoding, Samples, affordable, measure, write_trace
 from seed_fast.profile.text import render
 
 SCHEMA = 1
+SECONDS = 30.0  # for everything but loading and a trace
+CEILINGS_AGAIN = 0.8  # of the seconds; where a pass has taken longer, ceilings are measured once
 PHOTO_SIZE = (640, 480)  # px; about what image-text data sets hold
 NO_MATPLOTLIB = "profile.png needs matplotlib: pip install 'seed_fast[bench]'"
 
@@ -37,6 +41,8 @@ def profile(
     rounds: int | None = None,
     quick: bool = False,
     trace: Path | None = None,
+    seconds: float = SECONDS,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Measure where the time of encoding goes.
 
@@ -45,9 +51,12 @@ def profile(
         model: what the result calls it.
         batch_size: images per batch.
         image: bytes of the image file that every image of the batch is; default: a generated JPEG of 640 x 480 px.
-        rounds: batches that are timed; default: what fits into some seconds.
+        rounds: batches that are timed, if `seconds` allow so many; default: what fits into some seconds.
         quick: measure the ceilings with smaller matrices.
         trace: file for a Chrome trace of one more batch.
+        seconds: about how long to measure. Where a batch takes too long for it, a smaller one is measured; where one
+            image does, some of the ViT's blocks are, which all do the same, and count for the others. "notes" say so.
+        say: takes one line at the start of each step.
 
     Returns:
         What profile.json holds; docs/profile.md lists the fields.
@@ -64,17 +73,26 @@ def profile(
     """
     file = photo() if image is None else image
     device, dtype = str(tok.device), str(tok.dtype).removeprefix("torch.")
-    encoding = Encoding(tok, [file] * batch_size)
-    load = os.getloadavg()[0]
+    load, end = os.getloadavg()[0], time.perf_counter() + seconds
+    say("measuring what this machine reaches: matrix products, then copies")
     reached = ceilings(device, quick)
     reached.setdefault(f"gemm_{dtype}_gflops", gemm_peak(device, tok.dtype, 512))
-    samples = measure(encoding, rounds)
-    again = ceilings(device, quick)  # the higher counts: a ceiling met in a noisy moment is none
-    reached = {name: max(value, again.get(name, 0.0)) for name, value in reached.items()}
+    left = end - time.perf_counter()
+    say("measuring a block of the ViT, to know how long a batch takes")
+    encoding, predicted = affordable(Encoding(tok, [file] * batch_size), left)
+    count = len(encoding.files)
+    say(f"measuring batches of {count}" + (f", about {predicted * count / batch_size:.0f} s each" * (predicted > 5)))
+    samples = measure(encoding, rounds, end - time.perf_counter())
+    notes = _notes(samples, encoding, batch_size, rounds, predicted, seconds)
+    if end - time.perf_counter() > (1 - CEILINGS_AGAIN) * seconds:
+        say("measuring what this machine reaches once more")
+        again = ceilings(device, quick)  # the higher counts: a ceiling met in a noisy moment is none
+        reached = {name: max(value, again.get(name, 0.0)) for name, value in reached.items()}
     if trace is not None:
+        say("tracing one batch")
         write_trace(encoding, trace)
     fast = isinstance(tok, FastTokenizer)
-    cost = costs(tok.config, batch_size, dtype, _form(tok))
+    cost = costs(tok.config, count, dtype, _form(tok))
     found = info.collect()
     return {
         "schema": SCHEMA,
@@ -83,8 +101,9 @@ def profile(
         "cross_attention": _form(tok) if fast else None,
         "dtype": dtype,
         "device": device,
-        "batch_size": batch_size,
+        "batch_size": count,
         "rounds": len(samples.wall),
+        "notes": notes,
         "image_bytes": len(file),
         "threads": torch.get_num_threads(),
         "load_before": round(load, 2),
@@ -92,8 +111,50 @@ def profile(
         "versions": found["versions"],
         "devices": found["devices"],
         "ceilings": reached,
-        **analyse(samples, cost, reached, batch_size),
+        **analyse(samples, cost, reached, count),
     }
+
+
+def _notes(
+    samples: Samples, encoding: Encoding, asked: int, rounds: int | None, predicted: float, seconds: float
+) -> list[str]:
+    """What was measured otherwise than asked for, and why: a sentence each."""
+    notes, count, done = [], len(encoding.files), len(samples.wall)
+    if encoding.blocks < encoding.depth or count < asked:
+        batch = f"A batch of {asked}" if asked > 1 else "One image"
+        notes.append(
+            f"{batch} takes about {predicted:.0f} s here, too long for a measurement of {seconds:.0f} s (--seconds)."
+        )
+    if count < asked:
+        notes.append(f"Batches of {count} were measured.")
+    if encoding.blocks < encoding.depth:
+        notes.append(f"{encoding.blocks} of the ViT's {encoding.depth} blocks were measured, and count for the others.")
+    if samples.warming_up:
+        notes.append("The result is the first pass, which reads weights for the first time: no other one fitted.")
+    elif rounds is not None and done < rounds:
+        notes.append(f"{done} of {rounds} rounds fitted into {seconds:.0f} s (--seconds).")
+    return notes
+
+
+def tokenizer_for_timing(config: SeedConfig, device: torch.device, dtype: torch.dtype) -> SeedTokenizer:
+    """A tokenizer whose encoder has weights of usual sizes, in a second; drawing them one by one takes half a minute.
+
+    Times don't depend on their values; its codes mean nothing, and its decoders hold whatever the memory held.
+    """
+    with torch.device("meta"):
+        tok = SeedTokenizer(config, dtype=dtype)
+    tok.to_empty(device=device)
+    some = 0.02 * torch.randn(1 << 20, device=device)
+    with torch.no_grad():
+        for part in (tok.vit, tok.vision_norm, tok.qformer, tok.quantizer):
+            for name, weight in part.named_parameters():
+                if weight.ndim == 1:
+                    weight.fill_(float(name.rpartition(".")[2] == "weight"))  # norms keep their scale
+                else:
+                    flat = weight.view(-1)
+                    for at in range(0, len(flat), len(some)):
+                        flat[at : at + len(some)] = some[: len(flat) - at]
+    return tok.eval()
 
 
 def _form(tok: SeedTokenizer | FastTokenizer) -> str:

@@ -16,7 +16,7 @@ def render(found: dict[str, Any]) -> str:
     for first, *others in lines:
         cells = [first.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(others, widths[1:], strict=True))]
         table.append("  ".join(cells).rstrip())
-    return "\n".join([title(found), "", *table, "", *_conclusions(found), "", *_legend(found)])
+    return "\n".join([title(found), *found["notes"], "", *table, "", *_conclusions(found), "", *_legend(found)])
 
 
 def _row(stage: dict[str, Any]) -> tuple[str, ...]:

@@ -35,7 +35,8 @@ def found(known):
     """What a run returns for them."""
     about = {
         "schema": 1, "model": "a model", "plan": "fast", "cross_attention": "absorbed", "dtype": "bfloat16",
-        "device": "cpu", "batch_size": 4, "rounds": 3, "threads": 2, "load_before": 0.0, "ceilings": CEILINGS,
-        "versions": {"torch": "2.0"}, "devices": {"cpu": {"model": "a CPU", "cores": 2}, "gpus": []},
+        "device": "cpu", "batch_size": 4, "rounds": 3, "notes": [], "threads": 2, "load_before": 0.0,
+        "ceilings": CEILINGS, "versions": {"torch": "2.0"},
+        "devices": {"cpu": {"model": "a CPU", "cores": 2}, "gpus": []},
     }  # fmt: skip
     return about | analyse(*known, batch=4)

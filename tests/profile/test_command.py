@@ -10,6 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from seed_fast import SeedConfig
 from seed_fast.cli import app
 from seed_fast.profile import run
 
@@ -94,3 +95,19 @@ def test_what_is_wrong_is_named_before_anything_is_measured(arguments, code, mes
     result = invoke(*(argument.format(tmp=tmp_path) for argument in arguments))
     assert result.exit_code == code
     assert message in " ".join(result.stderr.split())
+
+
+def test_steps_are_said_while_it_measures_and_what_was_left_out_is_in_the_result():
+    result = invoke("--json", "--rounds", "3", "--seconds", "1")
+    assert result.exit_code == 0, result.output
+    assert "measuring what this machine reaches" in result.stderr
+    assert "measuring batches of" in result.stderr
+    found = json.loads(result.stdout)
+    assert found["rounds"] == 3 or found["notes"]
+
+
+def test_random_weights_for_timing_are_finite_and_of_every_entry_its_own():
+    tok = run.tokenizer_for_timing(SeedConfig.preset("seed-tiny"), torch.device("cpu"), torch.float32)
+    assert len(tok.quantizer.codebook.unique(dim=0)) == len(tok.quantizer.codebook)
+    assert tok.encode(torch.randn(2, 3, 64, 64)).shape == (2, 32)
+    assert float(tok.vision_norm.weight.detach().mean()) == 1

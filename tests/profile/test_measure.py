@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from seed_fast import SeedTokenizer
-from seed_fast.profile.measure import PARTS, STAGES, Encoding, count_calls, gpu_work, measure, write_trace
+from seed_fast.profile.measure import (
+    PARTS,
+    STAGES,
+    Encoding,
+    affordable,
+    count_calls,
+    gpu_work,
+    measure,
+    write_trace,
+)
 from seed_fast.profile.run import photo
 
 PLANS = ["plain", "absorbed", "projected"]
@@ -39,6 +48,36 @@ def test_every_round_has_a_time_for_the_whole_each_stage_and_each_part(encoding)
         assert 0 < sum(samples.seconds[name][turn] for name in STAGES) <= wall
         assert all(0 <= samples.idle[name][turn] <= samples.seconds[name][turn] for name in samples.seconds)
     assert samples.launches.keys() == samples.seconds.keys() - {"decode+resize"}
+
+
+def test_a_batch_that_takes_too_long_becomes_smaller_and_one_image_has_fewer_blocks(encoding):
+    asked = Encoding(encoding.tok, [photo()] * 8)
+    same, predicted = affordable(asked, seconds=1000)
+    assert same is asked
+    one = predicted / 8
+    fewer, _ = affordable(asked, seconds=one * 40)  # several images fit, fewer than would if there were no noise
+    assert 1 <= len(fewer.files) <= 8
+    least, _ = affordable(asked, seconds=1e-6)
+    assert (len(least.files), least.blocks) == (1, 1)
+    assert torch.equal(least.run(nothing), least.run(nothing))
+    assert len(encoding.tok.vit.blocks) == encoding.tok.config.vit_depth
+
+
+def test_blocks_that_did_not_run_are_counted(encoding):
+    depth = encoding.tok.config.vit_depth
+    some = Encoding(encoding.tok, encoding.files, blocks=1)
+    samples = measure(some, rounds=1)
+    assert depth > 1
+    assert samples.seconds["ViT"][0] < samples.wall[0]
+    assert sum(samples.seconds[name][0] for name in STAGES) <= samples.wall[0]
+    assert "ViT" not in samples.launches
+
+
+def test_without_time_for_a_second_pass_the_first_is_the_result(encoding):
+    samples = measure(encoding, rounds=5, seconds=0)
+    assert samples.warming_up
+    assert len(samples.wall) == 1
+    assert samples.launches["Q-Former"] > 0
 
 
 def test_parts_are_every_attention_and_ffn_once_and_are_put_back(encoding):
