@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from seed_fast._files import write_beside
+from seed_fast._text import parse_json, read_json
 
 
 class OutputError(ValueError):
@@ -69,7 +70,7 @@ def read_journal(path: Path) -> Iterator[tuple[str, list[int]]]:
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                record = json.loads(line)
+                record = parse_json(line)
                 yield record["path"], record["codes"]
             except (ValueError, KeyError, TypeError):
                 raise OutputError(f'{path}: line {number} must be {{"path", "codes"}}, got {line[:80]!r}') from None
@@ -82,7 +83,7 @@ def check_run(path: Path, run: dict[str, Any], output: Path) -> None:
         OutputError: they differ; says in what.
     """
     try:
-        before = dict(json.loads(path.read_text(encoding="utf-8")))
+        before = dict(read_json(path))
     except (ValueError, TypeError) as error:
         raise OutputError(f"{path}: must describe a run, got something else ({error}); use --overwrite") from None
     changes = [

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from seed_fast import limits
+from seed_fast._text import decode_text, parse_json, read_json, read_lines, shown
 from seed_fast.data.samples import CAPTION_KEYS, IMAGE_KEYS, captions_of, clean_captions
+from seed_fast.data.shards import IMAGE_SUFFIXES
 
 LIST_SUFFIXES = (".jsonl", ".tsv", ".json")
+_IMAGE_COLUMNS = (*IMAGE_KEYS, "filename", "image_path", "path")  # of a header, in any case
+_CAPTION_COLUMNS = (*CAPTION_KEYS, "title")
 _KARPATHY_SPLITS = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}
 
 
@@ -30,9 +34,9 @@ def read_list(path: Path, split: str) -> Iterator[Record]:
     """Every entry of a list, in its order.
 
     Args:
-        path: `.jsonl`: objects with "image" and "caption"; `.tsv`: image and caption, or a header that names the
-            columns; `.json`: a list of such objects (CC3M), a Karpathy split ("images" with "sentences"), or COCO's
-            annotations ("images" and "annotations").
+        path: `.jsonl`: objects with "image" and "caption"; `.tsv`: image and caption or the other way round, or a
+            header that names the columns; `.json`: a list of such objects (CC3M), a Karpathy split ("images" with
+            "sentences"), or COCO's annotations ("images" and "annotations"). Each may begin with a byte order mark.
         split: which images of a Karpathy split: "train" (with "restval"), "val" or "test". Other lists have no splits.
 
     Raises:
@@ -40,7 +44,7 @@ def read_list(path: Path, split: str) -> Iterator[Record]:
     """
     try:
         if path.suffix == ".json":
-            yield from _of_json(path, json.loads(path.read_bytes()), split)
+            yield from _of_json(path, read_json(path, limits.MAX_FILE_BYTES), split)
         else:
             yield from _of_jsonl(path) if path.suffix == ".jsonl" else _of_tsv(path)
     except OSError as error:
@@ -48,31 +52,50 @@ def read_list(path: Path, split: str) -> Iterator[Record]:
     except ValueError as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path}: not valid JSON: {error}") from None
+        raise DataError(f"{path}: not valid {'JSON' if path.suffix == '.json' else 'lines'}: {error}") from None
 
 
 def _of_jsonl(path: Path) -> Iterator[Record]:
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    yield _record(json.loads(line), f"{path}:{number}")
-                except ValueError as error:
-                    yield Record(f"{path}:{number}", (), f"not valid JSON: {error}")
+    for number, line in read_lines(path):
+        if line.strip():
+            try:
+                yield _record(parse_json(line), f"{path}:{number}")
+            except ValueError as error:
+                yield Record(f"{path}:{number}", (), f"not valid JSON: {error}")
 
 
 def _of_tsv(path: Path) -> Iterator[Record]:
-    image_at, caption_at = 0, 1
-    with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
-        for number, line in enumerate(file, 1):
-            cells = [cell.strip() for cell in line.rstrip("\r\n").split("\t")]
-            if number == 1 and set(cells) & set(IMAGE_KEYS) and set(cells) & {*CAPTION_KEYS, "title"}:
-                image_at = next(at for at, cell in enumerate(cells) if cell in IMAGE_KEYS)
-                caption_at = next(at for at, cell in enumerate(cells) if cell in (*CAPTION_KEYS, "title"))
-            elif len(cells) > max(image_at, caption_at):
-                yield _record({"image": cells[image_at], "caption": cells[caption_at]}, f"{path}:{number}")
-            elif any(cells):
-                yield Record(f"{path}:{number}", (), f"expected an image, a tab and a caption, got {line.strip()!r}")
+    columns: tuple[int, int] | None = None  # of the image and the caption
+    for number, line in read_lines(path):
+        cells = [cell.strip() for cell in line.split(b"\t")]
+        if not any(cells):
+            continue
+        if columns is None:
+            columns, is_header = _columns([os.fsdecode(cell) for cell in cells])
+            if is_header:
+                continue
+        if len(cells) <= max(columns):
+            yield Record(f"{path}:{number}", (), f"expected an image, a tab and a caption, got {shown(line)}")
+            continue
+        # The names of files are bytes; captions are text, in UTF-8.
+        image, caption = (cells[at] for at in columns)
+        try:
+            record = {"image": os.fsdecode(image), "caption": decode_text(caption)}
+        except ValueError as error:
+            yield Record(os.fsdecode(image), (), f"the caption in {path}:{number}: {error}")
+        else:
+            yield _record(record, f"{path}:{number}")
+
+
+def _columns(cells: list[str]) -> tuple[tuple[int, int], bool]:
+    """Where image and caption stand, from the first line, and whether it is a header."""
+    names = [cell.lower() for cell in cells]
+    image_at = next((at for at, name in enumerate(names) if name in _IMAGE_COLUMNS), None)
+    caption_at = next((at for at, name in enumerate(names) if name in _CAPTION_COLUMNS), None)
+    if image_at is not None and caption_at is not None:
+        return (image_at, caption_at), True
+    is_image = [name.endswith(IMAGE_SUFFIXES) for name in names[:2]]
+    return ((1, 0) if is_image == [False, True] else (0, 1)), False
 
 
 def _of_json(path: Path, content: Any, split: str) -> Iterator[Record]:
@@ -108,7 +131,7 @@ def _of_coco(path: Path, images: list[Any], annotations: list[Any]) -> Iterator[
         for annotation in annotations:
             captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
     except (KeyError, TypeError):
-        raise DataError(f"{path}: expected annotations with image_id and caption, got {annotation!r}") from None
+        raise DataError(f"{path}: expected annotations with image_id and caption, got {shown(annotation)}") from None
     for number, item in enumerate(images):
         name = f"{path}: images[{number}]"
         if isinstance(item, dict) and item.get("id") in captions:
@@ -139,8 +162,8 @@ def _image_of(item: Any) -> str | None:
 
 def _shown(content: Any) -> str:
     if isinstance(content, dict):
-        return f"an object with {', '.join(map(repr, list(content)[:5])) or 'nothing'}"
-    return f"{type(content).__name__} {str(content)[:60]!r}"
+        return f"an object with {', '.join(map(shown, list(content)[:5])) or 'nothing'}"
+    return f"{type(content).__name__} {shown(content)}"
 
 
 def merged(records: Iterable[Record]) -> Iterator[Record]:

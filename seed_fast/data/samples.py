@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from seed_fast import limits
+from seed_fast._text import decode_text, parse_json, shown
 from seed_fast.data import shapes
 from seed_fast.data.augment import may_flip, random_crop
 from seed_fast.data.image_processor import ImageError, ImageProcessor, load_image
@@ -112,10 +113,11 @@ class FileSample:
             raise SampleError(f"{self.key}: no caption belongs to this image")
         content = read_entry(self.text)
         try:
+            if len(content) > limits.MAX_LINE_BYTES:
+                raise ValueError(f"expected at most {limits.MAX_LINE_BYTES} bytes, got {len(content)}")
             if not self.text.path.lower().endswith(".json"):
-                return clean_captions(content.decode())
-            record = json.loads(content)
-            return captions_of(record)
+                return clean_captions(decode_text(content))
+            return captions_of(parse_json(content))
         except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are
             raise SampleError(f"{self.text.path}: {error}") from None
 
@@ -164,7 +166,7 @@ def captions_of(record: Any) -> tuple[str, ...]:
     for key in CAPTION_KEYS:
         if key in record:
             return clean_captions(record[key])
-    raise ValueError(f"expected {' or '.join(CAPTION_KEYS)}, got {', '.join(map(str, record)) or 'nothing'}")
+    raise ValueError(f"expected {' or '.join(CAPTION_KEYS)}, got {', '.join(map(str, list(record)[:5])) or 'nothing'}")
 
 
 def clean_captions(value: Any) -> tuple[str, ...]:
@@ -176,7 +178,7 @@ def clean_captions(value: Any) -> tuple[str, ...]:
     values = value if isinstance(value, list) else [value]
     for each in values:
         if not isinstance(each, str):
-            raise ValueError(f"a caption must be text, got {each!r}")
+            raise ValueError(f"a caption must be text, got {shown(each)}")
     captions = tuple(filter(None, (" ".join(each.split()) for each in values)))
     if not captions:
         raise ValueError("the caption is empty")

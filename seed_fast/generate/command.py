@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from seed_fast._text import decode_text, parse_json, read_lines, shown
 from seed_fast.commands import (
     DTYPES,
     EXIT_FAILED,
@@ -174,14 +175,18 @@ class _Images:
             yield labelled
 
     def _of_codes(self) -> Iterator[Labelled]:
-        for number, line in enumerate(_lines_of(self.options.codes), start=1):
+        for number, line in _lines_of(self.options.codes):
             name = f"{self.options.codes}:{number}"
             try:
-                record = json.loads(line)
-                codes = [int(code) for code in record["codes"]]
+                record = parse_json(line)
+                if not isinstance(record, dict) or not isinstance(record.get("codes"), list):
+                    raise ValueError(f"got {shown(record)}")
+                codes = record["codes"]
+                if any(type(code) is not int for code in codes):
+                    raise ValueError(f"codes must be integers, got {shown(codes)}")
                 self.speaker.vocabulary.image(codes)
-            except (ValueError, TypeError, KeyError) as error:
-                self._skip(f"{name}: expected a JSON line with codes: {error!r}")
+            except ValueError as error:
+                self._skip(f"{name}: expected a JSON line with codes: {error}")
                 continue
             yield str(record.get("path", record.get("text", name))), codes
 
@@ -286,23 +291,30 @@ def _check_codebook(speaker: LanguageModel, tok: Any) -> None:
         raise ValueError(f"the language model must have the tokenizer's {codes} codes as words, got {words}")
 
 
-def _texts_of(path: Path) -> list[str]:
+def _texts_of(path: Path | None) -> list[str]:
     texts = []
-    for number, line in enumerate(_lines_of(path), start=1):
-        if line.startswith("{"):
-            try:
-                line = json.loads(line)["text"]
-            except (ValueError, KeyError) as error:
-                raise ValueError(f"{path}:{number}: expected a JSON line with a text: {error!r}") from None
-        texts.append(line)
+    for number, line in _lines_of(path):
+        try:
+            text = decode_text(line)
+            if text.startswith("{"):
+                record = parse_json(text)
+                text = record.get("text") if isinstance(record, dict) else None
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(f"got {shown(text)}")
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: expected a caption or a JSON line with a text: {error}") from None
+        texts.append(text)
     if not texts:
         raise UsageError(f"{path}: must hold a caption, got none")
     return texts
 
 
-def _lines_of(path: Path) -> Iterator[str]:
-    with open(path, encoding="utf-8") as file:
-        yield from (line for each in file if (line := each.strip()))
+def _lines_of(path: Path | None) -> Iterator[tuple[int, bytes]]:
+    """(number, text) of the lines that aren't blank."""
+    try:
+        yield from ((number, line.strip()) for number, line in read_lines(path or "") if line.strip())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _batches(items: Any, size: int) -> Iterator[list[Any]]:

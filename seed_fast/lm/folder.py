@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from seed_fast._text import read_json, shown
+from seed_fast.model.config import MOST
+
 ADAPTER_CONFIG = "adapter_config.json"
+_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings")
+_SIZES += ("ffn_dim", "intermediate_size")  # of OPT, and of LLaMA
 UNTIED = "base"  # inside an adapter's folder: its base, where it needs one of its own
 
 
@@ -56,7 +60,26 @@ def base_of(folder: str | Path) -> Path:
     inside = Path(folder) / UNTIED
     if (inside / "config.json").is_file():
         return inside
-    return Path(json.loads((Path(folder) / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"])
+    base = adapter_config(folder).get("base_model_name_or_path")
+    if not isinstance(base, str):
+        raise ValueError(f"{Path(folder) / ADAPTER_CONFIG}: base_model_name_or_path must be a path, got {shown(base)}")
+    return Path(base)
+
+
+def adapter_config(folder: str | Path) -> dict[str, Any]:
+    """What peft noted about an adapter.
+
+    Raises:
+        ValueError: the file is no JSON object.
+    """
+    path = Path(folder) / ADAPTER_CONFIG
+    try:
+        saved = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: not a JSON file: {error}") from None
+    if not isinstance(saved, dict):
+        raise ValueError(f"{path}: must hold a JSON object, got {shown(saved)}")
+    return saved
 
 
 def read_config(folder: str | Path) -> Any:
@@ -64,15 +87,28 @@ def read_config(folder: str | Path) -> Any:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: the family is unknown.
+        ValueError: it is none, the family is unknown, or a size is one that nobody can mean.
     """
     from transformers import AutoConfig
 
     folder = base_of(folder)
     if not (Path(folder) / "config.json").is_file():
         raise FileNotFoundError(f"{folder}: must be a folder with a model of transformers, got one without config.json")
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    source = Path(folder) / "config.json"
+    try:
+        read_json(source)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # transformers and its validators raise many kinds on a config that isn't one
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{source}: must be the config of a language model, got: {reason[:200]}") from error
     family_of(config, folder)
+    for name in _SIZES:
+        value = getattr(config, name, 1)
+        most = MOST["vit_depth"] if name == "num_hidden_layers" else MOST["codebook_size"]
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise ValueError(f"{source}: {name} must be an integer in 1..{most}, got {shown(value)}")
     return config
 
 

@@ -10,7 +10,6 @@ tokenizer lies beside it and tells peft how many rows the embedding has to have.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from seed_fast._files import replace_folder_files
 from seed_fast.lm.folder import (
-    ADAPTER_CONFIG,
+    adapter_config,
     base_of,
     family_of,
     has_weights,
@@ -66,11 +65,16 @@ class Lora:
         Raises:
             ValueError: it isn't LoRA.
         """
-        saved = json.loads((Path(folder) / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        saved = adapter_config(folder)
         if saved.get("peft_type") != "LORA":
             raise ValueError(f"{folder}: the adapter must be LORA, got {saved.get('peft_type')}")
-        targets = tuple(sorted(saved["target_modules"]))
-        return cls(saved["r"], saved["lora_alpha"], saved["lora_dropout"], targets, bool(saved["modules_to_save"]))
+        try:
+            targets = tuple(sorted(saved["target_modules"]))
+            return cls(saved["r"], saved["lora_alpha"], saved["lora_dropout"], targets, bool(saved["modules_to_save"]))
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{folder}: the adapter must have r, lora_alpha, ... as peft writes them: {error!r}"
+            ) from None
 
     def __post_init__(self) -> None:
         if self.rank < 1:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from seed_fast._text import shown
+
 BEGIN, END = "<img>", "</img>"
 
 
@@ -52,7 +54,7 @@ class Vocabulary:
         """
         for code in codes:
             if not 0 <= code < self.codebook_size:
-                raise ValueError(f"Vocabulary.image: a code must be in 0..{self.codebook_size - 1}, got {code}")
+                raise ValueError(f"Vocabulary.image: a code must be in 0..{self.codebook_size - 1}, got {shown(code)}")
         return [self.begin_image, *(self.first_code + int(code) for code in codes), self.end_image]
 
     def codes_of(self, ids: Sequence[int]) -> list[list[int]]:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from seed_fast._text import read_json, shown
+
 Head = Literal["mlp", "reverse_qformer"]
 Resize = Literal["bicubic", "bilinear", "bilinear_crop"]
+
+# The largest that can be meant, far above any known model: beyond them torch overflows, or never ends building layers.
+MOST = {"image_size": 8192, "codebook_size": 1 << 24, "num_codes": 4096, "generation_tokens": 4096}
+MOST |= dict.fromkeys(("vit_depth", "qformer_depth", "decoder_depth", "reverse_depth"), 512)
+MOST_OTHER = 1 << 16  # patches, widths and heads
 
 
 @dataclass(frozen=True)
@@ -67,13 +73,18 @@ class SeedConfig:
             value = getattr(self, field.name)
             wanted = int if field.type == "int" else str
             if not isinstance(value, wanted) or isinstance(value, bool):
-                raise TypeError(f"SeedConfig: {field.name} must be {wanted.__name__}, got {value!r}")
+                raise TypeError(f"SeedConfig: {field.name} must be {wanted.__name__}, got {shown(value)}")
             least = 0 if field.name == "reverse_depth" and self.head == "mlp" else 1
+            most = MOST.get(field.name, MOST_OTHER)
             if isinstance(value, int) and value < least:
-                raise ValueError(f"SeedConfig: {field.name} must be at least {least}, got {value}")
+                raise ValueError(f"SeedConfig: {field.name} must be at least {least}, got {shown(value)}")
+            if isinstance(value, int) and value > most:
+                raise ValueError(f"SeedConfig: {field.name} must be at most {most}, got {shown(value)}")
         for name, choices in (("head", get_args(Head)), ("resize", get_args(Resize))):
             if getattr(self, name) not in choices:
-                raise ValueError(f"SeedConfig: {name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+                raise ValueError(
+                    f"SeedConfig: {name} must be one of {', '.join(choices)}, got {shown(getattr(self, name))}"
+                )
         for whole, part in (
             ("image_size", "patch_size"),
             ("vit_dim", "vit_heads"),
@@ -169,15 +180,18 @@ class SeedConfig:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError, TypeError: the file isn't JSON, or `from_dict` refuses it.
+            ValueError: the file isn't JSON, or a field is unknown, missing, of the wrong type or out of range.
         """
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            values = read_json(path)
         except ValueError as error:
             raise ValueError(f"{path}: not a JSON file: {error}") from None
         if not isinstance(values, dict):
             raise ValueError(f"{path}: must hold a JSON object of SeedConfig fields, got {type(values).__name__}")
-        return cls.from_dict(values, source=str(path))
+        try:
+            return cls.from_dict(values, source=str(path))
+        except TypeError as error:  # in a file, a wrong type is a wrong value
+            raise ValueError(str(error)) from None
 
 
 PRESETS = {

@@ -142,7 +142,7 @@ def test_a_folder_with_texts_beside_the_images(tmp_path: Path) -> None:
     usable, errors = content(tmp_path)
     assert usable == {str(tmp_path / "0.png"): ("zero",), str(tmp_path / "sub/1.png"): ("größe",)}
     assert errors[0] == f"{tmp_path}/2.txt: no such file"
-    assert errors[1].startswith(f"{tmp_path}/3.txt: 'utf-8' codec")
+    assert errors[1].startswith(f"{tmp_path}/3.txt: expected text in UTF-16")
 
 
 def shard_members(numbers: range) -> dict[str, bytes]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
+from seed_fast._text import parse_json, read_lines, shown
 from seed_fast.data.image_processor import ImageError
 from seed_fast.data.journal import OutputError
 from seed_fast.data.samples import FileSample, SampleError
@@ -122,17 +122,19 @@ def _read(path: Path) -> Iterator[tuple[str, list[int] | None]]:
             raise OutputError(f"{path}: must be a part written by seed-fast, got: {error}") from error
         yield from zip(names, codes, strict=True)
         return
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
+    try:
+        for number, line in read_lines(path):
             try:
-                record = json.loads(line)
+                record = parse_json(line)
                 name, codes = record["path"], record["codes"]
                 if not isinstance(name, str) or not isinstance(codes, list):
-                    raise TypeError(f"path {name!r}")
+                    raise TypeError(f"path {shown(name)}")
             except (ValueError, KeyError, TypeError):
-                yield f'{path}:{number}: expected {{"path", "codes"}}, got {line[:60]!r}', None
+                yield f'{path}:{number}: expected {{"path", "codes"}}, got {shown(line)}', None
             else:
                 yield name, codes
+    except ValueError as error:
+        raise OutputError(f"{path}: {error}") from None
 
 
 def _path(sample: FileSample) -> str:

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from seed_fast import limits
+from seed_fast._text import parse_json, read_json
 from seed_fast.data.shards import WHOLE, Split
 from seed_fast.data.tokens.samples import KINDS, from_parts
 
@@ -163,7 +165,7 @@ class Shard:
         try:
             mapped = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
             length = int.from_bytes(mapped[:8].tobytes(), "little")
-            header = json.loads(mapped[8 : 8 + length].tobytes())
+            header = parse_json(mapped[8 : 8 + length].tobytes())
             self.about: dict[str, str] = header.pop("__metadata__")
             self.arrays = {name: _array(mapped[8 + length :], **header[name]) for name in ARRAYS}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -296,7 +298,7 @@ def read_index(path: Path) -> dict[str, Any]:
         StoreError: it is none, or of a later version.
     """
     try:
-        index = json.loads(path.read_bytes())
+        index = read_json(path, limits.MAX_FILE_BYTES)
         if index["format"] != FORMAT:
             raise ValueError(f"format {index['format']!r}")
         if index["version"] > VERSION:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from seed_fast._files import write_beside
+from seed_fast._text import parse_json
 from seed_fast.data.journal import Journal, OutputError, check_run, write_run
 from seed_fast.data.shards import WHOLE, Split
 from seed_fast.data.tokens.samples import KINDS, SampleProblem, check_parts, to_parts
@@ -159,7 +160,7 @@ class TokensWriter:
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
                 try:
-                    self._take_block(json.loads(line))
+                    self._take_block(parse_json(line))
                 except (ValueError, KeyError, TypeError) as error:
                     raise OutputError(f"{path}: line {number} must be a block of samples, got: {error!r}") from None
 
@@ -175,7 +176,7 @@ class TokensWriter:
             raise OutputError(f"{shard.path}: made by another run; --overwrite replaces it")
         self.samples += len(shard)
         self.skipped, self.next_place = int(about["skipped"]), int(about["next"])
-        for kind, count in json.loads(about["kinds"]).items():
+        for kind, count in parse_json(about["kinds"]).items():
             self._kinds[kind] += count
         self._shards.append({"file": shard.path.name, "samples": len(shard), "images": len(shard.arrays["codes"])})
 

@@ -1,0 +1,116 @@
+"""Text and JSON that others wrote: byte order marks, undecodable bytes, lines without end, values nobody can print."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+import reprlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from seed_fast import limits
+
+# UTF-32 first: its mark begins with that of UTF-16.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_SURROGATES = "surrogatepass"
+
+
+def encoding_of(head: bytes) -> str:
+    """The encoding that a byte order mark tells; UTF-8 without one."""
+    return next((encoding for mark, encoding in _MARKS if head.startswith(mark)), "utf-8")
+
+
+def decode_text(data: bytes) -> str:
+    """Text in UTF-8, or in what its byte order mark says; the mark is no part of it.
+
+    Raises:
+        ValueError: the bytes are no such text.
+    """
+    try:
+        return data.decode(encoding_of(data))
+    except UnicodeDecodeError as error:
+        what = f"0x{data[error.start]:02x} at byte {error.start}"
+        raise ValueError(f"expected text in {error.encoding.upper()}, got {what}") from None
+
+
+def parse_json(data: bytes | str) -> Any:
+    """The value of a JSON text; a byte order mark before it is no part of it.
+
+    Raises:
+        ValueError: it is no JSON, or nested deeper than Python reads. The message doesn't name the file.
+    """
+    try:
+        return json.loads(decode_text(data) if isinstance(data, bytes) else data)
+    except RecursionError:
+        raise ValueError("nested too deep: brackets within brackets, thousands of levels") from None
+
+
+def read_json(path: str | os.PathLike[str], limit: int = limits.MAX_CONFIG_BYTES) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        OSError: it can't be read.
+        ValueError: it has more than `limit` bytes, or is no JSON. The message doesn't name the file.
+    """
+    size = os.stat(path).st_size
+    if size > limit:
+        raise ValueError(f"expected at most {limit} bytes of JSON, got {size}")
+    return parse_json(Path(path).read_bytes())
+
+
+def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
+    """(number from 1, bytes without the line end) of each line of a text file, in UTF-8 whatever its mark says.
+
+    Bytes that are no UTF-8 come as they are: the caller decodes a line, and names it where it can't.
+
+    Raises:
+        OSError: it can't be read.
+        ValueError: a line has more than `limits.MAX_LINE_BYTES`. The message doesn't name the file.
+    """
+    with open(path, "rb") as file:
+        encoding = encoding_of(file.read(4))
+    if encoding in ("utf-8", "utf-8-sig"):
+        with open(path, "rb") as file:
+            file.seek(len(codecs.BOM_UTF8) if encoding == "utf-8-sig" else 0)
+            yield from _numbered(iter(lambda: file.readline(limits.MAX_LINE_BYTES + 1), b""))
+        return
+    with open(path, encoding=encoding, errors=_SURROGATES, newline="\n") as text:
+        lines = iter(lambda: text.readline(limits.MAX_LINE_BYTES + 1), "")
+        yield from _numbered(line.encode("utf-8", _SURROGATES) for line in lines)
+
+
+def _numbered(lines: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
+    for number, line in enumerate(lines, 1):
+        if len(line) > limits.MAX_LINE_BYTES:
+            raise ValueError(f"line {number} has more than {limits.MAX_LINE_BYTES} bytes")
+        yield number, line.rstrip(b"\r\n")
+
+
+class _Shown(reprlib.Repr):
+    """Stops after a few values and two levels: a shared or deep value could be printed for ever."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 2
+        self.maxstring = self.maxother = self.maxlong = limits.MAX_MESSAGE
+
+    def repr_int(self, value: int, level: int) -> str:
+        """A number with more digits than Python converts is shown by its size."""
+        return repr(value) if value.bit_length() < 200 else f"a number of {value.bit_length()} bits"
+
+
+_shown = _Shown()
+
+
+def shown(value: Any) -> str:
+    """A foreign value as a message shows it: at most a line, in no time, whatever it is."""
+    text = _shown.repr(value)
+    return text if len(text) <= limits.MAX_MESSAGE else text[: limits.MAX_MESSAGE - 3] + "..."
