@@ -122,7 +122,7 @@ nearest_code_fwd_rows_kernel(const void* z, int dtype, int d, long long row_stri
       float largest = score[r][0];
       SEED_FAST_UNROLL
       for (int c = 1; c < kGroup; ++c) largest = maximum(largest, score[r][c]);
-      keep(partial[r], largest, multiply_add(bound_slope[r], sizes.norm, in_group), group);
+      keep_next(partial[r], largest, multiply_add(bound_slope[r], sizes.norm, in_group), group);
     }
   }
   SEED_FAST_UNROLL

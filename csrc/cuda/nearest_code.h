@@ -22,6 +22,7 @@ constexpr int kDepth = 32;       // dimensions held in shared memory at a time
 constexpr int kOctet = 8;        // dimensions side by side in binary16
 constexpr int kGroup = 8;        // codes of which a screen keeps only the largest score
 constexpr int kTileGroups = kTileCodes / kGroup;
+constexpr int kNoGroup = 0x7fffffff;  // comes after every group
 constexpr int kSample = 127;     // entries whose median is the centre
 constexpr int kMaxDim = 1 << 20;
 
@@ -96,7 +97,8 @@ struct PackedLayout {
 };
 
 // What a screen found for one row in one share of the codebook. With B the error bound of a group: the largest
-// (maximum of the group - B), and the three largest (maximum + B), the first two with their groups.
+// (maximum of the group - B), and the three largest (maximum + B), the first two with their groups, in the order that
+// stands_before() in nearest_code_device.h defines.
 struct Partial {
   float lower, upper[3];
   int group[2];

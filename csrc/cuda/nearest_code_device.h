@@ -138,13 +138,20 @@ SEED_FAST_DEVICE RowSize measure(const Row& z, const Codes& codes, int lane) {
   return {scale, square_root(square) * scale.down * rounding};
 }
 
-SEED_FAST_DEVICE Partial nothing() {
-  const float none = -infinity();
-  return {none, {none, none, none}, {0, 0}};
+// The groups of a Partial stand in one strict total order: the larger bound first, and of equal bounds the lower group.
+// What a Partial keeps is a function of the set of groups that went in, so results of lanes, warps and shares may meet
+// in any order, and all lanes that merge the same ones hold the same.
+SEED_FAST_DEVICE bool stands_before(float upper, int group, float other_upper, int other_group) {
+  return upper > other_upper || (upper == other_upper && group < other_group);
 }
 
-SEED_FAST_DEVICE void keep_upper(Partial& partial, float upper, int group) {
-  const bool first = upper > partial.upper[0], second = upper > partial.upper[1];
+SEED_FAST_DEVICE Partial nothing() {
+  const float none = -infinity();
+  return {none, {none, none, none}, {kNoGroup, kNoGroup}};
+}
+
+// `first`, `second`: whether the group stands before those kept.
+SEED_FAST_DEVICE void insert(Partial& partial, float upper, int group, bool first, bool second) {
   partial.upper[2] = second ? partial.upper[1] : maximum(partial.upper[2], upper);
   partial.upper[1] = first ? partial.upper[0] : second ? upper : partial.upper[1];
   partial.group[1] = first ? partial.group[0] : second ? group : partial.group[1];
@@ -152,16 +159,23 @@ SEED_FAST_DEVICE void keep_upper(Partial& partial, float upper, int group) {
   partial.group[0] = first ? group : partial.group[0];
 }
 
-// One more group: its largest score and the error bound of its scores.
-SEED_FAST_DEVICE void keep(Partial& partial, float score, float bound, int group) {
+// One more group, above all groups kept so far: its largest score and the error bound of its scores.
+SEED_FAST_DEVICE void keep_next(Partial& partial, float score, float bound, int group) {
+  const float upper = score + bound;
   partial.lower = maximum(partial.lower, score - bound);
-  keep_upper(partial, score + bound, group);
+  insert(partial, upper, group, upper > partial.upper[0], upper > partial.upper[1]);
 }
 
+// `other` has none of the groups of `partial`.
 SEED_FAST_DEVICE void merge(Partial& partial, const Partial& other) {
   partial.lower = maximum(partial.lower, other.lower);
-  keep_upper(partial, other.upper[0], other.group[0]);
-  keep_upper(partial, other.upper[1], other.group[1]);
+  SEED_FAST_UNROLL
+  for (int i = 0; i < 2; ++i) {
+    const float upper = other.upper[i];
+    const int group = other.group[i];
+    insert(partial, upper, group, stands_before(upper, group, partial.upper[0], partial.group[0]),
+           stands_before(upper, group, partial.upper[1], partial.group[1]));
+  }
   partial.upper[2] = maximum(partial.upper[2], other.upper[2]);
 }
 

@@ -103,7 +103,7 @@ SEED_FAST_DEVICE void screen_half(const Rows& z, const Codes& codes, int wanted_
         for (int member = 0; member < kGroup; ++member) {
           largest = maximum(largest, multiply_add(product.sum(r, g, member), both, start[member]));
         }
-        keep(partial[r], largest, multiply_add(row_slope[row], sizes.norm, in_group), group);
+        keep_next(partial[r], largest, multiply_add(row_slope[row], sizes.norm, in_group), group);
       }
     }
   }

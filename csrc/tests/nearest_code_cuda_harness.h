@@ -63,25 +63,27 @@ inline Matrix random_matrix(int rows, int columns, unsigned seed, float scale = 
   return matrix;
 }
 
-// Sign of score(a) - score(b) from a floating-point expansion (Shewchuk 1997), which shares nothing with the kernel.
+// Sign of score(a) - score(b) from a floating-point expansion without zeros (Shewchuk 1997), which shares nothing with
+// the kernel: its last component outweighs all others together.
 inline int exact_order(const Matrix& z, int row, const Matrix& codes, int a, int b) {
   std::vector<double> sum;
   const auto add = [&](double x) {
-    std::vector<double> next;
-    for (double component : sum) {
+    std::size_t kept = 0;
+    for (const double component : sum) {
       const double total = x + component, part = total - x;
       const double error = (x - (total - part)) + (component - part);
-      if (error != 0) next.push_back(error);
+      if (error != 0) sum[kept++] = error;
       x = total;
     }
-    next.push_back(x);
-    sum = next;
+    sum.resize(kept);
+    if (x != 0) sum.push_back(x);
   };
   for (int d = 0; d < z.columns; ++d) {
     const double p = codes(a, d), q = codes(b, d), two_z = 2.0 * z(row, d);
+    if (p == q) continue;
     for (double term : {p * p, -(q * q), -two_z * p, two_z * q}) add(term);
   }
-  return (sum.back() > 0) - (sum.back() < 0);
+  return sum.empty() ? 0 : sum.back() > 0 ? 1 : -1;
 }
 
 inline double score64(const Matrix& z, int row, const Matrix& codes, int k) {

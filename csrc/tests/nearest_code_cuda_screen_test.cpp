@@ -86,6 +86,80 @@ TEST(screens_keep_to_the_stated_bound) {
   }
 }
 
+bool equal(const Partial& a, const Partial& b) {
+  const bool uppers = a.upper[0] == b.upper[0] && a.upper[1] == b.upper[1] && a.upper[2] == b.upper[2];
+  return a.lower == b.lower && uppers && a.group[0] == b.group[0] && a.group[1] == b.group[1];
+}
+
+// Some groups of a codebook, with few different bounds, so that most of them tie.
+std::vector<Partial> tied_groups(std::mt19937& random, int count) {
+  std::vector<Partial> groups;
+  for (int group = 0; group < count; ++group) {
+    Partial one = nothing();
+    const float score = random() % 8 == 0 ? -kInf : static_cast<float>(random() % 3);
+    keep_next(one, score, static_cast<float>(random() % 2), group);
+    groups.push_back(one);
+  }
+  return groups;
+}
+
+TEST(merging_partial_results_commutes_and_associates) {
+  std::mt19937 random(85);
+  for (int trial = 0; trial < 20000; ++trial) {
+    Partial parts[3] = {nothing(), nothing(), nothing()};
+    for (const Partial& group : tied_groups(random, 1 + static_cast<int>(random() % 9))) {
+      merge(parts[random() % 3], group);
+    }
+    Partial ab = parts[0], ba = parts[1], bc = parts[1];
+    merge(ab, parts[1]), merge(ba, parts[0]), merge(bc, parts[2]);
+    CHECK(equal(ab, ba));
+    Partial left = ab, right = parts[0];
+    merge(left, parts[2]), merge(right, bc);
+    CHECK(equal(left, right));
+  }
+}
+
+TEST(partial_results_are_the_best_groups_by_bound_then_index) {
+  std::mt19937 random(86);
+  for (int trial = 0; trial < 5000; ++trial) {
+    std::vector<Partial> groups = tied_groups(random, 3 + static_cast<int>(random() % 7));
+    std::vector<std::pair<float, int>> sorted;  // by (-bound, index)
+    Partial in_order = nothing(), shuffled = nothing();
+    for (const Partial& group : groups) {
+      if (group.group[0] != kNoGroup) sorted.push_back({-group.upper[0], group.group[0]});
+      keep_next(in_order, group.upper[0], 0, group.group[0]);
+      in_order.lower = std::max(in_order.lower, group.lower);
+    }
+    std::sort(sorted.begin(), sorted.end());
+    std::shuffle(groups.begin(), groups.end(), random);
+    shuffled = nothing();
+    for (const Partial& group : groups) merge(shuffled, group);
+    for (std::size_t i = 0; i < 3 && i < sorted.size(); ++i) {
+      CHECK_EQUAL(shuffled.upper[i], -sorted[i].first);
+      if (i < 2) CHECK_EQUAL(shuffled.group[i], sorted[i].second);
+    }
+    for (int i = 0; i < 2; ++i) CHECK_EQUAL(in_order.group[i], shuffled.group[i]);
+  }
+}
+
+// Each lane of a warp brings groups of its own; after the butterfly all 32 hold the same ones.
+TEST(all_lanes_merge_to_one_result) {
+  std::mt19937 random(87);
+  for (int trial = 0; trial < 20; ++trial) {
+    const std::vector<Partial> groups = tied_groups(random, 200);
+    std::vector<Partial> merged_by_lane(device::kWarp);
+    device::host::launch(1, 1, device::kWarp, 0, [&] {
+      const int lane = device::thread_index();
+      Partial found = nothing();
+      for (std::size_t i = static_cast<std::size_t>(lane); i < groups.size(); i += device::kWarp)
+        merge(found, groups[i]);
+      for (int mask = 1; mask < device::kWarp; mask *= 2) merge(found, shuffle_partial(found, mask));
+      merged_by_lane[static_cast<std::size_t>(lane)] = found;
+    });
+    for (const Partial& found : merged_by_lane) CHECK(equal(found, merged_by_lane[0]));
+  }
+}
+
 TEST(plan_and_workspace_cover_every_search_within_linear_memory) {
   for (long long n : {1ll, 32ll, 65ll, 256ll, 8192ll, 65536ll, 1ll << 31}) {
     for (int k : {1, 128, 129, 8192, 1 << 20}) {

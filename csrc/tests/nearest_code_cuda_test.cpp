@@ -144,6 +144,28 @@ TEST(exact_ties_that_float64_rounds_apart_give_the_lowest_index) {
   CHECK(reference(z, codes).ids == std::vector<long long>(3, kFirst));
 }
 
+// Two groups of codes tie for the best bound, in different shares of the codebook.
+TEST(two_groups_that_tie_are_both_looked_at) {
+  for (int wanted : {2, 4, 12}) {
+    for (Cores cores : {Cores::sm70, Cores::sm80}) {
+      Matrix z = random_matrix(1, 2, 1, 0), codes = random_matrix(1025, 2, 1, 0);
+      codes.set(0, 0, 1), codes.set(1024, 0, 1), codes.set(1024, 1, 0x1p-60f);
+      z.set(0, 0, 1), z.set(0, 1, 0x1p-60f);
+      CHECK_EQUAL(search(z, codes, {cores, wanted, 0}).result.ids[0], 1024);
+    }
+  }
+  for (DType dtype : {DType::float32, DType::float16, DType::bfloat16}) {
+    Matrix codes = random_matrix(4097, 2, 1, 0, dtype);
+    const Matrix z = random_matrix(1, 2, 1, 0, dtype);
+    for (int k = 0; k < 4097; ++k) codes.set(k, 1, k == 1024 || k == 4096 ? 0.0f : 50.0f);
+    codes.set(1024, 0, 1), codes.set(4096, 0, -1);
+    CHECK_EQUAL(search(z, codes, {Cores::sm70, 36, 0}).result.ids[0], 1024);
+    codes.set(2048, 0, 1.25f), codes.set(2048, 1, 0);  // a third group, so that the second pass decides
+    const Search done = search(z, codes, {Cores::sm70, 36, 0});
+    CHECK_EQUAL(done.result.ids[0], 1024);
+  }
+}
+
 TEST(magnitudes_from_subnormal_to_the_edge_of_overflow) {
   for (float scale : {1e-43f, 1e-38f, 1e-30f, 2e-23f, 1e-22f, 1e-20f, 1e-10f, 1e10f, 1e18f}) {
     const Matrix z = random_matrix(9, 32, 41, scale), codes = random_matrix(120, 32, 42, scale);
