@@ -41,6 +41,11 @@ def decode_text(data: bytes) -> str:
         raise ValueError(f"expected text in {error.encoding.upper()}, got {what}") from None
 
 
+def name_bytes(name: str) -> bytes:
+    """The bytes of a name for hashing and storing, also where it came from a file name that is no UTF-8."""
+    return name.encode("utf-8", "surrogatepass")
+
+
 def parse_json(data: bytes | str) -> Any:
     """The value of a JSON text; a byte order mark before it is no part of it.
 

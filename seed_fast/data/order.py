@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from seed_fast._text import name_bytes
+
 _ROUNDS = 6
 _MIX = (np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53))  # MurmurHash3's finaliser
 _SHIFT = np.uint64(33)
@@ -30,7 +32,7 @@ def permute(places: np.ndarray, length: int, name: str) -> np.ndarray:
         int64 [n].
     """
     half = max(1, ((length - 1).bit_length() + 1) // 2)
-    keys = np.frombuffer(hashlib.blake2b(name.encode(), digest_size=8 * _ROUNDS).digest(), dtype="<u8")
+    keys = np.frombuffer(hashlib.blake2b(name_bytes(name), digest_size=8 * _ROUNDS).digest(), dtype="<u8")
     values = places.astype(np.uint64)
     outside = np.arange(len(values))
     while len(outside):

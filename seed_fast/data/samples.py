@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from seed_fast import limits
-from seed_fast._text import decode_text, parse_json, shown
+from seed_fast._text import decode_text, name_bytes, parse_json, shown
 from seed_fast.data import shapes
 from seed_fast.data.augment import may_flip, random_crop
 from seed_fast.data.image_processor import ImageError, ImageProcessor, load_image
@@ -38,7 +38,7 @@ class View:
     def draws(self, key: str) -> random.Random:
         """Random numbers for one sample: the same on any rank and in any worker."""
         name = f"{self.seed}/{self.epoch}/{key}"
-        return random.Random(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest(), "little"))
+        return random.Random(int.from_bytes(hashlib.blake2b(name_bytes(name), digest_size=16).digest(), "little"))
 
 
 class Loaded(NamedTuple):
@@ -179,6 +179,8 @@ def clean_captions(value: Any) -> tuple[str, ...]:
     for each in values:
         if not isinstance(each, str):
             raise ValueError(f"a caption must be text, got {shown(each)}")
+        if any("\ud800" <= character <= "\udfff" for character in each):
+            raise ValueError(f"a caption must be text that UTF-8 can hold, got {shown(each)}")
     captions = tuple(filter(None, (" ".join(each.split()) for each in values)))
     if not captions:
         raise ValueError("the caption is empty")

@@ -16,9 +16,10 @@ import os
 import stat
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from seed_fast.data.image_processor import MAX_FILE_BYTES, ImageError, read_bytes
+from seed_fast import limits
+from seed_fast.data.image_processor import ImageError, read_bytes
 
 IMAGE_SUFFIXES = tuple(
     f".{suffix}"
@@ -27,7 +28,11 @@ IMAGE_SUFFIXES = tuple(
         *("ppm", "pgm", "pbm", "pnm", "pfm", "jp2", "j2k", "ico", "qoi"),
     )
 )
-SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
+_SIGNATURES = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ": "lzma", b"\x28\xb5\x2f\xfd": "zstandard"}
+_EXTENSIONS = (b"L", b"K", b"x", b"g", b"X")  # headers that tarfile reads at once: long names and PAX records
+_MAX_HEADER = 1 << 20  # their bytes
+_PIECE = 1 << 20
 
 
 class Entry(NamedTuple):
@@ -37,7 +42,8 @@ class Entry(NamedTuple):
     file: str  # what to open
     offset: int = 0  # bytes into `file`
     size: int | None = None  # bytes; None: the whole file
-    data: bytes | None = None  # content, where it can't be reached by offset (compressed shards)
+    data: bytes | None = None  # content, where it can't be reached by offset (compressed shards, sparse members)
+    problem: str | None = None  # why it can't be read
 
 
 class ShardError(ValueError):
@@ -50,6 +56,8 @@ def read_entry(entry: Entry) -> bytes:
     Raises:
         ImageError: it can't be read.
     """
+    if entry.problem is not None:
+        raise ImageError(f"{entry.path}: {entry.problem}")
     if entry.data is not None:
         return entry.data
     if entry.size is None:
@@ -118,12 +126,30 @@ def _glob(pattern: str, on_problem: Callable[[str], None]) -> Iterator[Entry]:
 
 
 def _walk(folder: str, parents: tuple[tuple[int, int], ...], on_problem: Callable[[str], None]) -> Iterator[Entry]:
-    """Images below a folder, sorted by full path; `parents` are the folders above it: a link must not make a circle."""
+    for path in walk(folder, IMAGE_SUFFIXES + SHARD_SUFFIXES, on_problem):
+        yield from _file_or_shard(path, on_problem)
+
+
+def walk(
+    folder: str,
+    suffixes: tuple[str, ...],
+    on_problem: Callable[[str], None],
+    parents: tuple[tuple[int, int], ...] = (),
+) -> Iterator[str]:
+    """Files below a folder whose names end so, links followed, sorted by full path.
+
+    Args:
+        folder: where to begin.
+        suffixes: in lower case; case is ignored. A link that leads nowhere counts as a file of its own name.
+        on_problem: called with one line for each folder that can't be listed, and each link without a suffix, which may
+            have been a folder, that leads nowhere.
+        parents: the folders above it: a link must not make a circle.
+    """
     try:
         status = os.stat(folder)
         with os.scandir(folder) as children:
             # The slash makes the order that of the full paths: "a-b.jpg" before "a/b.jpg".
-            names = sorted(child.name + "/" if child.is_dir() else child.name for child in children)
+            names = sorted(child.name + "/" if _is_folder(child) else child.name for child in children)
     except OSError as error:
         on_problem(f"{folder}: the folder cannot be listed: {error.strerror or error}")
         return
@@ -133,9 +159,18 @@ def _walk(folder: str, parents: tuple[tuple[int, int], ...], on_problem: Callabl
     for name in names:
         path = os.path.join(folder, name.rstrip("/"))
         if name.endswith("/"):
-            yield from _walk(path, (*parents, this), on_problem)
-        elif name.lower().endswith(IMAGE_SUFFIXES + SHARD_SUFFIXES):
-            yield from _file_or_shard(path, on_problem)
+            yield from walk(path, suffixes, on_problem, (*parents, this))
+        elif name.lower().endswith(suffixes):
+            yield path
+        elif "." not in name and os.path.islink(path) and not os.path.exists(path):
+            on_problem(f"{path}: a link that leads nowhere")
+
+
+def _is_folder(child: os.DirEntry[str]) -> bool:
+    try:
+        return child.is_dir()
+    except OSError:  # a link to itself, or into a folder that may not be looked into
+        return False
 
 
 def _file_or_shard(path: str, on_problem: Callable[[str], None]) -> Iterator[Entry]:
@@ -148,44 +183,164 @@ def _file_or_shard(path: str, on_problem: Callable[[str], None]) -> Iterator[Ent
         on_problem(str(error))
 
 
+def compression_of(path: str) -> str | None:
+    """The module that reads a file's compression; None: it isn't compressed.
+
+    Raises:
+        OSError: the file can't be read.
+    """
+    with open(path, "rb") as file:
+        head = file.read(6)
+    return next((name for signature, name in _SIGNATURES.items() if head.startswith(signature)), None)
+
+
 def shard_members(path: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> Iterator[Entry]:
-    """Files of a tar shard whose names end so, in archive order.
+    """Files of a tar shard whose names end so, in archive order; several archives one after the other are read as one.
+
+    A member that can't be used by itself (a link, or too large to be held) has a `problem`.
 
     Raises:
         ShardError: the shard is missing or torn. What precedes a tear has been yielded by then.
     """
-    whole = 0
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(os.stat(path).st_mode):
             raise ShardError(f"{path}: expected a tar shard, got something that is no regular file")
-        with open(path, "rb") as file:
-            compressed = file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ"))
-        with tarfile.open(path, "r|*" if compressed else "r:", tarinfo=_StrictTarInfo) as archive:
-            while (member := archive.next()) is not None:
-                if not compressed and member.isreg() and member.offset_data + member.size > status.st_size:
-                    raise ShardError(f"{path}: the shard is cut off inside {member.name} (after {whole} whole members)")
-                if member.isreg() and member.name.lower().endswith(suffixes):
-                    yield _member(path, archive, member, compressed)
-                whole += 1
-                archive.members = []  # tarfile keeps all it has seen
-    except ShardError:
-        raise
+        compression = compression_of(path)
+        with _open(path, compression) as file:
+            yield from _members(path, file, suffixes, is_plain=compression is None)
     except FileNotFoundError:
         raise ShardError(f"{path}: no such shard") from None
-    except Exception as error:  # tarfile and the decompressors raise many kinds on damaged input
-        reason = str(error) or type(error).__name__
-        raise ShardError(f"{path}: the shard is damaged after {whole} whole members: {reason}") from error
+    except OSError as error:
+        raise ShardError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _member(path: str, archive: tarfile.TarFile, member: tarfile.TarInfo, compressed: bool) -> Entry:
+def _open(path: str, compression: str | None) -> Any:
+    """The shard's bytes, unpacked, as a file that can go forward."""
+    if compression is None:
+        return open(path, "rb")
+    if compression == "zstandard":
+        try:
+            import zstandard
+        except ImportError:
+            raise ShardError(
+                f"{path}: reading it needs zstandard, which isn't installed: pip install 'seed_fast[zstd]'"
+            ) from None
+        unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 27)  # what zstd --long asks for
+        return _Forward(unpacker.stream_reader(open(path, "rb"), read_across_frames=True, closefd=True))
+    import bz2
+    import gzip
+    import lzma
+
+    return _Forward({"gzip": gzip.open, "bz2": bz2.open, "lzma": lzma.open}[compression](path, "rb"))
+
+
+class _Forward:
+    """A packed file as tarfile wants to read it: forwards, and back by less than the last piece that was read."""
+
+    def __init__(self, file: Any) -> None:
+        self._file, self._held, self._last, self._at = file, b"", b"", 0
+
+    def __enter__(self) -> _Forward:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int) -> bytes:
+        pieces = [self._held[:size]]
+        self._held = self._held[size:]
+        missing = size - len(pieces[0])
+        while missing > 0 and (piece := self._file.read(min(missing, _PIECE))):
+            pieces.append(piece)
+            missing -= len(piece)
+        self._last = b"".join(pieces)
+        self._at += len(self._last)
+        return self._last
+
+    def seek(self, position: int) -> int:
+        if position < self._at:
+            back = self._at - position
+            if back > len(self._last):
+                raise tarfile.ReadError(f"byte {position} of a packed shard can't be gone back to")
+            self._held, self._last = self._last[-back:] + self._held, self._last[:-back]
+            self._at = position
+        while self._at < position and self.read(min(position - self._at, _PIECE)):
+            pass
+        return self._at
+
+
+def _members(path: str, file: Any, suffixes: tuple[str, ...], *, is_plain: bool) -> Iterator[Entry]:
+    """The members of all archives in a file: `cat a.tar b.tar` puts the second behind the end marker of the first."""
+    whole, start = 0, 0
+    size = os.fstat(file.fileno()).st_size if is_plain else None
+    while True:
+        first = whole
+        try:
+            file.seek(start)
+            archive = tarfile.TarFile(fileobj=file, tarinfo=_StrictTarInfo)
+            while (member := archive.next()) is not None:
+                if size is not None and _end_of(archive, member) > size:
+                    raise ShardError(f"{path}: the shard is cut off inside {member.name} (after {whole} whole members)")
+                if member.name.lower().endswith(suffixes) and not member.isdir():
+                    yield _member(path, archive, member, is_plain=is_plain)
+                elif not is_plain and member.size > limits.MAX_FILE_BYTES:
+                    raise ShardError(f"{path}/{member.name}: {_too_large(member.size, limits.MAX_FILE_BYTES)}")
+                if member.size < 0:  # by a PAX record
+                    raise tarfile.ReadError(f"{member.name} of {member.size} bytes")
+                whole += 1
+                archive.members = []  # tarfile keeps all it has seen
+            following = _next_archive(file)
+        except ShardError:
+            raise
+        except Exception as error:  # tarfile and the decompressors raise many kinds on damaged input
+            if start and whole == first:
+                raise ShardError(f"{path}: data that is no tar follows the end marker, at byte {start}") from error
+            reason = str(error) or type(error).__name__
+            raise ShardError(f"{path}: the shard is damaged after {whole} whole members: {reason}") from error
+        if following is None:
+            return
+        start = following
+
+
+def _next_archive(file: Any) -> int | None:
+    """Where the next archive begins behind the zeros that follow; None: nothing but zeros is there."""
+    position = file.tell()
+    while piece := file.read(_PIECE):
+        zeros = len(piece) - len(piece.lstrip(b"\0"))
+        if zeros < len(piece):
+            return position + zeros - (position + zeros) % tarfile.BLOCKSIZE
+        position += len(piece)
+    return None
+
+
+def _end_of(archive: tarfile.TarFile, member: tarfile.TarInfo) -> int:
+    """Where the bytes of a member end. The size of a sparse one is that of its expanded content."""
+    if not member.isreg():
+        return 0
+    return archive.offset if member.issparse() else member.offset_data + member.size
+
+
+def _member(path: str, archive: tarfile.TarFile, member: tarfile.TarInfo, *, is_plain: bool) -> Entry:
     name = f"{path}/{member.name}"
-    if not compressed and not member.issparse():
+    if not member.isreg():
+        kind = f"a link to {member.linkname}" if member.islnk() or member.issym() else "no file"
+        return Entry(name, path, problem=f"expected a file in the shard, got {kind}")
+    if is_plain and not member.issparse():
         return Entry(name, path, member.offset_data, member.size)
-    if member.size > MAX_FILE_BYTES:
-        raise ShardError(f"{name}: expected at most {MAX_FILE_BYTES} bytes in a compressed shard, got {member.size}")
+    if member.size > limits.MAX_MEMBER_BYTES:
+        problem = _too_large(member.size, limits.MAX_MEMBER_BYTES)
+        if is_plain:
+            return Entry(name, path, problem=problem)
+        raise ShardError(f"{name}: {problem}")  # what follows could only be reached by unpacking it
     content = archive.extractfile(member)
     return Entry(name, path, data=content.read() if content is not None else b"")
+
+
+def _too_large(size: int, limit: int) -> str:
+    return f"expected at most {limit} bytes when unpacked, got {size}"
 
 
 class _StrictTarInfo(tarfile.TarInfo):
@@ -199,6 +354,13 @@ class _StrictTarInfo(tarfile.TarInfo):
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"{error} at byte {archive.offset}") from None
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
+        header = super().frombuf(buf, encoding, errors)
+        if header.size < 0 or (header.type in _EXTENSIONS and header.size > _MAX_HEADER):
+            raise tarfile.ReadError(f"a header of {header.size} bytes")
+        return header
 
 
 class Split(NamedTuple):

@@ -17,7 +17,7 @@ import numpy as np
 from seed_fast.data import shapes
 from seed_fast.data.lists import LIST_SUFFIXES, DataError, Record, merged, read_list
 from seed_fast.data.samples import FileSample, Sample, ShapesSample
-from seed_fast.data.shards import IMAGE_SUFFIXES, SHARD_SUFFIXES, Entry, ShardError
+from seed_fast.data.shards import IMAGE_SUFFIXES, SHARD_SUFFIXES, Entry, ShardError, walk
 from seed_fast.data.tar_pairs import ShardsSource
 
 CAPTION_FILES = ("captions.jsonl", "captions.tsv", "captions.json", "metadata.jsonl")  # of a folder
@@ -150,14 +150,13 @@ def _folder(path: Path, split: str, image_root: str | os.PathLike[str] | None) -
     if lists:
         return _list(lists[0], split, image_root)
     images, texts, tars = [], 0, []
-    for folder, folders, names in os.walk(path, onerror=_raise, followlinks=True):
-        folders.sort()
-        for name in sorted(names):
-            if name.lower().endswith(IMAGE_SUFFIXES):
-                images.append(os.path.relpath(os.path.join(folder, name), path))
-            elif name.lower().endswith(SHARD_SUFFIXES):
-                tars.append(os.path.join(folder, name))
-            texts += name.endswith(".txt")
+    for file in walk(str(path), (*IMAGE_SUFFIXES, *SHARD_SUFFIXES, ".txt"), _raise):
+        if file.lower().endswith(IMAGE_SUFFIXES):
+            images.append(os.path.relpath(file, path))
+        elif file.lower().endswith(SHARD_SUFFIXES):
+            tars.append(file)
+        else:
+            texts += 1
     if images and texts:
         return ListSource(path, (Record(image, (), None) for image in images), text_beside=True)
     if tars and not images:
@@ -168,8 +167,8 @@ def _folder(path: Path, split: str, image_root: str | os.PathLike[str] | None) -
     )
 
 
-def _raise(error: OSError) -> None:
-    raise DataError(f"{error.filename}: cannot be listed: {error.strerror or error}") from error
+def _raise(problem: str) -> None:
+    raise DataError(problem)
 
 
 def _list(path: Path, split: str, image_root: str | os.PathLike[str] | None) -> ListSource:

@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
+from seed_fast._text import name_bytes
 from seed_fast.data.order import EpochOrder, permute
 from seed_fast.lm.packing import best_fit, collate
 from seed_fast.lm.sequences import CAPTION_TASKS, TokenSequence, sample_sequence
@@ -236,7 +237,7 @@ class SequenceBatches:
         """A sample as this epoch uses it; None if it can't be used."""
         sample = self.source[number]
         name = f"{self.seed}/{self.epoch if self._shuffle else 0}/{number}"
-        draws = random.Random(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest(), "little"))
+        draws = random.Random(int.from_bytes(hashlib.blake2b(name_bytes(name), digest_size=16).digest(), "little"))
         task = draws.choices(list(self.tasks), list(self.tasks.values()))[0]
         image_first = draws.random() < 0.5
         if sample["kind"] == "caption":

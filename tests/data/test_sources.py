@@ -190,7 +190,13 @@ def test_incomplete_samples_of_a_shard_are_skipped_and_named(tmp_path: Path) -> 
     shard = write_tar(tmp_path / "a.tar", members)
     usable, errors = content(shard)
     assert len(usable) == 2
-    messages = ["2: no caption", "3: no image", "4: not an image", "5.json: ", "6.json: expected caption or captions"]
+    messages = [
+        "2: no caption",
+        "3: no image",
+        "4.png: not an image",
+        "5.json: ",
+        "6.json: expected caption or captions",
+    ]
     assert all(error.startswith(f"{shard}/{text}") for error, text in zip(errors, messages, strict=True)), errors
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from seed_fast._text import parse_json, read_lines, shown
+from seed_fast._text import name_bytes, parse_json, read_lines, shown
 from seed_fast.data.image_processor import ImageError
 from seed_fast.data.journal import OutputError
 from seed_fast.data.samples import FileSample, SampleError
@@ -148,4 +148,4 @@ def _stem(path: str) -> str:
 
 
 def _hash(name: str) -> np.uint64:
-    return np.frombuffer(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), np.uint64)[0]
+    return np.frombuffer(hashlib.blake2b(name_bytes(name), digest_size=8).digest(), np.uint64)[0]

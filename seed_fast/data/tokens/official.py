@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from seed_fast.data.image_processor import ImageError
-from seed_fast.data.shards import SHARD_SUFFIXES, WHOLE, Entry, ShardError, Split, read_entry, shard_members
+from seed_fast.data.shards import SHARD_SUFFIXES, WHOLE, Entry, ShardError, Split, read_entry, shard_members, walk
 from seed_fast.data.sources import expanded
 from seed_fast.data.tokens.pickles import PickleRefused, plain_unpickle
 from seed_fast.data.tokens.record import Item
@@ -53,10 +52,11 @@ def _shards(inputs: Iterable[str], on_problem: Callable[[str], None]) -> Iterato
     for spec in inputs:
         try:
             if os.path.isdir(spec):
-                found = sorted(str(path) for path in Path(spec).rglob("*") if path.name.endswith(SHARD_SUFFIXES))
-                if not found:
+                first = None
+                for first in walk(spec, SHARD_SUFFIXES, on_problem):
+                    yield first
+                if first is None:
                     raise ShardError(f"{spec}: no tar shard is in this folder")
-                yield from found
             else:
                 yield from expanded(spec)
         except ValueError as error:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from seed_fast import limits
-from seed_fast._text import parse_json, read_json
+from seed_fast._text import name_bytes, parse_json, read_json
 from seed_fast.data.shards import WHOLE, Split
 from seed_fast.data.tokens.samples import KINDS, from_parts
 
@@ -226,7 +226,7 @@ def shard_bytes(samples: Sequence[dict[str, Any]], tokenizer: TokenizerIdentity,
     parts = [part for sample in samples for part in sample["parts"]]
     images = [part for part in parts if not isinstance(part, str)]
     texts = [part.encode() for part in parts if isinstance(part, str)]
-    keys = [sample["key"].encode("utf-8", "surrogatepass") for sample in samples]
+    keys = [name_bytes(sample["key"]) for sample in samples]
     images_of = [sum(not isinstance(part, str) for part in sample["parts"]) for sample in samples]
     code_type = np.uint16 if tokenizer.codebook_size <= 65536 else np.int32
     arrays = {
