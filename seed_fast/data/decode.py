@@ -12,8 +12,9 @@ import numpy as np
 from seed_fast.data.image_processor import ImageError, ImageProcessor, load_image
 from seed_fast.data.pool import CHUNK, Pool, WorkerDied
 from seed_fast.data.shards import Entry, read_entry
+from seed_fast.limits import ITEM_SECONDS
 
-__all__ = ["CHUNK", "Decoded", "Decoder", "WorkerDied", "decode_entry"]
+__all__ = ["CHUNK", "Decoded", "Decoder", "WorkerDied", "decode_entry", "too_slow_error"]
 
 
 class Decoded(NamedTuple):
@@ -47,14 +48,17 @@ class Decoder:
         processor: how to resize.
         workers: number of processes.
         ahead: how many images may be decoded before they are asked for: the bound on memory.
+        seconds_per_item: how long an image may take; one that takes longer is an error of that image.
 
     Raises:
-        WorkerDied: while iterating, when a worker was killed (out of memory?) or crashed in a decoder.
+        WorkerDied: while iterating, when a worker was killed (out of memory?), crashed in a decoder or didn't start.
     """
 
-    def __init__(self, processor: ImageProcessor, workers: int, ahead: int) -> None:
+    def __init__(
+        self, processor: ImageProcessor, workers: int, ahead: int, *, seconds_per_item: float = ITEM_SECONDS
+    ) -> None:
         self._decode = partial(decode_entry, processor=processor)
-        self._pool = Pool(workers, ahead)
+        self._pool = Pool(workers, ahead, seconds_per_item=seconds_per_item)
 
     def __enter__(self) -> Decoder:
         return self
@@ -69,4 +73,22 @@ class Decoder:
 
     def map(self, entries: Iterable[Entry]) -> Iterator[Decoded]:
         """Every entry decoded, in the order of `entries`, which is read only as far as the window reaches."""
-        yield from self._pool.map(self._decode, entries, lambda entry: entry.path)
+        yield from self._pool.map(self._decode, entries, _path, size=_content_size, too_slow=_too_slow)
+
+
+def _path(entry: Entry) -> str:
+    return entry.path
+
+
+def _content_size(entry: Entry) -> int:
+    """Bytes of an image that its entry holds in memory: members of compressed shards come that way."""
+    return len(entry.data or b"")
+
+
+def too_slow_error(name: str, seconds: float) -> str:
+    """What is said of an image that takes longer than `seconds`."""
+    return f"{name}: took more than {seconds:g} s to decode, the limit for one image"
+
+
+def _too_slow(entry: Entry, seconds: float) -> Decoded:
+    return Decoded(entry.path, None, too_slow_error(entry.path, seconds), 0.0, seconds)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from seed_fast.data.lists import DataError
 from seed_fast.data.order import EpochOrder
 from seed_fast.data.pool import Pool
 from seed_fast.data.resize import ResizeMode
-from seed_fast.data.samples import Loaded, Sample, View, load
+from seed_fast.data.samples import Loaded, View, load, map_samples
 from seed_fast.data.sources import Source, open_source
 
 _MOST_REPLACEMENTS = 100  # samples in a row that can't be used before a data set is given up
@@ -188,7 +187,7 @@ class Pairs:
         samples = (self.source.sample(int(number), epoch) for share in shares for number in order.at(share))
         if self._pool is None:
             self._pool = Pool(self._workers, ahead=2 * self.batch_size)
-        results = self._pool.map(partial(load, view=view), samples, _key)
+        results = map_samples(self._pool, samples, view)
         try:
             for after, begin, end in self._steps(start):
                 rows = [self._usable(next(results), place, order, view) for place in range(begin, end)]
@@ -232,7 +231,3 @@ class Pairs:
             "captions": [list(row.captions) if self._all_captions else row.captions[0] for row in rows],
             "keys": [row.key for row in rows],
         }
-
-
-def _key(sample: Sample) -> str:
-    return sample.key

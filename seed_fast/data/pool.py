@@ -1,32 +1,47 @@
-"""Worker processes that map a function over a stream, in order and with bounded memory.
+"""Worker processes that map a function over a stream, in order, with bounded memory and bounded time for each item.
 
-Workers are spawned, not forked: by then the parent has run torch, and the thread pool of its OpenMP does not survive a
-fork (a forked worker hangs in it). See `worker` for what a spawned one is.
+The caller puts chunks of items into a line; one thread per worker process takes them from it, sends them, and puts the
+answers back one by one (`worker` is the other side). A watch kills a worker whose item takes too long.
 """
 
 from __future__ import annotations
 
-import signal
+import queue
+import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from itertools import islice
-from multiprocessing import get_context
-from typing import TypeVar
+from contextlib import suppress
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from seed_fast.data.worker import start_worker
+from seed_fast.data.worker import BEGUN, Process, WorkerDied
+from seed_fast.limits import IN_FLIGHT_BYTES, ITEM_SECONDS
 
-CHUNK = 8  # images per message between processes: few messages, and a worker is never far behind the others
+__all__ = ["CHUNK", "Pool", "WorkerDied"]
+
+CHUNK = 8  # images per message to a worker: few messages, and a worker is never far behind the others
+CHUNK_BYTES = 4 << 20  # of content in a message; an image with more travels alone
+MOST_STUCK = 4  # threads that may be busy with items given up, where there are no workers to kill
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class WorkerDied(RuntimeError):
-    """A worker process ended by itself or was killed."""
+class Answer(NamedTuple):
+    """What became of an item: a result, or the exception that the function raised."""
+
+    is_result: bool
+    value: Any
+
+
+class Job(NamedTuple, Generic[Item, Result]):
+    """What is done with every item of a stream; see `Pool.map`."""
+
+    function: Callable[[Item], Result]
+    name: Callable[[Item], str]
+    size: Callable[[Item], int] | None
+    too_slow: Callable[[Item, float], Result] | None
 
 
 class Pool:
@@ -34,72 +49,426 @@ class Pool:
 
     Args:
         workers: number of processes.
-        ahead: how many items may be done before they are asked for: the bound on memory.
+        ahead: how many items may be done before they are asked for: the bound on memory for results.
+        ahead_bytes: how much content of items (`map`'s `size`) may be on its way at a time: the bound on memory for
+            inputs. An item larger than that goes when no other is on its way.
+        seconds_per_item: how long an item may take, for a `map` with `too_slow`. Time in which this process was
+            suspended, and the start of a worker, don't count.
     """
 
-    def __init__(self, workers: int, ahead: int) -> None:
-        self._window = max(1, -(-ahead // CHUNK), 2 * workers)  # chunks in flight
-        self.executor = None
-        if workers:
-            self.executor = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=start_worker)
+    def __init__(
+        self,
+        workers: int,
+        ahead: int,
+        *,
+        ahead_bytes: int = IN_FLIGHT_BYTES,
+        seconds_per_item: float = ITEM_SECONDS,
+    ) -> None:
+        self._window = CHUNK * max(1, -(-ahead // CHUNK), 2 * workers)  # items
+        self._ahead_bytes, self._seconds = ahead_bytes, seconds_per_item
+        self._line = _Line()
+        self._clock = _Clock(seconds_per_item)
+        self._hands = [_Hand(self._line, seconds_per_item, self._clock) for _ in range(workers)]
+        self._threads: list[threading.Thread] = []
+        self._close = weakref.finalize(self, _end, self._line, self._hands)
         self.waiting_seconds = 0.0  # of the caller, for workers
+
+    @property
+    def pids(self) -> list[int]:
+        """The worker processes that run now. Each starts when there is work for it."""
+        return [pid for hand in self._hands if (pid := hand.pid) is not None]
 
     def close(self) -> None:
         """End the workers; what they have in hand is dropped."""
-        if self.executor is not None:
-            self.executor.shutdown(wait=False, cancel_futures=True)
+        self._close()
+        for thread in self._threads:
+            thread.join(timeout=10)
 
     def map(
-        self, function: Callable[[Item], Result], items: Iterable[Item], name: Callable[[Item], str]
+        self,
+        function: Callable[[Item], Result],
+        items: Iterable[Item],
+        name: Callable[[Item], str],
+        *,
+        size: Callable[[Item], int] | None = None,
+        too_slow: Callable[[Item, float], Result] | None = None,
     ) -> Generator[Result, None, None]:
         """The results of `function`, in the order of `items`, which is read only as far as the window reaches.
 
         Args:
-            function: picklable, when there are workers.
+            function: picklable, when there are workers. What it raises is raised here.
+            items: picklable likewise.
             name: what an error calls an item.
+            size: bytes of content that an item holds in memory; default: none.
+            too_slow: from an item, and the seconds that it was given and did not keep to, to what stands in for its
+                result; its worker is killed and replaced. Without it an item may take for ever. With 0 workers a thread
+                of this process works, which nothing can end: it is left behind with such an item.
 
         Raises:
-            WorkerDied: while iterating, when a worker was killed (out of memory?) or crashed in a decoder.
+            WorkerDied: while iterating, when a worker could not be started, was killed (out of memory?) or crashed in a
+                decoder; with 0 workers when `MOST_STUCK` threads have been left behind and none has come to an end.
         """
-        if self.executor is None:
+        job = Job(function, name, size, too_slow)
+        if self._hands:
+            yield from self._map(job, iter(items))
+        elif too_slow is None:
             yield from map(function, items)
-            return
-        items = iter(items)
-        in_flight: deque[tuple[Future[list[Result]], list[Item]]] = deque()
+        else:
+            yield from _map_alone(job, items, self._seconds)
+
+    def _map(self, job: Job[Item, Result], items: Iterator[Item]) -> Generator[Result, None, None]:
+        self._start()
+        source = _Source(job, items)
+        chunks: deque[_Chunk[Item, Result]] = deque()  # submitted, and not yet given to the caller to the end
         try:
             while True:
-                while len(in_flight) < self._window and (chunk := list(islice(items, CHUNK))):
-                    with _interrupts_blocked():
-                        in_flight.append((self.executor.submit(_map_chunk, function, chunk), chunk))
-                if not in_flight:
+                ahead = sum(chunk.expected for chunk in chunks)
+                while ahead + CHUNK <= self._window:
+                    chunk = source.draw(self._ahead_bytes - self._line.content, must=not chunks)
+                    if chunk is None:
+                        break
+                    self._line.put(chunk)
+                    chunks.append(chunk)
+                    ahead += chunk.expected
+                if not chunks:
                     return
                 start = time.perf_counter()
-                results = in_flight[0][0].result()
+                answer = self._line.answer_of(chunks[0])
                 self.waiting_seconds += time.perf_counter() - start
-                in_flight.popleft()
-                yield from results
-        except BrokenProcessPool:
-            first = name(in_flight[0][1][0]) if in_flight else "an image"
-            raise WorkerDied(
-                f"a decoding worker died at {first} or soon after: killed (out of memory?) or crashed by an image"
-            ) from None
+                if not chunks[0].expected:
+                    chunks.popleft()
+                if not answer.is_result:
+                    raise answer.value
+                yield answer.value
+        finally:  # the caller may have left early
+            self._line.drop(chunks)
+
+    def _start(self) -> None:
+        if self._threads:
+            return
+        self._threads = [threading.Thread(target=hand.run, daemon=True) for hand in self._hands]
+        self._threads.append(threading.Thread(target=_watch, args=(self._line, self._hands, self._clock), daemon=True))
+        for thread in self._threads:
+            thread.start()
+
+
+class _Chunk(Generic[Item, Result]):
+    """Items of one message, and their answers."""
+
+    def __init__(self, job: Job[Item, Result], items: list[Item], sizes: list[int]) -> None:
+        self.job = job
+        self.items, self.sizes = deque(items), deque(sizes)  # without an answer
+        self.answers: deque[Answer] = deque()  # not yet given to the caller
+        self.is_wanted = True
+
+    @property
+    def expected(self) -> int:
+        """Answers that the caller has not been given."""
+        return len(self.items) + len(self.answers)
+
+    @property
+    def bytes(self) -> int:
+        """Content of the items that have no answer."""
+        return sum(self.sizes)
+
+    @property
+    def message(self) -> tuple[Callable[[Item], Result], list[Item]]:
+        """For a worker."""
+        return self.job.function, list(self.items)
+
+
+class _Source(Generic[Item, Result]):
+    """Cuts a stream into chunks, as far as there is room for their content."""
+
+    def __init__(self, job: Job[Item, Result], items: Iterator[Item]) -> None:
+        self._job, self._items = job, items
+        self._drawn: list[tuple[Item, int]] = []  # the next item, where it was read before there was room for it
+
+    def draw(self, room: int, *, must: bool) -> _Chunk[Item, Result] | None:
+        """The next chunk, of at most `room` bytes; if it `must` be, of one item that is larger. None: there is none."""
+        items: list[Item] = []
+        sizes: list[int] = []
+        while len(items) < CHUNK and (self._drawn or self._draw_one()):
+            item, size = self._drawn[0]
+            total = sum(sizes) + size
+            if (total > room and (items or not must)) or (items and total > CHUNK_BYTES):
+                break
+            items.append(item)
+            sizes.append(size)
+            self._drawn.clear()
+        return _Chunk(self._job, items, sizes) if items else None
+
+    def _draw_one(self) -> bool:
+        for item in self._items:
+            self._drawn.append((item, self._job.size(item) if self._job.size else 0))
+            return True
+        return False
+
+
+class _Line:
+    """What lies between the caller and the threads of the workers."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.closing = threading.Event()
+        self.content = 0  # bytes of items that were put in and have no answer
+        self._waiting: deque[_Chunk[Any, Any]] = deque()
+        self._failure: WorkerDied | None = None
+
+    @property
+    def is_closed(self) -> bool:
+        return self.closing.is_set()
+
+    def put(self, chunk: _Chunk[Any, Any]) -> None:
+        """Let a worker have it."""
+        with self.changed:
+            self._waiting.append(chunk)
+            self.content += chunk.bytes
+            self.changed.notify_all()
+
+    def take(self, *, wait: bool, most_bytes: int | None = None) -> _Chunk[Any, Any] | None:
+        """The chunk whose turn it is; None when there is none now, or (`wait`) there will be none."""
+        with self.changed:
+            while wait and not self._waiting and not self.is_closed:
+                self.changed.wait()
+            if self.is_closed or not self._waiting:
+                return None
+            if most_bytes is not None and self._waiting[0].bytes > most_bytes:
+                return None
+            return self._waiting.popleft()
+
+    def answer(self, chunk: _Chunk[Any, Any], answer: Answer) -> None:
+        """Put the answer to the next item of a chunk."""
+        with self.changed:
+            chunk.items.popleft()
+            self.content -= chunk.sizes.popleft()
+            if chunk.is_wanted:
+                chunk.answers.append(answer)
+            self.changed.notify_all()
+
+    def answer_of(self, chunk: _Chunk[Any, Any]) -> Answer:
+        """The next answer of a chunk, when it is there.
+
+        Raises:
+            WorkerDied: it will not come.
+        """
+        with self.changed:
+            while not chunk.answers:
+                if self._failure is not None:
+                    raise self._failure
+                self.changed.wait()
+            return chunk.answers.popleft()
+
+    def fail(self, error: WorkerDied) -> None:
+        """Tell the caller that a worker is dead."""
+        with self.changed:
+            self._failure = self._failure or error
+            self.changed.notify_all()
+
+    def drop(self, chunks: Iterable[_Chunk[Any, Any]]) -> None:
+        """Nobody wants their answers any more."""
+        with self.changed:
+            for chunk in chunks:
+                chunk.is_wanted = False
+                chunk.answers.clear()
+                if chunk in self._waiting:
+                    self._waiting.remove(chunk)
+                    self.content -= chunk.bytes
+
+    def close(self) -> None:
+        """Let threads end."""
+        with self.changed:
+            self.closing.set()
+            self._failure = self._failure or WorkerDied("the workers were ended by their owner")
+            self.changed.notify_all()
+
+
+class _Clock:
+    """Seconds since it was made, without those in which this process was suspended."""
+
+    def __init__(self, seconds: float) -> None:
+        self.now = 0.0
+        self.step = min(1.0, seconds / 4)
+        self._seen = time.monotonic()
+
+    def tick(self) -> None:
+        """Move on; to be called about every `step` seconds."""
+        seen = time.monotonic()
+        self.now += min(seen - self._seen, 2 * self.step)
+        self._seen = seen
+
+
+class _Hand:
+    """A worker process, and the thread that feeds it.
+
+    A second chunk is sent while the worker is busy with the first, so that it doesn't wait for this process.
+    """
+
+    def __init__(self, line: _Line, seconds: float, clock: _Clock) -> None:
+        self._line, self._seconds, self._clock = line, seconds, clock
+        self._lock = threading.Lock()  # of what follows, which the watch and `kill` look at
+        self._process: Process | None = None
+        self._began: float | None = None  # the item in hand, if it has a time limit
+        self._is_given_up = False  # the item in hand has taken too long, and the process was killed
+        self._sent: deque[_Chunk[Any, Any]] = deque()  # to the process, the oldest first
+
+    @property
+    def pid(self) -> int | None:
+        process = self._process
+        return None if process is None else process.pid
+
+    def run(self) -> None:
+        """Work until the line is closed. What goes wrong here ends the caller's run."""
+        try:
+            while (chunk := self._line.take(wait=True)) is not None:
+                self._sent.append(chunk)
+                if self._process is None:
+                    self._start()
+                else:
+                    self._process.send(chunk.message)
+                while self._sent and not self._line.is_closed:
+                    self._one_answer()
+        except WorkerDied as error:
+            self._line.fail(error)
+        except Exception as error:  # noqa: BLE001 - such as an item that can't be pickled
+            self._line.fail(WorkerDied(f"a decoding worker can't be used: {type(error).__name__}: {error}"))
         finally:
-            for future, _ in in_flight:  # the caller has left early
-                future.cancel()
+            self.kill()
+            self._end()
+
+    def kill(self) -> None:
+        """End the process, if there is one."""
+        with self._lock:
+            if self._process is not None:
+                self._process.kill()
+
+    def give_up_if_late(self) -> None:
+        """Kill the process if its item has taken too long."""
+        with self._lock:
+            # The item began up to a step after the clock said so.
+            if self._began is not None and self._clock.now - self._began > self._seconds + self._clock.step:
+                self._began, self._is_given_up = None, True
+                self._process.kill()  # type: ignore[union-attr]
+
+    def _start(self) -> None:
+        """A process that is ready, with all that it has to do."""
+        with self._lock:
+            self._process = Process()
+        if self._line.is_closed:  # since before there was a process to kill
+            self._process.kill()
+        self._process.wait_until_ready()
+        for chunk in self._sent:
+            self._process.send(chunk.message)
+
+    def _end(self) -> str:
+        with self._lock:
+            process, self._process, self._began = self._process, None, None
+        return process.end() if process is not None else ""
+
+    def _begin(self, chunk: _Chunk[Any, Any]) -> None:
+        """The next item of a chunk has its time from now on."""
+        if chunk.items and chunk.job.too_slow is not None:
+            with self._lock:
+                self._began = self._clock.now
+
+    def _one_answer(self) -> None:
+        chunk = self._sent[0]
+        answer = self._process.receive()  # type: ignore[union-attr]
+        if answer == BEGUN:
+            self._begin(chunk)
+            return
+        with self._lock:
+            was_given_up, self._is_given_up, self._began = self._is_given_up, False, None
+        if answer is None and not was_given_up:
+            how = self._end() or "killed"
+            raise WorkerDied(f"a decoding worker died at {chunk.job.name(chunk.items[0])} or soon after: {how}")
+        if answer is None:
+            answer = (True, chunk.job.too_slow(chunk.items[0], self._seconds))
+        self._line.answer(chunk, Answer(*answer))
+        if not chunk.items:
+            self._sent.popleft()
+        if was_given_up:
+            self._end()
+            if self._sent:
+                self._start()
+            return
+        self._begin(chunk)
+        following = self._line.take(wait=False, most_bytes=CHUNK_BYTES) if len(self._sent) == 1 else None
+        if following is not None:
+            self._sent.append(following)
+            self._process.send(following.message)  # type: ignore[union-attr]
 
 
-def _map_chunk(function: Callable[[Item], Result], chunk: list[Item]) -> list[Result]:
-    return list(map(function, chunk))
+def _watch(line: _Line, hands: list[_Hand], clock: _Clock) -> None:
+    """Look at every worker's item from time to time."""
+    while not line.closing.wait(clock.step):
+        clock.tick()
+        for hand in hands:
+            hand.give_up_if_late()
 
 
-@contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Workers are started by submitting, and inherit the mask: Ctrl-C in a starting worker would print a traceback."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _end(line: _Line, hands: list[_Hand]) -> None:
+    line.close()
+    for hand in hands:
+        hand.kill()
+
+
+class _Companion:
+    """A thread that does items one by one, so that this one can wait for each as long as it wants to, and no longer."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self._items: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=_do, args=(function, self._items, self._answers), daemon=True)
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def answer(self, item: Any, seconds: float) -> Answer | None:
+        """The answer to an item; None if it takes longer than `seconds`."""
+        clock = _Clock(seconds)
+        self._items.put((item,))
+        while clock.now < seconds:
+            with suppress(queue.Empty):
+                return self._answers.get(timeout=clock.step)
+            clock.tick()
+        return None
+
+    def dismiss(self) -> None:
+        """Let the thread end when it has done what it is at."""
+        self._items.put(None)
+
+
+def _do(function: Callable[[Any], Any], items: queue.SimpleQueue[Any], answers: queue.SimpleQueue[Answer]) -> None:
+    while (boxed := items.get()) is not None:
+        try:
+            answers.put(Answer(True, function(*boxed)))
+        except BaseException as error:  # noqa: BLE001 - raised again by the caller
+            answers.put(Answer(False, error))
+
+
+def _map_alone(job: Job[Item, Result], items: Iterable[Item], seconds: float) -> Generator[Result, None, None]:
+    """The results of a job that this process does itself."""
+    stuck: list[_Companion] = []
+    companion = _Companion(job.function)
     try:
-        yield
+        for item in items:
+            answer = companion.answer(item, seconds)
+            if answer is not None:
+                if not answer.is_result:
+                    raise answer.value
+                yield answer.value
+                continue
+            companion.dismiss()
+            stuck = [each for each in [*stuck, companion] if each.is_alive]
+            if len(stuck) >= MOST_STUCK:
+                raise WorkerDied(
+                    f"{job.name(item)}: the last of {len(stuck)} images that this process is still decoding after "
+                    f"{seconds:g} s and more; with a worker process such an image can be ended and skipped"
+                )
+            companion = _Companion(job.function)
+            yield job.too_slow(item, seconds)  # type: ignore[misc]
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        companion.dismiss()

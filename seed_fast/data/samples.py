@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -13,7 +15,9 @@ from seed_fast import limits
 from seed_fast._text import decode_text, name_bytes, parse_json, shown
 from seed_fast.data import shapes
 from seed_fast.data.augment import may_flip, random_crop
+from seed_fast.data.decode import too_slow_error
 from seed_fast.data.image_processor import ImageError, ImageProcessor, load_image
+from seed_fast.data.pool import Pool
 from seed_fast.data.shards import Entry, read_entry
 
 IMAGE_KEYS = ("image", "file_name", "filepath")
@@ -71,6 +75,19 @@ def load(sample: Sample, view: View) -> Loaded:
         return Loaded(sample.key, *sample.load(view), None)
     except (ImageError, SampleError) as error:
         return Loaded(sample.key, None, (), str(error))
+
+
+def map_samples(pool: Pool, samples: Iterable[Sample], view: View) -> Generator[Loaded, None, None]:
+    """Every sample loaded by a pool, in order. One that takes too long is an error of that sample."""
+    return pool.map(partial(load, view=view), samples, _key, too_slow=_too_slow)
+
+
+def _key(sample: Sample) -> str:
+    return sample.key
+
+
+def _too_slow(sample: Sample, seconds: float) -> Loaded:
+    return Loaded(sample.key, None, (), too_slow_error(sample.key, seconds))
 
 
 @dataclass(frozen=True)

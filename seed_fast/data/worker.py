@@ -1,29 +1,174 @@
-"""How a decoding process begins.
+"""A decoding process: what it does, and how its parent starts it, talks to it and ends it.
 
-This file must not import numpy: its BLAS would start as many threads as there are cores, in every worker, before
-`start_worker` could ask for one. Workers never import torch at all.
+A worker is a plain `python -c` that imports this file, not a child of `multiprocessing`: a script that uses workers
+needs no `if __name__ == "__main__"`, nothing of the parent (torch, its threads, a GPU) is in a worker, and each has
+pipes of its own, which end as soon as either side is dead. Tasks go to its standard input, answers come from its
+standard output, as pickles. Workers never import torch.
 """
 
 from __future__ import annotations
 
 import os
+import pickle
+import queue
 import signal
+import subprocess
+import sys
 import threading
-from multiprocessing import parent_process
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, BinaryIO
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+READY, BEGUN = "ready", "begun"  # the first answer, and that before the first of each task
+_STOPS = (signal.SIGINT, signal.SIGTERM)
+_PATIENCE = 5.0  # seconds for a dying process
 
 
-def start_worker() -> None:
-    """One BLAS thread; deaf to Ctrl-C, on which the parent ends its workers; and gone when the parent is."""
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+class WorkerDied(RuntimeError):
+    """A worker process could not be started, ended by itself or was killed."""
 
 
-def _end_with_parent() -> None:
-    """The pool's pipes alone would keep a worker waiting for ever after its parent was killed."""
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+class Process:
+    """A worker process, as its parent sees it.
+
+    Raises:
+        WorkerDied: it can't be started.
+    """
+
+    def __init__(self) -> None:
+        paths = [path for path in sys.path if isinstance(path, str)]
+        code = f"import sys; sys.path[:] = {paths!r}; from seed_fast.data.worker import main; main()"
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        one_thread = os.environ | dict.fromkeys(THREAD_VARIABLES, "1")  # for the BLAS of numpy
+        try:
+            with _stops_blocked():
+                self._process = subprocess.Popen([sys.executable, "-c", code], env=one_thread, **pipes)
+        except OSError as error:
+            raise WorkerDied(f"a decoding worker can't be started: {error.strerror or error}") from error
+        self.pid = self._process.pid
+
+    def wait_until_ready(self) -> None:
+        """Return when it takes tasks.
+
+        Raises:
+            WorkerDied: it ended before.
+        """
+        if self.receive() != READY:
+            raise WorkerDied(f"a decoding worker can't be started: {self.end()} before it was ready")
+
+    def send(self, task: object) -> None:
+        """Hand a task over. If the worker is dead, that will show when it is to answer."""
+        content = pickle.dumps(task)
+        with suppress(OSError):
+            self._process.stdin.write(content)  # type: ignore[union-attr]
+            self._process.stdin.flush()  # type: ignore[union-attr]
+
+    def receive(self) -> Any:
+        """The next answer; None if the worker is dead, also where it has died within an answer."""
+        try:
+            return pickle.load(self._process.stdout)  # type: ignore[arg-type]
+        except (EOFError, OSError, pickle.UnpicklingError):
+            return None
+
+    def kill(self) -> None:
+        """End it at once, from any thread; the answer that is waited for will be None."""
+        self._process.kill()
+
+    def end(self) -> str:
+        """Leave nothing of it behind. Returns how it ended, such as "crashed by SIGSEGV"."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_PATIENCE)  # its pipes close before it has an exit code
+        self._process.kill()
+        with suppress(subprocess.TimeoutExpired):  # a process that hangs in a dead file server is left to itself
+            self._process.wait(_PATIENCE)
+        for file in (self._process.stdin, self._process.stdout):
+            with suppress(OSError):
+                file.close()  # type: ignore[union-attr]
+        return _how(self._process.returncode)
+
+
+def _how(code: int | None) -> str:
+    if code is None or code >= 0:
+        return f"ended with exit code {code}"
+    if -code == signal.SIGKILL:
+        return "killed (out of memory?)"
+    try:
+        return f"crashed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"crashed by signal {-code}"
+
+
+@contextmanager
+def _stops_blocked() -> Iterator[None]:
+    """A process inherits the mask: Ctrl-C in a worker that hasn't begun to ignore it would print a traceback."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def main() -> None:
+    """The life of a worker: (function, items) in, BEGUN and (True, result) or (False, exception) of each item out.
+
+    It ends when its parent is gone or has closed the pipe, and is deaf to Ctrl-C and SIGTERM, which a terminal or a
+    scheduler may send to all processes of a job: the parent stops in its own way and then ends its workers.
+    """
+    for each in _STOPS:
+        signal.signal(each, signal.SIG_IGN)
+    tasks, answers = _own_pipes()
+    _answer(answers, READY)
+    received: queue.SimpleQueue[tuple[Any, list[Any]]] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(tasks, received), daemon=True).start()
+    while True:
+        function, items = received.get()
+        _answer(answers, BEGUN)
+        for place, item in enumerate(items):
+            items[place] = None  # the memory of an item goes with its turn
+            _answer(answers, _result(function, item))
+            del item
+
+
+def _own_pipes() -> tuple[BinaryIO, BinaryIO]:
+    """Standard input and output, out of reach of whatever prints."""
+    tasks, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    try:
+        os.dup2(2, 1)
+    except OSError:  # standard error is closed
+        os.dup2(nothing, 1)
+    os.close(nothing)
+    return tasks, answers
+
+
+def _receive(tasks: BinaryIO, received: queue.SimpleQueue[tuple[Any, list[Any]]]) -> None:
+    """All tasks at once, so that the parent never waits for a worker to take one."""
+    try:
+        while True:
+            received.put(pickle.load(tasks))
+    except (EOFError, OSError, pickle.UnpicklingError):
+        os._exit(0)  # also in the midst of an image
+
+
+def _result(function: Any, item: Any) -> tuple[bool, Any]:
+    try:
+        return True, function(item)
+    except Exception as error:  # raised again in the parent  # noqa: BLE001
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # noqa: BLE001 - some exceptions can't travel
+            return False, RuntimeError(f"{type(error).__name__}: {error}")
+        return False, error
+
+
+def _answer(answers: BinaryIO, answer: object) -> None:
+    try:
+        pickle.dump(answer, answers)
+        answers.flush()
+    except OSError:  # the parent is gone
+        os._exit(0)

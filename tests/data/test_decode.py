@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seed_fast.data import worker
 from seed_fast.data.decode import CHUNK, Decoder, WorkerDied
 from seed_fast.data.image_processor import ImageProcessor
 from seed_fast.data.shards import Entry
@@ -63,24 +62,10 @@ def test_a_killed_worker_is_an_error_and_no_hang(entries: list[Entry]) -> None:
     with Decoder(ImageProcessor(16), 1, ahead=4) as decoder:
         images = decoder.map(entries * 100)
         next(images)
-        for pid in decoder._pool.executor._processes:
+        for pid in decoder._pool.pids:
             os.kill(pid, signal.SIGKILL)
         with pytest.raises(WorkerDied, match=r"a decoding worker died at .* or soon after: killed \(out of memory\?\)"):
             list(images)
-
-
-def _about_worker() -> tuple[list[str | None], bool]:
-    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    return [os.environ.get(name) for name in worker.THREAD_VARIABLES], ignored
-
-
-def test_workers_have_one_thread_each_and_ignore_ctrl_c(entries: list[Entry], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    with Decoder(ImageProcessor(16), 1, ahead=4) as decoder:
-        list(decoder.map(entries))
-        assert decoder._pool.executor.submit(_about_worker).result() == (["1", "1", "1"], True)
-    assert os.environ["OMP_NUM_THREADS"] == "7"
-    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, set())
 
 
 PARENT = """
@@ -92,8 +77,8 @@ from seed_fast.data.shards import Entry
 if __name__ == "__main__":
     with Decoder(ImageProcessor(16), 2, 64) as decoder:
         for _ in decoder.map(Entry("missing", "missing") for _ in range(10**9)):
-            if len(decoder._pool.executor._processes) == 2:
-                print(*decoder._pool.executor._processes, flush=True)
+            if len(decoder._pool.pids) == 2:
+                print(*decoder._pool.pids, flush=True)
                 time.sleep(60)
 """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 
 from seed_fast.data.image_processor import ImageProcessor
 from seed_fast.data.pool import Pool
-from seed_fast.data.samples import Loaded, Sample, View, load
+from seed_fast.data.samples import Loaded, View, map_samples
 from seed_fast.data.shards import WHOLE, Split
 from seed_fast.data.sources import Source
 from seed_fast.data.tokens.record import Item
@@ -48,7 +47,7 @@ def picture_items(
     samples = (source.sample(place, 0) for place in places)
     pool = Pool(workers, ahead=2 * batch_size)
     try:
-        loaded = zip(places, pool.map(partial(load, view=view), samples, _key), strict=True)
+        loaded = zip(places, map_samples(pool, samples, view), strict=True)
         while batch := list(islice(loaded, batch_size)):
             yield from _items(tok, processor, batch)
     finally:
@@ -78,7 +77,3 @@ def _encode(tok: ImageEncoder, processor: ImageProcessor, pixels: np.ndarray) ->
     # tanh on the way to the codebook would turn an infinite embedding into an ordinary code
     finite = causal.isfinite().flatten(1).all(dim=1, keepdim=True)
     return tok.lookup(causal).masked_fill(~finite, -1).cpu().numpy()
-
-
-def _key(sample: Sample) -> str:
-    return sample.key
