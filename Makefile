@@ -18,7 +18,7 @@ TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
 NATIVE_SOURCES := CMakeLists.txt setup.py $(wildcard cmake/*) $(shell find csrc -path csrc/tests -prune -o -type f -print)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo seed-tiny seed-opt-tiny test test-slow test-cpp lint format fatbin volta-report wheel dist-wheel wheel-pure test-wheel gpu clean
+.PHONY: help install docs demo seed-tiny seed-opt-tiny test test-slow test-cpp lint format fatbin volta-report wheel dist-wheel wheel-pure test-wheel gpu clean
 
 help: ## show this
 	@echo "seed_fast: an image becomes 32 causally ordered codes. Start with 'make demo'."
@@ -114,6 +114,11 @@ test-wheel: $(VENV)/.requirements ## install the release wheel into a fresh envi
 	@$(PIP) pyelftools
 	@ls dist/*.whl >/dev/null 2>&1 || $(MAKE) --no-print-directory wheel
 	@$(BIN)/python -m tests.packaging.check_wheel --torch $(TORCH) dist/*.whl
+
+docs: install ## the pages and the API reference as a site in build/site; a broken link fails
+	@$(PIP) mkdocs-material 'mkdocstrings[python]'
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo build/site/index.html
 
 gpu: ## on a machine with a GPU, no registry needed: build, GPU tests, sanitizers, benchmarks; logs in out/gpu
 	@PYTHON=$(PYTHON) benchmarks/gpu.sh out/gpu

@@ -28,7 +28,7 @@ def collect() -> dict[str, Any]:
         "build": {"compiled": bool, "reason": str, ...}, "ops": one row per op and backend, as
         `seed_fast.ops.backend_table()` gives them}.
 
-    Example:
+    Examples:
         >>> from seed_fast import info
         >>> info.collect()["versions"]["seed_fast"] == info.seed_fast.__version__
         True

@@ -33,7 +33,7 @@ class StageTimer:
         device: on a CUDA device, "device" stages are measured by events on its current stream; otherwise by the
             host's clock.
 
-    Example:
+    Examples:
         >>> timer = StageTimer({"ViT": "device", "write": "main"})
         >>> with timer.measure("write"):
         ...     pass

@@ -51,7 +51,7 @@ def convert(
         The folder.
 
     Raises:
-        as `SeedTokenizer.from_pretrained`.
+        CheckpointError: the checkpoint can't be read or lacks weights; as `SeedTokenizer.from_pretrained` says.
     """
     config = SeedConfig.preset(preset) if isinstance(preset, str) else preset
     stored = _dtype(dtype)

@@ -96,7 +96,7 @@ def load_image(source: str | os.PathLike[str] | bytes | BinaryIO, name: str | No
             pixels than `PIL.Image.MAX_IMAGE_PIXELS`), no pixels, values without a defined look. Pillow's own exceptions
             never come through.
 
-    Example:
+    Examples:
         >>> load_image(b"not an image", name="a.jpg")
         Traceback (most recent call last):
         seed_fast.data.image_processor.ImageError: a.jpg: not an image of a supported format (JPEG, PNG, ...)
@@ -197,7 +197,7 @@ class ImageProcessor:
             middle. The same file has different codes under each: official `ImageTokenizer.encode_image` uses "bicubic",
             clip_transform.yaml "bilinear" (keep_ratio False) and "bilinear_crop" (keep_ratio True).
 
-    Example:
+    Examples:
         >>> pixels = ImageProcessor(224, "bicubic")(Image.new("RGB", (640, 480)))
         >>> pixels.shape
         torch.Size([1, 3, 224, 224])

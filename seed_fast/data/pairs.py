@@ -48,13 +48,15 @@ def open_pairs(
     """A data set as batches.
 
     Args:
-        spec, split, image_root: which data; see `open_source`.
+        spec: which data, one line of text; docs/data.md lists the forms.
+        split: which part of it: "train", "val", "test".
         image_size: side S of the pictures, px.
         batch_size: samples of a batch on each rank.
         resize: how pictures that are not augmented come to their size; see `ImageProcessor`.
         augment: random crops and flips as official (`augment`), on all data but shapes.
         seed: of the order, the crops and the choice among captions.
-        rank, world: this process and how many there are.
+        rank: number of this process, from 0.
+        world: how many processes share the data.
         workers: processes that read and decode; 0: none.
         shuffle: default: for the split "train" only.
         drop_last: every batch has `batch_size` samples: up to world * batch_size - 1 samples at the end of an epoch are
@@ -62,11 +64,12 @@ def open_pairs(
             Otherwise nothing is left out or repeated, and batches may be smaller. Default: for the split "train" only.
         all_captions: batches give every caption of a picture instead of one.
         normalize: False gives pixels as uint8 [B, S, S, 3], for `ImageProcessor.normalize` on the device.
+        image_root: folder in which relative paths of a list begin; default: that of the list.
 
     Raises:
         ValueError: wrong arguments, or no such data; the message names them.
 
-    Example:
+    Examples:
         >>> pairs = open_pairs("shapes:100", image_size=64, batch_size=10)
         >>> batch = next(iter(pairs))
         >>> batch["pixels"].shape, len(batch["captions"]), batch["keys"][0].startswith("shapes:train/0/")

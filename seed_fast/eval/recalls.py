@@ -32,7 +32,7 @@ def recalls(
     Raises:
         ValueError: the arrays don't fit each other, hold infinities or NaN, or an image has no caption.
 
-    Example:
+    Examples:
         >>> recalls([[1, 0], [0, 1]], [[1, 0], [0, 1], [1, 0.1]], [0, 1, 1], ks=[1])
         {'TR@1': 100.0, 'IR@1': 66.66666666666667, 'R@mean': 83.33333333333334}
     """

@@ -24,7 +24,9 @@ def caption(
     """Describe images.
 
     Args:
-        model, tokenizer, vocabulary: as `seed_fast.lm.model.load` returns them.
+        model: the language model, as `seed_fast.lm.model.load` returns it.
+        tokenizer: its tokenizer.
+        vocabulary: which of its tokens are image tokens.
         codes: of B images, each N integers (a tensor [B, N] will do).
         max_tokens: most tokens of a caption.
         options: `decoding`, `batch_size` and `advance` of `seed_fast.generate.decoding.answers`.

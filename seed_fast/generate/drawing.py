@@ -25,7 +25,9 @@ def draw(
     """Draw images: their codes, which `SeedTokenizer.decode` turns into what an image generator reads.
 
     Args:
-        model, tokenizer, vocabulary: as `seed_fast.lm.model.load` returns them.
+        model: the language model, as `seed_fast.lm.model.load` returns it.
+        tokenizer: its tokenizer.
+        vocabulary: which of its tokens are image tokens.
         texts: B captions.
         num_codes: codes of an image, N.
         options: `decoding`, `batch_size` and `advance` of `seed_fast.generate.decoding.answers`.

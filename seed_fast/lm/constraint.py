@@ -35,7 +35,7 @@ class ImageSpans(LogitsProcessor):
     Raises:
         ValueError: an argument is out of range.
 
-    Example:
+    Examples:
         >>> vocabulary = Vocabulary(10, 4, begin_image=14, end_image=15, bos=2, eos=2, pad=1)
         >>> only_codes = ImageSpans(vocabulary, num_codes=2)(torch.tensor([[2, 5, 14]]), torch.zeros(1, 16))
         >>> only_codes.isfinite().nonzero()[:, 1].tolist()

@@ -47,7 +47,9 @@ class Lora:
     """The adapter; the defaults are official SEED-LLaMA's (LoraConfig of its configs/), which SEED-OPT shares here.
 
     Args:
-        rank, alpha, dropout: of LoRA.
+        rank: columns of LoRA's two matrices, r.
+        alpha: the adapter's product is scaled by alpha / rank.
+        dropout: share of the adapter's inputs that training sets to zero.
         targets: names of linear layers; None: all of the family's.
         norms: train the norms too; None: as the family's recipe (LLaMA yes; OPT is frozen but for LoRA, SEED paper).
     """
@@ -178,7 +180,8 @@ def save(
     """Write an adapter (or a whole model, if it has none) and its tokenizer, each file beside and renamed.
 
     Args:
-        model, tokenizer: of `build`.
+        model: the model that `build` returned.
+        tokenizer: its tokenizer.
         folder: made if it isn't there.
         extra: tensors in place of the model's own, by parameter name.
         write: whether this process does; every rank of a sharded model must call.

@@ -35,7 +35,7 @@ def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
     Raises:
         ValueError: a sample is longer than a row.
 
-    Example:
+    Examples:
         >>> best_fit([2, 7, 5, 3, 3], room=10)
         [[1, 3], [2, 4, 0]]
     """

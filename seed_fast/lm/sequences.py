@@ -80,7 +80,8 @@ def interleaved_sequence(
     """Images and texts in their order: bos, each part, eos. Supervised: all but bos.
 
     Args:
-        image_ids, texts: slot by slot the codes of an image or a text; the other one is None.
+        image_ids: for each slot the codes of an image, or None where the slot is a text.
+        texts: for each slot a text, or None where the slot is an image.
 
     Raises:
         ValueError: the two differ in length, a slot has both or neither, or there is none.

@@ -22,7 +22,7 @@ def word_tokenizer(texts: Iterable[str], max_length: int = 128) -> Any:
         texts: every word of them gets an id, the most frequent ones first, ties in alphabetical order.
         max_length: positions of the model, in tokens; transformers warns about longer texts.
 
-    Example:
+    Examples:
         >>> tokenizer = word_tokenizer(["a red star, on a white background"])
         >>> tokenizer.decode(tokenizer("a white star, red")["input_ids"])
         'a white star, red'

@@ -41,7 +41,7 @@ class SeedConfig:
         TypeError: a field has the wrong type.
         ValueError: a size is out of range, or two sizes don't fit together.
 
-    Example:
+    Examples:
         >>> SeedConfig.preset("seed-2").num_tokens
         257
     """

@@ -62,7 +62,7 @@ class FastTokenizer(ImageEncoder):
     Raises:
         ValueError: `cross_attention` is none of these.
 
-    Example:
+    Examples:
         >>> from seed_fast import SeedTokenizer
         >>> tok = SeedTokenizer.from_pretrained("seed-tiny")
         >>> pixels = torch.zeros(2, 3, 64, 64)

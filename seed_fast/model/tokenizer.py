@@ -43,7 +43,7 @@ class SeedTokenizer(ImageEncoder, nn.Module):
         config: the sizes it was built with.
         trained: False until weights were trained or loaded from a trained checkpoint.
 
-    Example:
+    Examples:
         >>> tok = SeedTokenizer.from_pretrained("seed-tiny")
         >>> tok.encode(torch.zeros(2, 3, 64, 64)).shape
         torch.Size([2, 32])

@@ -117,7 +117,7 @@ def explain(op: str, *args: Any) -> str:
     Raises:
         ValueError: `op` is not an op of this package.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from seed_fast.ops import explain
         >>> print(explain("nearest_code", torch.zeros(4, 32), torch.zeros(8, 32)))  # doctest: +SKIP

@@ -153,7 +153,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, scale: f
         TypeError, ValueError: wrong type, dtype, shape or device.
         BackendError: a forced backend cannot run.
 
-    Example:
+    Examples:
         >>> q, k, v = torch.randn(2, 32, 3, 12, 64).unbind(2)
         >>> attention(q, k, v, causal=True).shape
         torch.Size([2, 32, 12, 64])

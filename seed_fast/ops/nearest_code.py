@@ -177,7 +177,7 @@ def nearest_code(
         TypeError, ValueError: wrong dtype, shape or device, or a squared norm that overflows float32.
         BackendError: a forced backend cannot run.
 
-    Example:
+    Examples:
         >>> nearest_code(torch.tensor([[0.9], [0.1]]), torch.tensor([[0.0], [1.0]]))
         tensor([1, 0])
     """

@@ -124,7 +124,7 @@ def vector_quantize(z: Tensor, codebook: Tensor | PackedCodebook) -> tuple[Tenso
     Raises:
         TypeError, ValueError: as `nearest_code`.
 
-    Example:
+    Examples:
         >>> z = torch.tensor([[0.9], [0.2]], requires_grad=True)
         >>> z_q, ids, commit, codebook_loss = vector_quantize(z, torch.tensor([[0.0], [1.0]]))
         >>> z_q.flatten().tolist(), ids.tolist(), round(commit.item(), 4)

@@ -63,7 +63,7 @@ def costs(config: SeedConfig, batch: int, dtype: str = "float32", plan: str = "p
     Raises:
         ValueError: an unknown dtype or plan, or a batch without images.
 
-    Example:
+    Examples:
         >>> from seed_fast import SeedConfig
         >>> round(costs(SeedConfig.preset("seed-2"), 1)["ViT"].flops / 1e9)
         521

@@ -65,7 +65,7 @@ def profile(
         ImageError: `image` is none that can be used.
         OSError: the trace cannot be written.
 
-    Example:
+    Examples:
         >>> from seed_fast import SeedTokenizer
         >>> found = profile(SeedTokenizer.from_pretrained("seed-tiny"), batch_size=1, rounds=1, quick=True)
         >>> [stage["name"] for stage in found["stages"] if stage["part_of"] is None]

@@ -36,7 +36,7 @@ class CaptionTokenizer(Protocol):
 class WordTokenizer:
     """Lower-cased words and punctuation marks; a word that isn't in the vocabulary becomes [UNK].
 
-    Example:
+    Examples:
         >>> tokenizer = WordTokenizer.of_captions(["A red circle.", "a blue square"])
         >>> ids, mask = tokenizer(["a red square"])
         >>> [tokenizer.words[i] for i in ids[0]]

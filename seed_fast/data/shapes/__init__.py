@@ -6,7 +6,7 @@ every machine and with every version of numpy. Captions can be read back (`parse
 
 Training, validation and test never share a combination of objects: see `split_of`.
 
-Example:
+Examples:
     >>> from seed_fast.data import shapes
     >>> scene = shapes.scene(seed=0, index=3)
     >>> shapes.render(scene, 64).shape

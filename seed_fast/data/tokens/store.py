@@ -69,7 +69,7 @@ def open_tokens(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]])
     Raises:
         StoreError: there is no finished store, it is damaged, or two are of different tokenizers.
 
-    Example:
+    Examples:
         store = open_tokens("captions/")
         sample = store[0]  # {"kind": "caption", "key": ..., "codes": uint16 [32], "text": ..., "texts": (...)}
     """
