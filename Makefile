@@ -97,6 +97,7 @@ wheel: $(VENV)/.requirements ## the release wheel: manylinux_2_28, compiled by z
 
 dist-wheel:
 	@rm -rf build/lib* build/bdist* build/wheel
+	@mkdir -p build
 	@SEED_FAST_NATIVE=1 SEED_FAST_ZIG=1 $(BIN)/python -m build --wheel --no-isolation --outdir build/wheel . \
 		>build/wheel.log 2>&1 || { cat build/wheel.log; exit 1; }
 	@$(BIN)/auditwheel repair --only-plat --plat manylinux_2_28_x86_64 -w dist build/wheel/*.whl >>build/wheel.log 2>&1 \
@@ -106,6 +107,7 @@ dist-wheel:
 wheel-pure: $(VENV)/.requirements ## the pure-Python wheel, for every other platform
 	@$(PIP) build
 	@rm -rf build/lib* build/bdist*
+	@mkdir -p build
 	@SEED_FAST_NATIVE=0 $(BIN)/python -m build --wheel --no-isolation --outdir dist . >build/wheel.log 2>&1 \
 		|| { cat build/wheel.log; exit 1; }
 	@ls dist/*-py3-none-any.whl
