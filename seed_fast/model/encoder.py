@@ -52,7 +52,24 @@ class ImageEncoder(ABC):
 
         return ImageProcessor(self.config.image_size, self.config.resize)(images)
 
-    @torch.inference_mode()
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels to codes, without a decision that depends on values, for `torch.export` and compilers.
+
+        Args:
+            pixels: [B, 3, S, S] float.
+
+        Returns:
+            Codes [B, N] int64; -1 for all codes of an image whose embeddings aren't finite.
+
+        Raises:
+            TypeError, ValueError: not such a tensor.
+        """
+        causal = self.causal_embeddings(pixels)
+        # Before the lookup: tanh would turn an infinite embedding into an ordinary code.
+        finite_B1 = causal.isfinite().flatten(1).all(dim=1, keepdim=True)
+        codes = self.lookup(causal)
+        return codes.masked_fill(~(finite_B1 & (codes >= 0).all(dim=1, keepdim=True)), -1)
+
     def encode(self, images: Any) -> Tensor:
         """Images to codes.
 
@@ -65,15 +82,16 @@ class ImageEncoder(ABC):
 
         Raises:
             ValueError: an image can't be read (`ImageError`), an array has the wrong shape, or an image gives
-                embeddings that aren't finite.
+                embeddings that aren't finite. Under `torch.compile` the codes of such an image are -1 instead.
             TypeError: something isn't an image.
         """
-        causal = self.causal_embeddings(self.preprocess(images))
-        # Before the lookup: tanh would turn an infinite embedding into an ordinary code.
-        self._check_images(images, causal.isfinite().flatten(1).all(dim=1))
-        codes = self.lookup(causal)
-        self._check_images(images, (codes >= 0).all(dim=1))
-        return codes
+        if torch.compiler.is_compiling():  # which images are bad is known when the compiled code has run
+            with torch.no_grad():  # what a compiler traces can't expand a parameter in inference mode
+                return self.encode_pixels(self.preprocess(images))
+        with torch.inference_mode():
+            codes = self.encode_pixels(self.preprocess(images))
+            self._check_images(images, (codes >= 0).all(dim=1))
+            return codes
 
     def _check_images(self, images: Any, finite_B: Tensor) -> None:
         for index in finite_B.logical_not().nonzero().flatten().tolist():

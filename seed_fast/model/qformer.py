@@ -138,7 +138,8 @@ class QFormer(nn.Module):
         Its gradient then comes with that of their weights, and the features need none: a third less work in
         cross-attention for features of a frozen encoder.
         """
-        x_BNC = self.dropout(self.norm(self.query_tokens).expand(len(features_BLE), -1, -1))
+        batch = features_BLE.shape[0]  # len() would fix it in an exported program
+        x_BNC = self.dropout(self.norm(self.query_tokens).expand(batch, -1, -1))
         for layer in self.layers:
             x_BNC = layer(x_BNC, features_BLE, affine)
         return x_BNC

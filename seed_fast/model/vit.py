@@ -111,7 +111,8 @@ class ViT(nn.Module):
 
     def forward(self, pixels_B3SS: Tensor) -> Tensor:
         patches = self.patch_embed(pixels_B3SS)
-        cls = self.cls_token.expand(len(patches), -1, -1)
+        batch = patches.shape[0]  # len() would fix it in an exported program
+        cls = self.cls_token.expand(batch, -1, -1)
         x_BLD = torch.cat([cls, patches], dim=1) + self.position_embedding
         for block in self.blocks:
             x_BLD = block(x_BLD)
