@@ -30,6 +30,7 @@ from seed_fast.data import shapes
 from seed_fast.data.tokens import TokensWriter, open_tokens
 from seed_fast.eval.command import FIGURE, REPORT
 from seed_fast.eval.lm import shuffled_order
+from seed_fast.lm.identity import read_identity, write_identity
 from seed_fast.lm.model import load
 from seed_fast.lm.words import word_tokenizer
 
@@ -152,6 +153,8 @@ def write_half(run: Path, folder: Path) -> None:
     with replace_folder_files(folder) as staging:
         model.to(torch.float16).save_pretrained(staging)
         tokenizer.save_pretrained(staging)
+        if (identity := read_identity(run)) is not None:
+            write_identity(staging, identity)
 
 
 def table(measured: dict[str, Any]) -> str:

@@ -7,6 +7,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from seed_fast.generate.cli import AnyTokenizer
+
 app = typer.Typer(help="Measure a trained model.", no_args_is_help=True, rich_markup_mode=None)
 
 
@@ -90,6 +92,7 @@ def lm(
         typer.Option("--output", "-o", metavar="FOLDER", help="Also write lm.json and perplexity.svg."),
     ] = None,
     beams: Annotated[int, typer.Option(min=1, help="Sequences to follow at once. 1: greedy.")] = 1,
+    any_tokenizer: AnyTokenizer = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 64,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16: of the language model.")] = "float32",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from seed_fast._files import write_beside
 from seed_fast.commands import UsageError, _complain, _device
-from seed_fast.generate.command import Options, after_checks, language_model, one_line_errors
+from seed_fast.generate.command import Options, after_checks, check_tokenizer, language_model, one_line_errors
 
 if TYPE_CHECKING:
     from seed_fast.data.shapes import Scene
@@ -53,9 +53,14 @@ def _eval_lm(options: LmOptions) -> None:
         raise UsageError(
             f"--model {folder}: must be a folder of `seed-fast train` with {CONTRAST}, which reads captions"
         )
-    tower, captions = load_contrast(folder, SeedTokenizer.from_pretrained(folder, device=_device(options.device)))
+    tok = SeedTokenizer.from_pretrained(folder, device=_device(options.device))
+    tower, captions = load_contrast(folder, tok)
     speaker = language_model(options, options.lm)
-    shuffled = None if options.shuffled_lm is None else language_model(options, options.shuffled_lm)
+    check_tokenizer(options, speaker, tok)
+    shuffled = None
+    if options.shuffled_lm is not None:
+        shuffled = language_model(options, options.shuffled_lm)
+        check_tokenizer(options, shuffled, tok, options.shuffled_lm)
     report = evaluate(
         speaker, tower, captions, scenes, decoding=decoding, shuffled=shuffled, batch_size=options.batch_size
     )

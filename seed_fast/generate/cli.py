@@ -25,6 +25,12 @@ TopP = Annotated[
 ]
 Temperature = Annotated[float, typer.Option(help="Of sampling.")]
 Seed = Annotated[int, typer.Option(help="Of sampling, and of pictures.")]
+AnyTokenizer = Annotated[
+    bool,
+    typer.Option(
+        "--any-tokenizer", help="Go on although the language model learned the codes of another tokenizer than --model."
+    ),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Prompts at a time.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16: of the language model.")]
@@ -50,6 +56,7 @@ def caption(
     top_p: TopP = None,
     temperature: Temperature = 1.0,
     seed: Seed = 0,
+    any_tokenizer: AnyTokenizer = False,
     batch_size: BatchSize = 64,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read and decode images. 0: none.")] = 0,
     device: Device = "auto",
@@ -99,6 +106,7 @@ def draw(
     top_p: TopP = None,
     temperature: Temperature = 1.0,
     seed: Seed = 0,
+    any_tokenizer: AnyTokenizer = False,
     batch_size: BatchSize = 64,
     device: Device = "auto",
     dtype: Dtype = "float32",

@@ -47,6 +47,7 @@ class Options:
     top_p: float | None = None
     temperature: float = 1.0
     seed: int = 0
+    any_tokenizer: bool = False
     batch_size: int = 64
     device: str = "auto"
     dtype: str = "float32"
@@ -138,7 +139,7 @@ def _draw(options: DrawOptions) -> int:
     painter = _Painter(options) if options.pictures is not None else None  # before minutes of generation
     speaker = language_model(options, options.lm)
     if painter is not None:
-        _check_codebook(speaker, painter.tok)
+        check_tokenizer(options, speaker, painter.tok)
     from seed_fast.generate.drawing import draw
 
     progress = Progress()
@@ -199,7 +200,7 @@ class _Images:
         from seed_fast.data.shards import list_entries
 
         tok = _tokenizer(self.options)
-        _check_codebook(self.speaker, tok)
+        check_tokenizer(self.options, self.speaker, tok)
         processor = ImageProcessor(tok.config.image_size, tok.config.resize)
         size = self.options.batch_size
         with Decoder(processor, self.options.workers, ahead=2 * size) as decoder:
@@ -285,10 +286,25 @@ def _tokenizer(options: Options) -> Any:
     return tok
 
 
-def _check_codebook(speaker: LanguageModel, tok: Any) -> None:
+def check_tokenizer(options: Options, speaker: LanguageModel, tok: Any, folder: Path | None = None) -> None:
+    """The tokenizer must be the one whose codes the language model of `folder` (default: --lm) learned.
+
+    Raises:
+        ValueError: it has another number of codes, or is another one.
+    """
+    from seed_fast.data.tokens import TokenizerIdentity
+    from seed_fast.lm.identity import check_identity
+
     words, codes = speaker.vocabulary.codebook_size, tok.config.codebook_size
     if words != codes:
         raise ValueError(f"the language model must have the tokenizer's {codes} codes as words, got {words}")
+    check_identity(
+        folder or options.lm,
+        TokenizerIdentity.of_tokenizer(tok, options.model),
+        f"--model {options.model}",
+        anyway=options.any_tokenizer,
+        note=_complain,
+    )
 
 
 def _texts_of(path: Path | None) -> list[str]:

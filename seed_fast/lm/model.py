@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from seed_fast._files import replace_folder_files
+from seed_fast.data.tokens import TokenizerIdentity
 from seed_fast.lm.folder import (
     adapter_config,
     base_of,
@@ -29,6 +30,7 @@ from seed_fast.lm.folder import (
     read_config,
     read_tokenizer,
 )
+from seed_fast.lm.identity import write_identity
 from seed_fast.lm.vocabulary import Vocabulary, add_image_words
 from seed_fast.train import optimizer
 from seed_fast.train.ranks import whole
@@ -175,7 +177,13 @@ def is_tied(model: Any) -> bool:
 
 
 def save(
-    model: Any, tokenizer: Any, folder: str | Path, *, extra: Mapping[str, Tensor] | None = None, write: bool = True
+    model: Any,
+    tokenizer: Any,
+    folder: str | Path,
+    *,
+    extra: Mapping[str, Tensor] | None = None,
+    write: bool = True,
+    identity: TokenizerIdentity | None = None,
 ) -> None:
     """Write an adapter (or a whole model, if it has none) and its tokenizer, each file beside and renamed.
 
@@ -185,6 +193,7 @@ def save(
         folder: made if it isn't there.
         extra: tensors in place of the model's own, by parameter name.
         write: whether this process does; every rank of a sharded model must call.
+        identity: the image tokenizer whose codes the model learned, to be written down beside it.
     """
     adapted = hasattr(model, "peft_config")
     named = optimizer.trainable(model) if adapted else model.state_dict().items()
@@ -195,6 +204,8 @@ def save(
         options: dict[str, Any] = {"save_embedding_layers": False} if adapted else {}
         model.save_pretrained(staging, state_dict=tensors, **options)
         tokenizer.save_pretrained(staging)
+        if identity is not None:
+            write_identity(staging, identity)
 
 
 def load(

@@ -53,6 +53,12 @@ def lm(
         Optional[str],  # noqa: UP045
         typer.Option(help="SEED tokenizer: codes go in as one linear layer of its codebook vectors, as in the paper."),
     ] = None,
+    any_tokenizer: Annotated[
+        bool,
+        typer.Option(
+            "--any-tokenizer", help="Go on although --model, --codebook or --output has codes of another tokenizer."
+        ),
+    ] = False,
     length: Annotated[int, typer.Option(min=8, help="Tokens of a row; longer samples are left out.")] = 1024,
     packing: Annotated[bool, typer.Option("--packing/--padding", help="Several samples to a row, or one.")] = True,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows per step, over all ranks and micro-batches.")] = 64,

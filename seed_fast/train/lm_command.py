@@ -6,16 +6,19 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
 
+from seed_fast import SeedTokenizer
 from seed_fast.commands import UsageError, _device
-from seed_fast.data.tokens import open_tokens
+from seed_fast.data.tokens import TokenizerIdentity, open_tokens
 from seed_fast.lm.batches import SampleSource, SequenceBatches, parse_tasks
 from seed_fast.lm.estimate import Estimate, estimate
 from seed_fast.lm.folder import UNTIED, is_adapter, read_config, read_tokenizer
+from seed_fast.lm.identity import check_identity, read_identity, write_identity
 from seed_fast.lm.model import LanguageModel, Lora, build, save
 from seed_fast.lm.vocabulary import END, Vocabulary
 from seed_fast.train.command import _guarded, _usage
@@ -45,6 +48,7 @@ class LmOptions:
     targets: str | None
     norms: bool | None
     codebook: str | None
+    any_tokenizer: bool
     length: int
     packing: bool
     batch_size: int
@@ -116,6 +120,7 @@ def _train(options: LmOptions) -> None:
     with _usage():
         rows = recipe.micro_batch(ranks.world)
     source = open_tokens(options.data)
+    codebook = _check_tokenizers(options, source.tokenizer, ranks)
     found = _estimate(options, recipe, source.codebook_size, rows * options.length, ranks)
     if ranks.rank == 0:
         _show(found, options.json and options.estimate)
@@ -125,7 +130,8 @@ def _train(options: LmOptions) -> None:
         return
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(options.seed)
-    codebook = _codebook(options.codebook)
+    if ranks.rank == 0:
+        write_identity(options.output, source.tokenizer)
     language = _build(options, source.codebook_size, lora, DTYPES[recipe.dtype], ranks)
     task = LanguageModelTask(
         language, checkpoint_activations=options.checkpoint_activations, codebook=codebook
@@ -150,7 +156,10 @@ def _train(options: LmOptions) -> None:
     if not loop():
         _say(ranks, f"stopped at step {loop.step} with a checkpoint; --resume goes on")
         return
-    save(task.model, language.tokenizer, options.output, extra=task.folded(), write=ranks.rank == 0)
+    save(
+        task.model, language.tokenizer, options.output, extra=task.folded(), write=ranks.rank == 0,
+        identity=source.tokenizer,
+    )  # fmt: skip
     _say(ranks, f"done: {options.output}")
 
 
@@ -183,13 +192,27 @@ def _build(
     return made
 
 
-def _codebook(folder: str | None) -> Tensor | None:
-    """The codebook [K, d] of a tokenizer."""
-    if folder is None:
-        return None
-    from seed_fast import SeedTokenizer
+def _check_tokenizers(options: LmOptions, codes: TokenizerIdentity, ranks: Ranks) -> Tensor | None:
+    """All that the options name must belong to the tokenizer of the store. Returns the codebook [K, d] of --codebook.
 
-    return SeedTokenizer.from_pretrained(folder).quantizer.codebook.detach()
+    Raises:
+        OtherTokenizer: something doesn't.
+    """
+    strict: dict[str, Any] = {"anyway": options.any_tokenizer, "note": lambda line: _say(ranks, line)}
+    store = f"--data {options.data}"
+    if options.validation:
+        held_out = open_tokens(options.validation).tokenizer
+        check_identity(store, held_out, f"--validation {options.validation}", learned=codes, **strict)
+    if END in read_tokenizer(options.model).get_vocab():  # it has learned codes before
+        check_identity(options.model, codes, store, **strict)
+    if options.resume and read_identity(options.output):
+        check_identity(options.output, codes, store, **strict)
+    if options.codebook is None:
+        return None
+    tok = SeedTokenizer.from_pretrained(options.codebook)
+    identity = TokenizerIdentity.of_tokenizer(tok, options.codebook)
+    check_identity(store, identity, f"--codebook {options.codebook}", learned=codes, **strict)
+    return tok.quantizer.codebook.detach()
 
 
 def _show(found: Estimate, as_json: bool) -> None:

@@ -16,8 +16,9 @@ from seed_fast.commands import EXIT_FAILED, EXIT_USAGE, Stopped, UsageError
 from seed_fast.data.journal import OutputError
 from seed_fast.data.pool import WorkerDied
 from seed_fast.data.shards import Split
+from seed_fast.data.tokens.identity import TokenizerIdentity
 from seed_fast.data.tokens.record import Item, Summary, record
-from seed_fast.data.tokens.store import StoreError, TokenizerIdentity, TokenStore, open_tokens
+from seed_fast.data.tokens.store import StoreError, TokenStore, open_tokens
 from seed_fast.data.tokens.writer import TokensWriter
 from seed_fast.report import Progress, printable
 
@@ -121,7 +122,6 @@ def _build(options: BuildOptions, split: Split) -> int:
     from seed_fast.data.image_processor import ImageProcessor
     from seed_fast.data.sources import open_source
     from seed_fast.data.tokens.pictures import picture_items
-    from seed_fast.pipeline import fingerprint
 
     try:
         source = open_source(options.data, split=options.split, image_root=options.images)
@@ -134,7 +134,7 @@ def _build(options: BuildOptions, split: Split) -> int:
     tok = commands._load_model(about, device)
     config = tok.config
     name = options.tokenizer or options.model + (" (random weights)" if options.random_weights else "")
-    identity = TokenizerIdentity(name, fingerprint(tok), config.codebook_size, config.num_codes)
+    identity = TokenizerIdentity.of_tokenizer(tok, name)
     processor = ImageProcessor(config.image_size, config.resize)
     plan = tok.fast(dtype=getattr(torch, options.dtype))
     run = {"data": options.data, "split": options.split, "images": str(options.images or ""), "samples": len(source)}
@@ -248,6 +248,7 @@ def _facts(store: TokenStore) -> dict[str, Any]:
         "images": store.images,
         "tokenizer": identity.name,
         "weights": identity.weights,
+        "encoder": identity.encoder,
         "codebook_size": identity.codebook_size,
         "codes_per_image": identity.codes_per_image,
         "shards": len(store.paths),

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 from seed_fast import limits
 from seed_fast._text import name_bytes, parse_json, read_json
 from seed_fast.data.shards import WHOLE, Split
+from seed_fast.data.tokens.identity import TokenizerIdentity
 from seed_fast.data.tokens.samples import KINDS, from_parts
 
 FORMAT, VERSION = "seed_fast tokens", 1
@@ -29,35 +30,6 @@ ARRAYS = ("kinds", "part_ends", "image_ends", "is_text", "codes", "text", "text_
 
 class StoreError(ValueError):
     """A token store that can't be used. The message starts with its path."""
-
-
-@dataclass(frozen=True)
-class TokenizerIdentity:
-    """Which tokenizer made the codes of a store.
-
-    Args:
-        name: as the user calls it.
-        weights: a hash of its weights; None where codes came without.
-        codebook_size: codes are below it.
-        codes_per_image: N.
-    """
-
-    name: str
-    weights: str | None = None
-    codebook_size: int = 8192
-    codes_per_image: int = 32
-
-    def is_same(self, other: TokenizerIdentity) -> bool:
-        """Whether codes of both mean the same: by weights where both are known, otherwise by name."""
-        if (self.codebook_size, self.codes_per_image) != (other.codebook_size, other.codes_per_image):
-            return False
-        if self.weights is not None and other.weights is not None:
-            return self.weights == other.weights
-        return self.name == other.name
-
-    def __str__(self) -> str:
-        weights = "weights unknown" if self.weights is None else f"weights {self.weights}"
-        return f"{self.name} ({weights}, {self.codes_per_image} of {self.codebook_size} codes)"
 
 
 def open_tokens(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> TokenStore:

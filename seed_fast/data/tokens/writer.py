@@ -18,8 +18,9 @@ from seed_fast._files import write_beside
 from seed_fast._text import parse_json
 from seed_fast.data.journal import Journal, OutputError, check_run, write_run
 from seed_fast.data.shards import WHOLE, Split
+from seed_fast.data.tokens.identity import TokenizerIdentity
 from seed_fast.data.tokens.samples import KINDS, SampleProblem, check_parts, to_parts
-from seed_fast.data.tokens.store import Shard, TokenizerIdentity, index_bytes, index_name, read_index, shard_bytes
+from seed_fast.data.tokens.store import Shard, index_bytes, index_name, read_index, shard_bytes
 
 SHARD_SAMPLES = 10_000
 

@@ -1,0 +1,55 @@
+"""Which tokenizer made codes: kept in stores, and in the folders of language models that learned from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TokenizerIdentity:
+    """Which tokenizer made the codes of a store.
+
+    Args:
+        name: as the user calls it.
+        weights: a hash of samples of all its weights, `seed_fast.pipeline.fingerprint`; None where codes came without.
+        codebook_size: codes are below it.
+        codes_per_image: N.
+        encoder: a hash of all that decides codes, `seed_fast.model.identity.encoder_hash`; None where codes came
+            without, and in what was written before there was one.
+    """
+
+    name: str
+    weights: str | None = None
+    codebook_size: int = 8192
+    codes_per_image: int = 32
+    encoder: str | None = None
+
+    @classmethod
+    def of_tokenizer(cls, tok: Any, name: str) -> TokenizerIdentity:
+        """The identity of a `SeedTokenizer`; reads all of its weights once."""
+        from seed_fast.model.identity import encoder_hash
+        from seed_fast.pipeline import fingerprint
+
+        config = tok.config
+        return cls(name, fingerprint(tok), config.codebook_size, config.num_codes, encoder_hash(tok))
+
+    def is_same(self, other: TokenizerIdentity) -> bool:
+        """True if codes of both mean the same, as far as known: by hashes where both have one, otherwise by name."""
+        same = self.compare(other)
+        return self.name == other.name if same is None else same
+
+    def compare(self, other: TokenizerIdentity) -> bool | None:
+        """True if codes of both mean the same, False if not, None if that can't be told but by the names."""
+        if (self.codebook_size, self.codes_per_image) != (other.codebook_size, other.codes_per_image):
+            return False
+        if self.encoder is not None and other.encoder is not None:
+            return self.encoder == other.encoder
+        if self.weights is not None and other.weights is not None:
+            return self.weights == other.weights
+        return None
+
+    def __str__(self) -> str:
+        known = self.encoder or self.weights
+        weights = "weights unknown" if known is None else f"weights {known}"
+        return f"{self.name} ({weights}, {self.codes_per_image} of {self.codebook_size} codes)"
