@@ -191,7 +191,8 @@ def test_the_command_trains_codes_through_a_linear_layer(places, tmp_path):
     codebook = SeedTokenizer.from_pretrained("seed-tiny").config.codebook_size
     data = store(tmp_path / "store", codebook=codebook)
     done = call("--data", data, "--model", places["opt"], "-o", tmp_path / "out", "--codebook", "seed-tiny", "--length",
-                64, "--batch-size", 4, "--accumulate", 1, "--steps", 2, "--device", "cpu", "--any-tokenizer")  # fmt: skip
+                64, "--batch-size", 4, "--accumulate", 1, "--steps", 2, "--device", "cpu",
+                "--any-tokenizer")  # fmt: skip
     assert done.exit_code == 0, done.output
     model, _, vocabulary = load(tmp_path / "out")
     assert vocabulary.codebook_size == codebook
