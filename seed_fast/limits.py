@@ -14,5 +14,6 @@ IN_FLIGHT_BYTES = 512 * MiB  # unpacked members on their way to the workers, tog
 MAX_LINE_BYTES = 16 * MiB  # one line of a list; one caption or .json member
 MAX_CONFIG_BYTES = 16 * MiB  # a config.json, and whatever describes a run
 MAX_PICKLE_BYTES = MiB  # one official pre-tokenised sample
+MAX_SIDE = 1 << 20  # px of the longer side: a filter for the resize takes memory by its length
 MAX_SCANS = 100  # scans of a progressive JPEG: encoders write about ten, and each costs as much as a whole decode
 MAX_MESSAGE = 80  # characters of a foreign value that a message shows

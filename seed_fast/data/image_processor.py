@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 import warnings
 from typing import TYPE_CHECKING, Any, BinaryIO, get_args
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, get_args
 import numpy as np
 from PIL import Image
 
+from seed_fast import limits
 from seed_fast.data.resize import ResizeMode, resize_image
 
 if TYPE_CHECKING:
@@ -33,7 +35,13 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 # Only formats with a signature: Pillow takes arbitrary bytes for a TGA or PCX, and EPS would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "ICO", "QOI")
-MAX_FILE_BYTES = 1 << 30  # the whole file is read at once; nothing larger than this is a photograph
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_NEEDED = (b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT")  # of the optional chunks: transparency, orientation, frames
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # what isn't data of a scan
+_SCAN, _END = b"\xff\xda", b"\xff\xd9"
+_WITHOUT_CONTENT = (b"\xff\xd8", b"\xff\x01")
+_ROWS = 256  # of deep grayscale converted at a time
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -59,8 +67,8 @@ def read_bytes(path: str | os.PathLike[str], name: str | None = None) -> bytes:
         name: how errors call it; default: its path.
 
     Raises:
-        ImageError: missing, unreadable, empty, larger than `MAX_FILE_BYTES`, or not a regular file (opening a pipe
-            would wait forever).
+        ImageError: missing, unreadable, empty, larger than `limits.MAX_FILE_BYTES`, or not a regular file (opening a
+            pipe would wait forever).
     """
     name = name or os.fspath(path)
     try:
@@ -69,8 +77,8 @@ def read_bytes(path: str | os.PathLike[str], name: str | None = None) -> bytes:
             raise ImageError(f"{name}: expected an image file, got a directory")
         if not stat.S_ISREG(status.st_mode):
             raise ImageError(f"{name}: expected a regular file, got a pipe, socket or device")
-        if status.st_size > MAX_FILE_BYTES:
-            raise ImageError(f"{name}: expected at most {MAX_FILE_BYTES} bytes, got {status.st_size}")
+        if status.st_size > limits.MAX_FILE_BYTES:
+            raise ImageError(f"{name}: expected at most {limits.MAX_FILE_BYTES} bytes, got {status.st_size}")
         with open(path, "rb") as file:
             return file.read()
     except FileNotFoundError:
@@ -109,6 +117,10 @@ def load_image(source: str | os.PathLike[str] | bytes | BinaryIO, name: str | No
     elif hasattr(source, "read"):
         name = name or getattr(source, "name", None)
         data = source.read()
+        if not isinstance(data, bytes):
+            raise TypeError(
+                f"load_image: a file must be opened as binary ('rb'), got one that reads {type(data).__name__}"
+            )
     else:
         raise TypeError(f"load_image: source must be a path, bytes or a binary file, got {type(source).__name__}")
     name = str(name or "image")
@@ -118,24 +130,88 @@ def load_image(source: str | os.PathLike[str] | bytes | BinaryIO, name: str | No
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a damaged EXIF block or text chunk says nothing about the pixels
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return _decode(data, name)
+            _check_scans(data, name)
+            try:
+                return _decode(data, name)
+            except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+                raise
+            except Exception:
+                readable = _without_remarks(data)
+                if readable is None:
+                    raise
+            return _decode(readable, name)
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"{name}: too many pixels: {error}") from error
+        found = re.search(r"\d+", str(error))  # Pillow speaks of twice its limit
+        raise ImageError(_too_many_pixels(name, found[0] if found else str(error))) from None
     except Image.UnidentifiedImageError:
-        raise ImageError(f"{name}: not an image of a supported format ({', '.join(FORMATS)})") from None
+        raise ImageError(f"{name}: {_why_unidentified(data)}") from None
     except Exception as error:  # as in to_rgb, for the headers
-        raise ImageError(f"{name}: cannot be decoded: {str(error).strip() or type(error).__name__}") from error
+        raise ImageError(f"{name}: cannot be decoded: {_reason(error)}") from error
 
 
 def _decode(data: bytes, name: str) -> Image.Image:
+    with Image.open(io.BytesIO(data), formats=_formats()) as image:
+        return to_rgb(image, name)
+
+
+def _formats() -> list[str]:
     if not Image.ID:
         Image.preinit()
     Image.init()
-    formats = [kind for kind in FORMATS if kind in Image.OPEN]
-    with Image.open(io.BytesIO(data), formats=formats) as image:
-        return to_rgb(image, name)
+    return [kind for kind in FORMATS if kind in Image.OPEN]
+
+
+def _reason(error: Exception) -> str:
+    """One line about an exception of a decoder, which may say nothing or a lot."""
+    return " ".join(str(error).split()) or ("no memory" if isinstance(error, MemoryError) else type(error).__name__)
+
+
+def _why_unidentified(data: bytes) -> str:
+    """What is wrong with a file that no plugin of Pillow opens: Pillow keeps to itself what the right one said."""
+    for kind in _formats():
+        factory, accept = Image.OPEN[kind]
+        try:
+            if accept is None or accept(data[:16]) is not True:
+                continue
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                factory(io.BytesIO(data), "").close()
+        except Exception as error:  # noqa: BLE001 - as in to_rgb
+            return f"a damaged {kind} file: {_reason(error)}"
+    return f"not an image of a supported format ({', '.join(FORMATS)})"
+
+
+def _without_remarks(data: bytes) -> bytes | None:
+    """A PNG without its text and the like, whose damage makes Pillow refuse the whole; None if there is none."""
+    if not data.startswith(_PNG_SIGNATURE):
+        return None
+    kept, position = [_PNG_SIGNATURE], len(_PNG_SIGNATURE)
+    while position + 8 <= len(data):
+        end = position + 12 + int.from_bytes(data[position : position + 4], "big")
+        kind = data[position + 4 : position + 8]
+        if kind[:1].isupper() or kind in _PNG_NEEDED:
+            kept.append(data[position:end])
+        position = end
+    readable = b"".join(kept)
+    return readable if len(readable) < len(data) else None
+
+
+def _check_scans(data: bytes, name: str) -> None:
+    """Refuse a JPEG that repeats its scans: each may have a few bytes, and takes as long as the whole image."""
+    if not data.startswith(b"\xff\xd8") or data.count(_SCAN) <= limits.MAX_SCANS:
+        return
+    scans = position = 0
+    while marker := _JPEG_MARKER.search(data, position):
+        position = marker.end()
+        if marker[0] == _END:
+            return  # what follows, such as a film, is no part of the image
+        scans += marker[0] == _SCAN
+        if scans > limits.MAX_SCANS:
+            raise ImageError(f"{name}: expected a JPEG of at most {limits.MAX_SCANS} scans, got more")
+        if marker[0] not in _WITHOUT_CONTENT:
+            position += int.from_bytes(data[position : position + 2], "big")
 
 
 def to_rgb(image: Image.Image, name: str = "image") -> Image.Image:
@@ -159,7 +235,7 @@ def to_rgb(image: Image.Image, name: str = "image") -> Image.Image:
     except ImageError:
         raise
     except Exception as error:  # decoders raise whatever they like on foreign bytes: struct.error, KeyError, ...
-        raise ImageError(f"{name}: cannot be decoded: {str(error).strip() or type(error).__name__}") from error
+        raise ImageError(f"{name}: cannot be decoded: {_reason(error)}") from error
 
 
 def _check_size(image: Image.Image, name: str) -> None:
@@ -168,7 +244,14 @@ def _check_size(image: Image.Image, name: str) -> None:
         raise ImageError(f"{name}: the image has no pixels ({width} x {height})")
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and width * height > limit:
-        raise ImageError(f"{name}: too many pixels: {width} x {height}, the limit is {limit} (decompression bomb?)")
+        raise ImageError(_too_many_pixels(name, f"{width} x {height}"))
+    if max(width, height) > limits.MAX_SIDE:
+        raise ImageError(f"{name}: expected at most {limits.MAX_SIDE} pixels a side, got {width} x {height}")
+
+
+def _too_many_pixels(name: str, got: str) -> str:
+    limit = Image.MAX_IMAGE_PIXELS
+    return f"{name}: too many pixels: {got}, the limit is {limit} (PIL.Image.MAX_IMAGE_PIXELS; decompression bomb?)"
 
 
 def _orientation(image: Image.Image) -> Any:
@@ -180,12 +263,16 @@ def _orientation(image: Image.Image) -> Any:
 
 def _to_8_bit(image: Image.Image, name: str) -> Image.Image:
     """Deep grayscale as mode L. Full scale is 65535 for integers; for floats 1, or 255 if any value exceeds 1."""
-    values = np.asarray(image).astype(np.float64)
+    values = np.asarray(image)
     low, high = float(values.min()), float(values.max())
     full_scale = 65535.0 if image.mode != "F" else 1.0 if high <= 1 else 255.0
     if not (low >= 0 and high <= full_scale):  # false for NaN
         raise ImageError(f"{name}: a mode {image.mode} image must lie in 0..{full_scale:g}, got {low:g}..{high:g}")
-    return Image.fromarray(np.rint(values * (255.0 / full_scale)).astype(np.uint8))
+    scaled = np.empty(values.shape, dtype=np.uint8)
+    for top in range(0, len(values), _ROWS):  # float64 takes eight times the memory
+        rows = slice(top, top + _ROWS)
+        scaled[rows] = np.rint(values[rows].astype(np.float64) * (255.0 / full_scale))
+    return Image.fromarray(scaled)
 
 
 class ImageProcessor:
@@ -224,7 +311,8 @@ class ImageProcessor:
         try:
             return np.asarray(resize_image(image, self.image_size, self.resize))
         except (ValueError, MemoryError) as error:
-            raise ImageError(f"{name}: cannot be resized: {error}") from error
+            width, height = image.size
+            raise ImageError(f"{name}: cannot be resized: {_reason(error)} ({width} x {height} px)") from error
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 [B, S, S, 3] on any device as normalised float32 [B, 3, S, S] there.
@@ -244,8 +332,9 @@ class ImageProcessor:
         """Normalised float32 [B, 3, S, S] on the CPU.
 
         Args:
-            images: one image or a list: Pillow images, paths, bytes of image files, uint8 arrays or tensors [H, W, 3].
-                A float tensor [B, 3, S, S] is taken as already normalised and returned as it is.
+            images: one image or a list: Pillow images, paths, image files (bytes, or opened as binary), uint8 arrays or
+                tensors [H, W, 3] or [3, H, W]. A float tensor [B, 3, S, S] is taken as already normalised and returned
+                as it is; with a warning where its values are those of pixels that aren't.
 
         Raises:
             ImageError: an image that cannot be used.
@@ -258,6 +347,7 @@ class ImageProcessor:
             if images.ndim != 4 or tuple(images.shape[1:]) != (3, side, side):
                 shape = list(images.shape)
                 raise ValueError(f"ImageProcessor: float pixels must be [B, 3, {side}, {side}], got {shape}")
+            _warn_if_not_normalised(images)
             return images
         batch = list(images) if isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4 else [images]
         resized = np.empty((len(batch), side, side, 3), dtype=np.uint8)
@@ -276,8 +366,31 @@ def _opened(image: Any, name: str) -> tuple[Image.Image, str]:
         return load_image(bytes(image), name), name
     if hasattr(image, "shape") and hasattr(image, "dtype"):
         array = np.asarray(image.cpu() if hasattr(image, "cpu") else image)
-        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
-            raise ValueError(f"{name}: an array must be uint8 [H, W, 3], got {array.dtype} {list(array.shape)}")
+        if array.dtype != np.uint8 or array.ndim != 3 or 3 not in array.shape[::2] or 0 in array.shape:
+            got = f"{array.dtype} {list(array.shape)}"
+            raise ValueError(f"{name}: an array must be uint8 [H, W, 3] or [3, H, W], got {got}")
+        if array.shape[2] != 3:  # channels first, as torchvision reads
+            array = array.transpose(1, 2, 0)
         return Image.fromarray(np.ascontiguousarray(array)), name
-    got = type(image).__name__
-    raise TypeError(f"{name}: expected a Pillow image, a path, bytes or a uint8 array [H, W, 3], got {got}")
+    if hasattr(image, "read"):
+        name = getattr(image, "name", None) or name
+        return load_image(image, str(name)), str(name)
+    raise TypeError(
+        f"{name}: expected a Pillow image, a path, bytes, an open file or a uint8 array [H, W, 3], "
+        f"got {type(image).__name__}"
+    )
+
+
+def _warn_if_not_normalised(pixels: torch.Tensor) -> None:
+    """Warn about pixels in 0..1 or 0..255: their codes would be wrong, and nothing else would tell."""
+    first = pixels[:1]
+    if not first.numel():
+        return
+    low, high = (float(value) for value in first.aminmax())
+    if low < 0 or low == high or 1 < high < 3:  # normalised white is 2.15 at most
+        return
+    warnings.warn(
+        "ImageProcessor: float pixels must be normalised with CLIP's mean and deviation (-1.8..2.15), got "
+        f"{low:.3g}..{high:.3g}: give uint8 images, or what ImageProcessor.normalize makes of uint8 [B, S, S, 3]",
+        stacklevel=4,
+    )

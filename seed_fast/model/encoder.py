@@ -74,8 +74,8 @@ class ImageEncoder(ABC):
         """Images to codes.
 
         Args:
-            images: a PIL image, a path, a uint8 array [H, W, 3], or a list of these; or a float tensor [B, 3, S, S]
-                that is already resized and normalised.
+            images: a PIL image, a path, an image file (bytes, or opened as binary), a uint8 array or tensor [H, W, 3]
+                or [3, H, W], or a list of these; or a float tensor [B, 3, S, S] that is already resized and normalised.
 
         Returns:
             Codes [B, N] int64 on the model's device; B is 1 for a single image.
@@ -96,7 +96,7 @@ class ImageEncoder(ABC):
     def _check_images(self, images: Any, finite_B: Tensor) -> None:
         for index in finite_B.logical_not().nonzero().flatten().tolist():
             image = images[index] if isinstance(images, (list, tuple)) else images
-            name = str(image) if isinstance(image, (str, Path)) else f"image {index}"
+            name = str(image) if isinstance(image, (str, Path)) else getattr(image, "name", None) or f"image {index}"
             raise ValueError(f"encode: embeddings of {name} must be finite, got NaN or infinity in {self.dtype}")
 
     def _check_pixels(self, pixels: Tensor) -> Tensor:

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seed_fast.model.codes import as_codes
 from seed_fast.model.config import SeedConfig
 from seed_fast.model.decoder import Decoder, build_head
 from seed_fast.model.encoder import ImageEncoder
@@ -169,8 +170,11 @@ class SeedTokenizer(ImageEncoder, nn.Module):
         return self.quantizer.lookup(causal)
 
     @torch.inference_mode()
-    def decode(self, codes: Tensor) -> Tensor:
-        """Codes [B, N] to generation embeddings: text features [B, 77, 768] (SEED-1) or an image's [B, 1024] (SEED-2).
+    def decode(self, codes: Any) -> Tensor:
+        """Codes to generation embeddings: text features [B, 77, 768] (SEED-1) or an image's [B, 1024] (SEED-2).
+
+        Args:
+            codes: [B, N] of any integer type: a tensor, an array or lists.
 
         Raises:
             TypeError: `codes` isn't of an integer type.
@@ -179,8 +183,11 @@ class SeedTokenizer(ImageEncoder, nn.Module):
         return self.head(self.generator(self.quantizer(self._check_codes("decode", codes))))
 
     @torch.inference_mode()
-    def reconstruct(self, codes: Tensor) -> Tensor:
-        """Codes [B, N] to reconstructed causal embeddings [B, N, C], the "causal code" of the paper's retrieval table.
+    def reconstruct(self, codes: Any) -> Tensor:
+        """Codes to reconstructed causal embeddings [B, N, C], the "causal code" of the paper's retrieval table.
+
+        Args:
+            codes: as for `decode`.
 
         Raises:
             TypeError, ValueError: as `decode`; SEED-1's released model has no such decoder.
@@ -191,10 +198,8 @@ class SeedTokenizer(ImageEncoder, nn.Module):
             )
         return self.reconstructor(self.quantizer(self._check_codes("reconstruct", codes)))
 
-    def _check_codes(self, caller: str, codes: Tensor) -> Tensor:
-        codes = torch.as_tensor(codes)
-        if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
-            raise TypeError(f"{caller}: codes must be integers, got {codes.dtype}")
+    def _check_codes(self, caller: str, codes: Any) -> Tensor:
+        codes = as_codes(codes, caller)
         count, size = self.config.num_codes, self.config.codebook_size
         if codes.ndim != 2 or codes.shape[1] != count:
             raise ValueError(f"{caller}: codes must be [B, {count}], got {list(codes.shape)}")

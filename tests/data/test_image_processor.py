@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,7 @@ def test_orientation_is_applied_once_whoever_opens_the_image(tmp_path: Path) -> 
         (
             np.zeros((4, 4, 3), np.float32),
             ValueError,
-            r"image 0: an array must be uint8 \[H, W, 3\], got float32 \[4, 4, 3\]",
+            r"image 0: an array must be uint8 \[H, W, 3\] or \[3, H, W\], got float32 \[4, 4, 3\]",
         ),
         (np.zeros((4, 4), np.uint8), ValueError, r"got uint8 \[4, 4\]"),
         (np.zeros((0, 4, 3), np.uint8), ValueError, r"got uint8 \[0, 4, 3\]"),
@@ -106,3 +107,30 @@ def test_what_is_no_image_is_named(wrong: object, error: type[Exception], messag
 def test_wrong_settings_are_named(arguments: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=f"ImageProcessor: {message}"):
         ImageProcessor(*arguments)
+
+
+def test_open_files_and_channels_first_are_images(tmp_path: Path) -> None:
+    image = picture(2)
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(image, "PNG"))
+    processor = ImageProcessor(16)
+    expected = processor(image)
+    first = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
+    with open(path, "rb") as file:
+        for form in (file, io.BytesIO(path.read_bytes()), [io.BytesIO(path.read_bytes())], first, first[None]):
+            assert torch.equal(processor(form), expected), type(form)
+    with pytest.raises(ImageError, match=r"image 0: not an image"):
+        processor(io.BytesIO(b"text"))
+    tall = np.zeros((3, 9, 3), np.uint8)  # three rows: as it always was
+    assert torch.equal(processor(tall), processor(Image.fromarray(tall)))
+
+
+def test_floats_that_are_not_normalised_are_warned_of() -> None:
+    processor = ImageProcessor(16)
+    normalised = processor(picture(2))
+    raw = torch.from_numpy(np.asarray(picture(2).resize((16, 16))).copy()).permute(2, 0, 1)[None]
+    for pixels in (raw / 255, raw.float()):
+        with pytest.warns(UserWarning, match="float pixels must be normalised"):
+            assert processor(pixels) is pixels
+    for pixels in (normalised, torch.zeros_like(normalised), torch.randn(1, 3, 16, 16), normalised[:0]):
+        assert processor(pixels) is pixels  # a warning would fail the test

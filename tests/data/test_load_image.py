@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import subprocess
 import sys
 import warnings
+import zlib
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,9 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from seed_fast.data import image_processor
+from seed_fast import limits
 from seed_fast.data.image_processor import ImageError, load_image
-from tests.pictures import broken_files, encoded, good_files, picture
+from tests.pictures import broken_files, encoded, good_files, picture, png_of_size
 
 GOOD, BROKEN = good_files(), broken_files()
 UNLIKE_OFFICIAL = {"rotated.jpg", "sixteen_bit.png"}
@@ -124,7 +126,7 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
 
 def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:
     with open(tmp_path / "sparse.jpg", "wb") as file:
-        file.truncate(image_processor.MAX_FILE_BYTES + 1)
+        file.truncate(limits.MAX_FILE_BYTES + 1)
     with pytest.raises(ImageError, match=r"sparse\.jpg: expected at most"):
         load_image(tmp_path / "sparse.jpg")
 
@@ -161,3 +163,68 @@ def test_mutated_images_are_images_or_image_errors(data: st.DataObject) -> None:
         content = content or bytearray(b"\0")
     with suppress(ImageError):  # any other exception fails the test
         assert load_image(bytes(content)).mode == "RGB"
+
+
+def png_with(chunk: bytes, data: bytes, *, crc: int | None = None) -> bytes:
+    """A good PNG with one more chunk before its pixels."""
+    png = encoded(picture(3), "PNG")
+    check = zlib.crc32(chunk + data) if crc is None else crc
+    extra = struct.pack(">I", len(data)) + chunk + data + struct.pack(">I", check)
+    return png[:33] + extra + png[33:]
+
+
+@pytest.mark.parametrize(
+    ("chunk", "data", "crc"),
+    [
+        (b"tEXt", b"Comment\0hello", 1),
+        (b"zTXt", b"Comment\0\0" + b"no zlib", None),
+        (b"zTXt", b"Comment\0\0" + zlib.compress(bytes(80 << 20)), None),
+        (b"iTXt", b"x", 7),
+        (b"pHYs", b"short", 3),
+    ],
+)
+def test_a_png_with_a_damaged_remark_is_read(chunk: bytes, data: bytes, crc: int | None) -> None:
+    expected = np.asarray(load_image(encoded(picture(3), "PNG")))
+    np.testing.assert_array_equal(np.asarray(load_image(png_with(chunk, data, crc=crc))), expected)
+
+
+def test_a_damaged_file_is_not_called_another_format() -> None:
+    png = bytearray(encoded(picture(3), "PNG"))
+    png[29] ^= 1  # the checksum of the header
+    with pytest.raises(ImageError, match=r"^a\.png: a damaged PNG file: broken PNG file"):
+        load_image(bytes(png), "a.png")
+    with pytest.raises(ImageError, match=r"^a\.tif: a damaged TIFF file: "):
+        load_image(b"II*\0\x08\0\0\0\xff\xff", "a.tif")
+
+
+def test_the_limit_of_pixels_is_the_one_that_applies() -> None:
+    limit = Image.MAX_IMAGE_PIXELS
+    for width, height in ((10_000, 10_000), (20_000, 20_000), (60_000, 60_000)):
+        with pytest.raises(ImageError, match=rf"^a: too many pixels: {width * height}, the limit is {limit} "):
+            load_image(png_of_size(width, height), "a")
+
+
+@pytest.mark.parametrize("size", [(89_000_000, 1), (1, 89_000_000), ((1 << 20) + 1, 3)])
+def test_a_side_that_no_photograph_has_is_refused_with_its_length(size: tuple[int, int]) -> None:
+    with pytest.raises(ImageError, match=rf"^a: expected at most 1048576 pixels a side, got {size[0]} x {size[1]}"):
+        load_image(png_of_size(*size), "a")
+
+
+def jpeg_with_scans(times: int, tail: bytes = b"") -> bytes:
+    jpeg = encoded(picture(1), "JPEG", progressive=True)
+    last = jpeg.rindex(b"\xff\xda")
+    return jpeg[:-2] + jpeg[last:-2] * times + b"\xff\xd9" + tail
+
+
+def test_a_jpeg_that_repeats_its_scans_is_refused_before_it_is_decoded() -> None:
+    with pytest.raises(ImageError, match=r"^a: expected a JPEG of at most 100 scans, got more"):
+        load_image(jpeg_with_scans(100), "a")
+    expected = np.asarray(load_image(encoded(picture(1), "JPEG", progressive=True)))
+    assert load_image(jpeg_with_scans(20)).mode == "RGB"
+    for good in (jpeg_with_scans(0, b"\xff\xda" * 500), jpeg_with_scans(0, b"a film")):
+        np.testing.assert_array_equal(np.asarray(load_image(good)), expected)
+
+
+def test_a_file_opened_as_text_is_named() -> None:
+    with pytest.raises(TypeError, match="must be opened as binary"):
+        load_image(io.StringIO("x"))
