@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu_features.h"
+#include "exact_sum.h"
 #include "float_mode.h"
 #include "nearest_code_cpu.h"
 #include "nearest_code_layout.h"
@@ -159,17 +160,15 @@ int64_t Search::run(int64_t N, int threads) {
   return overflow();
 }
 
-// Adds x to a sum of doubles kept as an expansion of nonoverlapping components, smallest first (Shewchuk 1997).
-void grow(std::vector<double>& expansion, double x) {
-  size_t kept = 0;
-  for (double component : expansion) {
-    const double sum = x + component, virtual_part = sum - x;
-    const double error = (x - (sum - virtual_part)) + (component - virtual_part);
-    if (error != 0) expansion[kept++] = error;
-    x = sum;
+// score(a) - score(b), the sum over dimensions of a^2 - b^2 - 2 z a + 2 z b.
+ExactSum exact_difference(const float* z, const PackedCodebook& codes, int64_t a, int64_t b) {
+  const float *a_entry = codes.entries + a * codes.D, *b_entry = codes.entries + b * codes.D;
+  ExactSum difference;
+  for (int64_t d = 0; d < codes.D; ++d) {
+    const uint32_t a_bits = float_to_bits(a_entry[d]), b_bits = float_to_bits(b_entry[d]);
+    if (a_bits != b_bits) difference.add_difference(float_to_bits(z[d]), a_bits, b_bits);
   }
-  expansion.resize(kept);
-  expansion.push_back(x);
+  return difference;
 }
 
 }  // namespace
@@ -200,17 +199,12 @@ const NearestCodeKernels& kernels_for(Isa isa) {
 }
 
 bool nearest_code_exactly_before(const float* z, const PackedCodebook& codes, int64_t a, int64_t b) {
-  // Products of two float32 are exact in float64, so the terms of score(a) - score(b) are, and so is their expansion.
-  std::vector<double> difference;
-  for (const auto& [code, sign] : {std::pair<int64_t, double>{a, 1}, {b, -1}}) {
-    const float* entry = codes.entries + code * codes.D;
-    for (int64_t d = 0; d < codes.D; ++d) {
-      grow(difference, sign * double(entry[d]) * entry[d]);
-      grow(difference, -2 * sign * double(z[d]) * entry[d]);
-    }
-  }
-  const double sign = difference.back();
+  const int sign = exact_difference(z, codes, a, b).sign();
   return sign != 0 ? sign < 0 : a < b;
+}
+
+double nearest_code_exact_gap(const float* z, const PackedCodebook& codes, int64_t best, int64_t second) {
+  return exact_difference(z, codes, second, best).value();
 }
 
 int64_t nearest_code_cpu(const void* z, DType dtype, int64_t N, int64_t D, int64_t stride_n, int64_t stride_d,

@@ -192,26 +192,43 @@ double dot(const float* a, const float* b, int64_t D) {
   return total;
 }
 
-// The two best codes seen so far, in float64; what float64 cannot order is ordered exactly.
+struct Scored {
+  int64_t id = -1;  // -1: none
+  double score = __builtin_inf();
+};
+
+// The best code seen so far and, for a margin, the second best: in exact arithmetic, equal ones by index. float64
+// decides what lies further apart than its error.
 struct Winner {
   const float* z;
   const PackedCodebook& codes;
   double doubt;  // bound on the error of the difference of two scores
-  int64_t id = -1;
-  double best = __builtin_inf();
-  double second = __builtin_inf();
+  bool want_second;
+  Scored best, second;
 
-  void consider(int64_t code, double score) {
-    if (codes.marks[code] & kRepeats) return;
-    const bool before = id < 0 || score < best - doubt ||
-                        (score <= best + doubt && nearest_code_exactly_before(z, codes, code, id));
-    if (before) {
+  bool before(const Scored& a, const Scored& b) const {
+    return b.id < 0 || a.score < b.score - doubt ||
+           (a.score <= b.score + doubt && nearest_code_exactly_before(z, codes, a.id, b.id));
+  }
+
+  void consider(const Scored& code) {
+    if (codes.marks[code.id] & kRepeats) return;
+    if (before(code, best)) {
       second = best;
-      best = score;
-      id = code;
-    } else if (score < second) {
-      second = score;
+      best = code;
+    } else if (want_second && before(code, second)) {
+      second = code;
     }
+  }
+
+  // Codes with a higher score change nothing.
+  double limit() const { return (want_second ? second : best).score + doubt; }
+
+  // The gap to the second best, as exact as float32 can hold it.
+  double margin() const {
+    if (codes.marks[best.id] & kRepeated) return 0;
+    const double gap = second.score - best.score;
+    return gap > 0x1p26 * doubt ? gap : nearest_code_exact_gap(z, codes, best.id, second.id);
   }
 };
 
@@ -225,27 +242,25 @@ void consider_all(Winner& winner) {
       scores[i] = codes.norms[first + i] - 2 * dot(winner.z, codes.entries + (first + i) * codes.D, codes.D);
       smallest = scores[i] < smallest ? scores[i] : smallest;
     }
-    if (smallest > winner.second + winner.doubt) continue;
-    for (int64_t i = 0; i < count; ++i) winner.consider(first + i, scores[i]);
+    if (smallest > winner.limit()) continue;
+    for (int64_t i = 0; i < count; ++i) winner.consider({first + i, scores[i]});
   }
 }
 
 NearestCode rescore(const Row& row, const PackedCodebook& codes) {
   const double z_norm = std::sqrt(dot(row.z, row.z, codes.D)) * (1 + 0x1p-40), largest = codes.summary->largest;
   const double doubt = double(codes.D + 8) * 0x1p-51 * (z_norm + largest) * largest;
-  Winner winner{row.z, codes, doubt};
+  Winner winner{row.z, codes, doubt, row.want_margin, {}, {}};
   const int64_t count = visit_survivors(row, codes, [&](int64_t group) {
     int64_t code = (group / kLanes) * kBlock + group % kLanes;
     for (int t = 0; t < kTiles && code < codes.K; ++t, code += kLanes)
-      winner.consider(code, codes.norms[code] - 2 * dot(row.z, codes.entries + code * codes.D, codes.D));
+      winner.consider({code, codes.norms[code] - 2 * dot(row.z, codes.entries + code * codes.D, codes.D)});
   });
   if (count >= most_survivors(codes)) {
-    winner.id = -1;
-    winner.best = winner.second = __builtin_inf();
+    winner.best = winner.second = {};
     consider_all(winner);
   }
-  const bool tied = (codes.marks[winner.id] & kRepeated) || winner.second < winner.best;
-  return {winner.id, tied ? 0.0 : winner.second - winner.best};
+  return {winner.best.id, row.want_margin ? winner.margin() : 0};
 }
 
 }  // namespace

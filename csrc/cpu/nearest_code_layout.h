@@ -84,4 +84,7 @@ inline int64_t most_survivors(const PackedCodebook& codes) { return codes.blocks
 // Whether score(a) < score(b), or they are equal and a < b, in exact arithmetic; score(e) = ||e||^2 - 2 z.e.
 bool nearest_code_exactly_before(const float* z, const PackedCodebook& codes, int64_t a, int64_t b);
 
+// score(second) - score(best), which isn't negative, from an exact sum.
+double nearest_code_exact_gap(const float* z, const PackedCodebook& codes, int64_t best, int64_t second);
+
 }  // namespace seed_fast

@@ -170,12 +170,12 @@ nearest_code_finish_rows_kernel(const void* z, int dtype, int d, long long row_s
   const Subject subject(Rows{z, dtype, n, row_stride}, rows[slot], codes, lane);
   const Partial found = merged(partials, Plan(n, k, wanted_blocks).shares, n, slot, lane);
   int id = decide(subject, found, ScreenError(d, false));
-  if (id < 0) id = scan(subject, static_cast<double>(subject.bounded ? found.lower : -infinity())).index;
+  if (id < 0) id = scan<false>(subject, static_cast<double>(subject.bounded ? found.lower : -infinity())).best.index;
   if (lane == 0) ids[rows[slot]] = id;
 }
 
-// ids [N] and margin [N] float32: the second best squared distance less the best, +inf where K = 1, NaN where the id is
-// -1. Every code in float64, one warp per row, without a screen.
+// ids [N] and margin [N] float32: the second best squared distance less the best, exact but for a rounding or two; +inf
+// where K = 1, NaN where the id is -1. Every code in float64, one warp per row, without a screen.
 SEED_FAST_KERNEL(128, 4)
 nearest_code_margin_kernel(const void* z, int dtype, long long n, int d, long long row_stride,
                            const unsigned char* packed, int k, long long* ids, float* margin) {
@@ -187,9 +187,11 @@ nearest_code_margin_kernel(const void* z, int dtype, long long n, int d, long lo
   long long id = -1;
   float gap = not_a_number();
   if (subject.valid()) {
-    const Candidate best = scan(subject, -static_cast<double>(infinity()));
-    id = best.index;
-    gap = best.second > best.score ? static_cast<float>(best.second - best.score) : 0;
+    const Candidates<true> found = scan<true>(subject, -static_cast<double>(infinity()));
+    id = found.best.index;
+    double exact = found.second.score - found.best.score;  // +inf where there is no second
+    if (!(exact > 0x1p26 * subject.error64)) exact = exact_gap(subject.z, codes, found.second.index, found.best.index);
+    gap = static_cast<float>(exact);
   }
   if (lane == 0) {
     ids[row] = id;

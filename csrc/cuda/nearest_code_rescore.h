@@ -2,74 +2,47 @@
 // its own bound, then in float64; two scores that float64 can't tell apart are compared without rounding.
 #pragma once
 
+#include "exact_sum.h"
 #include "nearest_code_device.h"
 
 namespace seed_fast::nearest_code {
 
-// A sum of products of float32 values as a fixed-point integer: limb i weighs 2^(32 i - 298). Each limb is wide enough
-// to collect its share of 2^29 products, so carries wait until sign(). Integers, because no order of additions and no
-// contraction by a compiler can change them.
-struct ExactSum {
-  static constexpr int kLimbs = 18;  // the largest product ends below bit 48 + 2 * 253 + 1
-  long long limbs[kLimbs];
-
-  SEED_FAST_DEVICE ExactSum() {
-    for (int i = 0; i < kLimbs; ++i) limbs[i] = 0;
-  }
-
-  // Adds a * b * 2^doubled, or subtracts it. Both are finite.
-  SEED_FAST_DEVICE void add(float a, float b, int doubled, bool subtract) {
-    const unsigned x = float_bits(a), y = float_bits(b);
-    const int x_exponent = static_cast<int>(x >> 23 & 0xff), y_exponent = static_cast<int>(y >> 23 & 0xff);
-    const unsigned long long x_significand = (x & 0x7fffff) | (x_exponent ? 0x800000 : 0);
-    const unsigned long long y_significand = (y & 0x7fffff) | (y_exponent ? 0x800000 : 0);
-    const int shift = (x_exponent ? x_exponent - 1 : 0) + (y_exponent ? y_exponent - 1 : 0) + doubled;
-    const int limb = shift / 32, bit = shift % 32;
-    const unsigned long long product = x_significand * y_significand;  // 48 bits
-    const unsigned long long low = product << bit, high = bit ? product >> (64 - bit) : 0;
-    const long long sign = ((x ^ y) >> 31 != 0) != subtract ? -1 : 1;
-    limbs[limb] += sign * static_cast<long long>(low & 0xffffffffu);
-    limbs[limb + 1] += sign * static_cast<long long>(low >> 32);
-    limbs[limb + 2] += sign * static_cast<long long>(high);
-  }
-
-  // -1, 0 or 1.
-  SEED_FAST_DEVICE int sign() const {
-    long long carry = 0;
-    bool nonzero = false;
-    for (int i = 0; i < kLimbs; ++i) {
-      const long long sum = limbs[i] + carry;
-      nonzero |= (sum & 0xffffffffll) != 0;
-      carry = sum >> 32;
-    }
-    return carry < 0 ? -1 : (carry > 0 || nonzero);
-  }
-};
-
-// Sign of score(a) - score(b): the sum over dimensions of a^2 - b^2 - 2 z a + 2 z b.
-SEED_FAST_DEVICE_NOINLINE int compare_exactly(const Row& z, const Codes& codes, int a, int b) {
+// score(a) - score(b), the sum over dimensions of a^2 - b^2 - 2 z a + 2 z b.
+SEED_FAST_DEVICE ExactSum exact_difference(const Row& z, const Codes& codes, int a, int b) {
   const float *a_column = codes.column(a), *b_column = codes.column(b);
   ExactSum difference;
   for (int i = 0; i < codes.d; ++i) {
-    const float a_value = a_column[i * kTileCodes], b_value = b_column[i * kTileCodes];
-    if (a_value == b_value) continue;  // everywhere in duplicated codes, whose ties are cheap for it
-    const float z_value = z[i];
-    difference.add(a_value, a_value, 0, false);
-    difference.add(b_value, b_value, 0, true);
-    difference.add(z_value, a_value, 1, true);
-    difference.add(z_value, b_value, 1, false);
+    const unsigned a_bits = float_bits(a_column[i * kTileCodes]), b_bits = float_bits(b_column[i * kTileCodes]);
+    // Equal everywhere in duplicated codes, whose ties are cheap for it.
+    if (a_bits != b_bits) difference.add_difference(float_bits(z[i]), a_bits, b_bits);
   }
-  return difference.sign();
+  return difference;
 }
 
-struct Candidate {
-  double score, second;  // of the best code, and of the best of all others
-  int index;             // -1: none yet
+// The sign of that, and its value where it isn't negative.
+SEED_FAST_DEVICE_NOINLINE int compare_exactly(const Row& z, const Codes& codes, int a, int b) {
+  return exact_difference(z, codes, a, b).sign();
+}
+SEED_FAST_DEVICE_NOINLINE double exact_gap(const Row& z, const Codes& codes, int a, int b) {
+  return exact_difference(z, codes, a, b).value();
+}
+
+struct Scored {
+  double score;  // float64
+  int index;     // of the code; -1: none
 };
 
+// The first of some codes and, with kSecond, the second one.
+template <bool kSecond>
+struct Candidates {
+  Scored best, second;
+};
+
+SEED_FAST_DEVICE Scored no_code() { return {static_cast<double>(infinity()), -1}; }
+
 // Whether a comes before b: by exact score, then by index. `error` bounds the error of a float64 score. A strict total
-// order, so that candidates merge to one result in whatever order lanes and tiles meet.
-SEED_FAST_DEVICE bool precedes(const Row& z, const Codes& codes, double error, const Candidate& a, const Candidate& b) {
+// order of distinct codes, so that candidates merge to one result in whatever order lanes and tiles meet.
+SEED_FAST_DEVICE bool precedes(const Row& z, const Codes& codes, double error, const Scored& a, const Scored& b) {
   if (a.index < 0 || b.index < 0) return a.index >= 0;
   const double gap = a.score - b.score;
   if (gap < -2 * error) return true;
@@ -78,13 +51,16 @@ SEED_FAST_DEVICE bool precedes(const Row& z, const Codes& codes, double error, c
   return order < 0 || (order == 0 && a.index < b.index);
 }
 
-SEED_FAST_DEVICE Candidate merge(const Row& z, const Codes& codes, double error, const Candidate& a,
-                                 const Candidate& b) {
-  const bool first = precedes(z, codes, error, a, b);
-  const Candidate &winner = first ? a : b, &loser = first ? b : a;
-  Candidate merged = winner;
-  if (loser.second < merged.second) merged.second = loser.second;
-  if (loser.score < merged.second) merged.second = loser.score;
+// `a` and `b` have no code in common.
+template <bool kSecond>
+SEED_FAST_DEVICE Candidates<kSecond> merge(const Row& z, const Codes& codes, double error, const Candidates<kSecond>& a,
+                                           const Candidates<kSecond>& b) {
+  const bool first = precedes(z, codes, error, a.best, b.best);
+  Candidates<kSecond> merged{first ? a.best : b.best, no_code()};
+  if (kSecond) {
+    const Scored loser = first ? b.best : a.best, follower = first ? a.second : b.second;
+    merged.second = precedes(z, codes, error, follower, loser) ? follower : loser;
+  }
   return merged;
 }
 
@@ -144,11 +120,16 @@ SEED_FAST_DEVICE float bound32(const Subject& row, int group) {
   return multiply_add(error.products * static_cast<float>(row.spread), found.norm, error.of_group(found));
 }
 
+SEED_FAST_DEVICE Scored shuffle_scored(const Scored& code, int mask) {
+  return {shuffle_xor(code.score, mask), shuffle_xor(code.index, mask)};
+}
+
 // The first of the lanes' candidates.
-SEED_FAST_DEVICE Candidate first_of_lanes(const Subject& row, Candidate found) {
+template <bool kSecond>
+SEED_FAST_DEVICE Candidates<kSecond> first_of_lanes(const Subject& row, Candidates<kSecond> found) {
   for (int mask = 1; mask < kWarp; mask *= 2) {
-    const Candidate other{shuffle_xor(found.score, mask), shuffle_xor(found.second, mask),
-                          shuffle_xor(found.index, mask)};
+    const Candidates<kSecond> other{shuffle_scored(found.best, mask),
+                                    kSecond ? shuffle_scored(found.second, mask) : no_code()};
     found = merge(row.z, row.codes, row.error64, found, other);
   }
   return found;
@@ -175,20 +156,21 @@ SEED_FAST_DEVICE int decide(const Subject& row, const Partial& found, const Scre
     only = other > only ? other : only;
   }
   if (count == 1) return only;
-  const Candidate none{static_cast<double>(infinity()), static_cast<double>(infinity()), -1};
-  return first_of_lanes(row, open ? Candidate{score64(row, code), none.second, code} : none).index;
+  const Candidates<false> mine_only{open ? Scored{score64(row, code), code} : no_code(), no_code()};
+  return first_of_lanes(row, mine_only).best.index;
 }
 
 // The first of all codes whose float32 score may reach `lower`; -infinity scores all of them, equal ones too, in
 // float64. Lanes take neighbouring codes, so that a warp reads whole lines.
-SEED_FAST_DEVICE Candidate scan(const Subject& row, double lower) {
+template <bool kSecond>
+SEED_FAST_DEVICE Candidates<kSecond> scan(const Subject& row, double lower) {
   const bool all = lower == -static_cast<double>(infinity());
   const double threshold = lower - ScreenError(row.codes.d, false).slack(row.spread);
-  Candidate found{static_cast<double>(infinity()), static_cast<double>(infinity()), -1};
+  Candidates<kSecond> found{no_code(), no_code()};
   for (int code = row.lane; code < code_tiles(row.codes.k) * kTileCodes; code += kWarp) {
     if (!all && !(static_cast<double>(score32(row, code) + bound32(row, group_of(code))) >= threshold)) continue;
     if (code < row.codes.k) {
-      const Candidate next{score64(row, code), static_cast<double>(infinity()), code};
+      const Candidates<kSecond> next{{score64(row, code), code}, no_code()};
       found = merge(row.z, row.codes, row.error64, found, next);
     }
   }

@@ -4,12 +4,14 @@
 
 z [..., D] and codebook [K, D] are float32, float16 or bfloat16 in any mix and with any strides (float64: by the
 reference alone). Returns ids [...] int64 and, on request, margin [...] float32: the gap in squared distance between the
-best and the second-best entry (inf where K = 1). Deterministic, not differentiable, never materialises [N, K].
+best and the second-best entry, exact but for the last bit of float32; 0 for ties, inf where K = 1. Deterministic, not
+differentiable, never materialises [N, K].
 
-Every backend screens in a fast precision with a stated error bound and decides what lies inside the bound in float64,
-so all return the same ids. A row of z that holds NaN has no nearest code: id -1, margin nan. A row or an entry whose
-squared norm overflows float32 is a ValueError; on a GPU, where raising would wait for the device, such a row gets id -1
-and margin nan, such an entry gives them to every row, and only an explicit `pack_codebook` raises.
+Every backend screens in a fast precision with a stated error bound, decides in float64 what lies inside the bound, and
+in integers what float64 cannot tell apart, so all return the same ids. A row of z that holds NaN has no nearest code:
+id -1, margin nan. A row or an entry whose squared norm overflows float32 is a ValueError; on a GPU, where raising would
+wait for the device, such a row gets id -1 and margin nan, such an entry gives them to every row, and only an explicit
+`pack_codebook` raises.
 
 Source: the argmin of `VectorQuantizer2` in the official models/seed_qformer/qformer_quantizer.py.
 """
@@ -17,8 +19,10 @@ Source: the argmin of `VectorQuantizer2` in the official models/seed_qformer/qfo
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Literal, NamedTuple, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,22 +43,69 @@ class PackedCodebook(NamedTuple):
 
 
 def reference(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-    """The definition, in float64: z [N, D], codebook [K, D] -> ids [N] int64, margin [N] float32."""
-    valid = z.float().square().sum(1).isfinite() & codebook.float().square().sum(1).isfinite().all()
-    z, codebook = z.double(), codebook.double()
-    norms = codebook.square().sum(1)
-    ids, margin = torch.full_like(valid, -1, dtype=torch.int64), torch.full_like(valid, math.nan, dtype=torch.float32)
+    """The definition: z [N, D], codebook [K, D] -> ids [N] int64, margin [N] float32.
+
+    Scores come from float64, whose error is bounded; rows that it leaves open are decided in Python's integers.
+    """
+    valid_N = _norms_are_finite(z) & _norms_are_finite(codebook).all()
+    z, codebook = _widen(z), _widen(codebook)
+    norms_K = codebook.square().sum(1)
+    # Largest ||e||, and ||z|| below: rounded up, and never zero because a square underflows.
+    length = codebook.abs().amax() * math.sqrt(codebook.shape[1])
+    ids_N = torch.full_like(valid_N, -1, dtype=torch.int64)
+    margin_N = torch.full_like(valid_N, math.nan, dtype=torch.float32)
     for at in range(0, len(z), CHUNK):
         rows_ND = z[at : at + CHUNK]
-        scores_NK = norms - 2 * rows_ND @ codebook.T
-        # A GEMM may round two equal entries differently: what lies within its rounding is summed again, all alike.
-        doubt_N = 2**-51 * (z.shape[1] + 2) * (norms.max() + rows_ND.norm(dim=1) * norms.max().sqrt())
-        row, code = (scores_NK <= scores_NK.amin(1, keepdim=True) + 2 * doubt_N[:, None]).nonzero(as_tuple=True)
-        scores_NK[row, code] = norms[code] - 2 * (rows_ND[row] * codebook[code]).sum(1)
-        ids[at : at + CHUNK] = scores_NK.argmin(1)
-        best = scores_NK.topk(min(2, len(codebook)), dim=1, largest=False).values
-        margin[at : at + CHUNK] = best[:, 1] - best[:, 0] if len(codebook) > 1 else math.inf
-    return ids.where(valid, -1), margin.where(valid, math.nan)
+        scores_NK = norms_K - 2 * rows_ND @ codebook.T
+        # Bound on the error of the difference of two scores, in any order of summation: (D + 4) roundings of each.
+        row_length_N = rows_ND.abs().amax(1) * math.sqrt(z.shape[1])
+        doubt_N = (z.shape[1] + 4) * (2.0**-51 * length * (length + row_length_N) + 2.0**-1070)
+        best = scores_NK.topk(min(2, len(codebook)), dim=1, largest=False)
+        ids_N[at : at + CHUNK] = best.indices[:, 0]
+        gap_N = best.values[:, -1] - best.values[:, 0] if len(codebook) > 1 else torch.full_like(doubt_N, math.inf)
+        margin_N[at : at + CHUNK] = gap_N
+        # Below this gap float64 may not know the winner, or not all bits of the margin.
+        for row in (valid_N[at : at + CHUNK] & (gap_N <= 2.0**26 * doubt_N)).nonzero()[:, 0].tolist():
+            (candidates,) = (scores_NK[row] <= best.values[row, -1] + 2 * doubt_N[row]).nonzero(as_tuple=True)
+            first, gap = _exact_best(rows_ND[row].cpu().numpy(), codebook[candidates].cpu().numpy())
+            ids_N[at + row], margin_N[at + row] = candidates[first], gap
+    return ids_N.where(valid_N, -1), margin_N.where(valid_N, math.nan)
+
+
+def _exact_best(z: np.ndarray, entries: np.ndarray) -> tuple[int, float]:
+    """z [D], entries [C, D] float64, C >= 2 -> the first entry of those that are nearest, and the gap to the second."""
+    different, first, counts = np.unique(entries + 0.0, axis=0, return_index=True, return_counts=True)
+    significands, exponents = _significands(np.concatenate([z[None], different]))
+    lowest = exponents[significands != 0].min(initial=0)
+    integers = significands.astype(object) << np.where(significands != 0, exponents - lowest, 0).astype(object)
+    e, value = integers[1:], integers[0]
+    scores = (e * (e - 2 * value)).sum(axis=1).tolist()  # in units of 2^(2 lowest)
+    order = sorted(range(len(scores)), key=lambda i: (scores[i], first[i]))
+    gap = 0 if counts[order[0]] > 1 else scores[order[1]] - scores[order[0]]
+    return int(first[order[0]]), float(gap * Fraction(2) ** (2 * int(lowest)))
+
+
+def _significands(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Int64 significands and exponents of finite float64 values: x = significand * 2^exponent."""
+    bits = x.view(np.int64)
+    exponents, fractions = bits >> 52 & 0x7FF, bits & (2**52 - 1)
+    sizes = np.where(exponents > 0, fractions | 2**52, fractions)
+    return np.where(bits < 0, -sizes, sizes), np.maximum(exponents, 1) - 1075
+
+
+def _widen(x: Tensor) -> Tensor:
+    """x in float64, exactly: also in a thread that flushes subnormals to zero (`torch.set_flush_denormal`)."""
+    if x.dtype == torch.float64:
+        return x
+    single = x.float().contiguous()
+    bits = single.view(torch.int32)
+    small = (bits & 0x7FFFFF).double() * 2.0**-149
+    return torch.where((bits & 0x7F800000) == 0, torch.where(bits < 0, -small, small), single.double())
+
+
+def _norms_are_finite(x: Tensor) -> Tensor:
+    """x [N, D] -> [N], whether ||x_n||^2 is finite in float32."""
+    return x.double().square().sum(1) <= torch.finfo(torch.float32).max
 
 
 def _run_reference(z: Tensor, codebook: Tensor, packed: Tensor | None, return_margin: bool) -> tuple[Tensor, Tensor]:
@@ -66,7 +117,7 @@ def _run_reference(z: Tensor, codebook: Tensor, packed: Tensor | None, return_ma
 
 
 def _check_norms(what: str, x: Tensor, excused: Tensor) -> None:
-    bad = ~(x.float().square().sum(1).isfinite() | excused)
+    bad = ~(_norms_are_finite(x) | excused)
     if bad.any():
         raise ValueError(backends.OVERFLOW.format(what=what, index=int(bad.nonzero()[0])))
 

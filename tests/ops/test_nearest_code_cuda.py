@@ -46,7 +46,8 @@ def on_gpu(test):
 def compiled_kernels(out: Path, pattern: str) -> dict[str, dict[str, dict[str, int]]]:
     """{kernel: {architecture: what ptxas reports}} of csrc/cuda/`pattern`, compiled for all their architectures."""
     driver, folder = ROOT / "cmake" / "compile_device_code.py", ROOT / "csrc" / "cuda"
-    command = [sys.executable, driver, "build", out, *sorted(folder.glob(pattern)), "-I", folder]
+    folders = ["-I", folder, "-I", ROOT / "csrc" / "include"]
+    command = [sys.executable, driver, "build", out, *sorted(folder.glob(pattern)), *folders]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     sources = json.loads((out / "device_code.json").read_text())["sources"]
