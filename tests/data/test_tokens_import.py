@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import tarfile
+import time
 from collections import OrderedDict
 
 import numpy as np
@@ -225,3 +226,36 @@ def test_nothing_is_made_of_nothing(tmp_path, run):
     assert run("import", tmp_path / "empty.tar", *common).exit_code == 2
     assert run("import", tmp_path / "missing.tar", *common).exit_code == 1
     assert not (tmp_path / "out").exists()
+
+
+SHARED = {
+    "60 levels of shared pairs as a key": b"\x80\x04}K\x01" + b"2\x86" * 60 + b"K\x01s.",
+    "the same, remembered": b"\x80\x04}K\x01"
+    + b"\x94h\x00\x86"
+    + b"".join(b"q%ch%c\x86" % (n, n) for n in range(1, 60))
+    + b"K\x01s.",
+    "a tuple as a key": pickle.dumps({("a", "b"): 1}),
+    "27 levels as the codes": b"\x80\x04}\x8c\x09image_ids" + b"K\x01" + b"2\x86" * 27 + b"s\x8c\x04text\x8c\x01xs.",
+    "60 levels in a list of codes": b"\x80\x04}\x8c\x09image_idsK\x01" + b"2\x86" * 60 + b"\x85\x8c\x04text\x8c\x01xu.",
+    "60 levels as the text": b"\x80\x04}(\x8c\x09image_ids]\x8c\x04textK\x01" + b"2\x86" * 60 + b"u.",
+    "60 levels as the whole": b"\x80\x04K\x01" + b"2\x86" * 60 + b".",
+    "60 levels of lists": b"\x80\x04}(\x8c\x09image_ids" + b"]" + b"2\x86" * 60 + b"\x8c\x04text\x8c\x01xu.",
+    "a list in itself": b"\x80\x04}(\x8c\x09image_ids]\x94h\x00a\x8c\x04text\x8c\x01xu.",
+    "a number of 8 million bits": pickle.dumps({"image_ids": [1 << 8_000_000] * 32, "text": "x"}),
+    "a large number as a key": pickle.dumps({1 << 4_000_000: 1}),
+    "lists within lists": b"\x80\x04}(\x8c\x09image_ids" + b"]" * 900_000 + b"a" * 899_999 + b"\x8c\x04text\x8c\x01xu.",
+    "longer than a sample can be": pickle.dumps({"image_ids": CODES, "text": "x" * (1 << 20)}),
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_a_small_pickle_cannot_take_for_ever(name, tmp_path, run):
+    good = {"image_ids": CODES, "text": "a dog"}
+    tar(tmp_path / "0.tar", {"a.pkl": good, "b.pkl": SHARED[name], "c.pkl": good})
+    start = time.process_time()
+    result = run("import", tmp_path / "0.tar", "--tokenizer", "seed-2", "-o", tmp_path / "out")
+    assert time.process_time() - start < 20
+    assert result.exit_code == 3
+    assert f"skipped: {tmp_path}/0.tar/b.pkl: " in result.stderr
+    assert max(map(len, result.stderr.splitlines())) < 400
+    assert [sample["text"] for sample in open_tokens(tmp_path / "out")] == ["a dog"] * 2

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from seed_fast._text import shown
 from seed_fast.data.image_processor import ImageError
 from seed_fast.data.shards import SHARD_SUFFIXES, WHOLE, Entry, ShardError, Split, read_entry, shard_members, walk
 from seed_fast.data.sources import expanded
@@ -99,7 +100,7 @@ def official_sample(value: Any, key: str, codes_per_image: int) -> dict[str, Any
     if "text" in value:
         return {"kind": "text", "key": key, "text": _text(value, "text")}
     raise SampleProblem(
-        f"expected image_ids, texts, text, question or answer, got {', '.join(map(str, value)) or 'none'}"
+        f"expected image_ids, texts, text, question or answer, got {', '.join(map(shown, list(value)[:5])) or 'none'}"
     )
 
 

@@ -1,25 +1,27 @@
-"""Reading foreign pickles that may hold plain values only: no code of theirs can run.
+"""Reading foreign pickles that may hold plain values only: no code of theirs can run, and none can take for ever.
 
-Unpickling runs what a file names. Here every opcode is looked at first, and only those that build None, bool, int,
-float, str, list, tuple and dict are let through; the unpickler that follows refuses every name as well.
+Python's unpickler runs what a file names, and hashes whatever a file makes a key: sixty shared pairs, a hundred bytes,
+take longer than anybody lives. So it isn't used at all: the opcodes that build None, bool, int, float, str, list, tuple
+and dict are few, and are carried out here, with keys that are plain.
 """
 
 from __future__ import annotations
 
-import io
-import pickle
 import pickletools
+from collections.abc import Callable
 from typing import Any
 
-MAX_BYTES = 64 << 20  # of one pickle: an official sample has a few kilobytes
-_VALUES = {
-    *("NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT"),
-    "BINFLOAT",
-    *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "EMPTY_LIST", "LIST", "APPEND", "APPENDS"),
-    *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_DICT", "DICT", "SETITEM", "SETITEMS"),
-    *("MARK", "POP", "POP_MARK", "DUP", "PROTO", "FRAME", "STOP"),
+from seed_fast import limits
+from seed_fast._text import shown
+
+_LITERALS = {
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
 }
-_REMEMBER = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GET", "BINGET", "LONG_BINGET"}
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_REMEMBER = ("PUT", "BINPUT", "LONG_BINPUT", "GET", "BINGET", "LONG_BINGET")
+_IGNORED = ("PROTO", "FRAME")
 _NAMES = {"GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID", "OBJ", "NEWOBJ", "REDUCE"}
 
 
@@ -30,49 +32,119 @@ class PickleRefused(ValueError):
 def plain_unpickle(data: bytes) -> Any:
     """The value of a pickle of None, bool, int, float, str, list, tuple and dict.
 
+    Values may be shared, so that a walk over all of them may take for ever: look at what is asked for alone.
+
     Raises:
-        PickleRefused: it names a class or function, holds other values, or is damaged.
+        PickleRefused: it names a class or function, holds other values, has keys that are no str, int, float, bool or
+            None, is longer than `limits.MAX_PICKLE_BYTES`, or is damaged.
     """
-    if len(data) > MAX_BYTES:
-        raise PickleRefused(f"a pickle must have at most {MAX_BYTES} bytes, got {len(data)}")
-    _look_through(data)
+    if len(data) > limits.MAX_PICKLE_BYTES:
+        raise PickleRefused(f"a pickle must have at most {limits.MAX_PICKLE_BYTES} bytes, got {len(data)}")
     try:
-        return _PlainUnpickler(io.BytesIO(data)).load()
+        return _Machine().run(data)
     except PickleRefused:
         raise
-    except Exception as error:  # damaged pickles make the unpickler raise many kinds
-        raise PickleRefused(f"the pickle is damaged: {error!r}") from error
+    except Exception as error:  # the parser of opcodes, and a stack that holds less than they ask for
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise PickleRefused(f"the pickle is damaged: {reason[:200]}") from error
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        raise PickleRefused(f"a pickle of plain values must name nothing, got {module}.{name}")
+class _Machine:
+    """The stack of a pickle: values in the making, the marks between them, and what is to be remembered."""
 
-    def persistent_load(self, pid: Any) -> Any:
-        raise PickleRefused("a pickle of plain values must refer to nothing outside of it")
+    def __init__(self) -> None:
+        self._stack: list[Any] = []
+        self._below: list[list[Any]] = []  # the stacks below each mark
+        self._memo: dict[int, Any] = {}
+        self._strings = ["", ""]  # the last two: what STACK_GLOBAL names
+        self._do: dict[str, Callable[[Any], None]] = {
+            "EMPTY_LIST": lambda _: self._stack.append([]),
+            "EMPTY_DICT": lambda _: self._stack.append({}),
+            "LIST": lambda _: self._push_after_mark(list),
+            "TUPLE": lambda _: self._push_after_mark(tuple),
+            "DICT": lambda _: self._push_after_mark(lambda values: _set({}, values)),
+            "APPEND": lambda _: self._extend(self._pop(1)),
+            "APPENDS": lambda _: self._extend(self._pop_mark()),
+            "SETITEM": lambda _: self._set(self._pop(2)),
+            "SETITEMS": lambda _: self._set(self._pop_mark()),
+            "MARK": lambda _: self._mark(),
+            "POP": lambda _: self._pop(1) if self._stack else self._pop_mark(),
+            "POP_MARK": lambda _: self._pop_mark(),
+            "DUP": lambda _: self._stack.append(self._stack[-1]),
+            "MEMOIZE": lambda _: self._memo.__setitem__(len(self._memo), self._stack[-1]),
+        }
+        self._do |= dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), self._put)
+        self._do |= dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda key: self._stack.append(self._memo[key]))
 
-
-def _look_through(data: bytes) -> None:
-    strings = ["", ""]  # the last two: what STACK_GLOBAL names
-    try:
+    def run(self, data: bytes) -> Any:
+        """The value that is left at the end."""
         for opcode, argument, _ in pickletools.genops(data):
-            if opcode.name in _VALUES:
+            name = opcode.name
+            if name in _REMEMBER and argument > len(data):  # Python's unpickler would make room for so many
+                raise PickleRefused(f"the pickle is damaged: it numbers a value {argument}")
+            if name == "STOP":
+                return self._stack.pop()
+            if name in _LITERALS:
+                self._stack.append(argument)
                 if isinstance(argument, str):
-                    strings = [strings[1], argument]
-                continue
-            if opcode.name in _REMEMBER:
-                if argument is not None and argument > len(data):  # the unpickler would make room for so many
-                    raise PickleRefused(f"the pickle is damaged: it numbers a value {argument}")
-            elif opcode.name in _NAMES:
-                named = argument or (".".join(strings) if opcode.name == "STACK_GLOBAL" else "")
-                raise PickleRefused(
-                    f"a pickle of plain values must name no class or function, got {opcode.name} {named}".rstrip()
-                )
-            else:
-                raise PickleRefused(
-                    f"a pickle must hold dict, list, tuple, str, int, float, bool and None, got {opcode.name}"
-                )
-    except PickleRefused:
-        raise
-    except Exception as error:
-        raise PickleRefused(f"the pickle is damaged: {error}") from error
+                    self._strings = [self._strings[1], argument]
+            elif name in _CONSTANTS:
+                self._stack.append(_CONSTANTS[name])
+            elif name in _TUPLES:
+                self._stack.append(tuple(self._pop(_TUPLES[name])))
+            elif name in self._do:
+                self._do[name](argument)
+            elif name not in _IGNORED:
+                self._refuse(name, argument)
+        raise PickleRefused("the pickle is damaged: it has no end")
+
+    def _refuse(self, name: str, argument: Any) -> None:
+        if name in _NAMES:
+            named = argument or (".".join(self._strings) if name == "STACK_GLOBAL" else "")
+            raise PickleRefused(
+                f"a pickle of plain values must name no class or function, got {name} {str(named)[:100]}".rstrip()
+            )
+        raise PickleRefused(f"a pickle must hold dict, list, tuple, str, int, float, bool and None, got {name}")
+
+    def _pop(self, count: int) -> list[Any]:
+        values = self._stack[len(self._stack) - count :]
+        if len(values) < count:
+            raise IndexError("an opcode asks for more values than there are")
+        del self._stack[len(self._stack) - count :]
+        return values
+
+    def _mark(self) -> None:
+        self._below.append(self._stack)
+        self._stack = []
+
+    def _pop_mark(self) -> list[Any]:
+        values, self._stack = self._stack, self._below.pop()
+        return values
+
+    def _push_after_mark(self, build: Callable[[list[Any]], Any]) -> None:
+        value = build(self._pop_mark())  # which changes the stack
+        self._stack.append(value)
+
+    def _put(self, key: int) -> None:
+        self._memo[key] = self._stack[-1]
+
+    def _extend(self, values: list[Any]) -> None:
+        target = self._stack[-1]
+        if not isinstance(target, list):
+            raise TypeError(f"values are appended to a {type(target).__name__}")
+        target.extend(values)
+
+    def _set(self, values: list[Any]) -> None:
+        target = self._stack[-1]
+        if not isinstance(target, dict):
+            raise TypeError(f"items are set in a {type(target).__name__}")
+        _set(target, values)
+
+
+def _set(target: dict[Any, Any], values: list[Any]) -> dict[Any, Any]:
+    """Set keys and values, which take turns."""
+    for key, value in zip(values[::2], values[1::2], strict=True):
+        if key is not None and not isinstance(key, (str, int, float)):
+            raise PickleRefused(f"a key must be str, int, float, bool or None, got {shown(key)}")
+        target[key] = value
+    return target

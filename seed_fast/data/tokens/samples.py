@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from seed_fast._text import shown
+
 KINDS = ("caption", "question", "video", "edit", "interleaved", "text")  # the store keeps the place in this tuple
 
 
@@ -35,7 +37,7 @@ def to_parts(sample: dict[str, Any]) -> list[Any]:
     """
     kind = sample.get("kind")
     if kind not in KINDS:
-        raise SampleProblem(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+        raise SampleProblem(f"kind must be one of {', '.join(KINDS)}, got {shown(kind)}")
     try:
         parts = _TO_PARTS[kind](sample)
     except KeyError as error:
@@ -99,12 +101,12 @@ def _check_text(text: str) -> str:
 def _check_codes(codes: Any, codebook_size: int, codes_per_image: int) -> list[int]:
     values = codes.tolist() if isinstance(codes, np.ndarray) else codes
     if not isinstance(values, (list, tuple)) or any(type(code) is not int for code in values):
-        raise SampleProblem(f"codes must be a list of int, got {str(codes)[:60]}")
+        raise SampleProblem(f"codes must be a list of int, got {shown(codes)}")
     if len(values) != codes_per_image:
         raise SampleProblem(f"an image must have {codes_per_image} codes, got {len(values)}")
     for code in values:
         if not 0 <= code < codebook_size:
-            raise SampleProblem(f"a code must be in 0..{codebook_size - 1}, got {code}")
+            raise SampleProblem(f"a code must be in 0..{codebook_size - 1}, got {shown(code)}")
     return list(values)
 
 
