@@ -350,14 +350,12 @@ def _eval_retrieval(options: RetrievalOptions) -> int:
     import torch
 
     from seed_fast import SeedTokenizer
-    from seed_fast.convert.source import ASSETS, EMBEDDED
+    from seed_fast.convert.source import checkpoint_folder
     from seed_fast.data.pairs import open_pairs
     from seed_fast.eval.retrieval import retrieval, table
     from seed_fast.train.folder import CONTRAST, has_contrast, load_contrast
 
-    folder = Path(options.model)
-    if options.model == EMBEDDED and not folder.exists():
-        folder = ASSETS / EMBEDDED
+    folder = checkpoint_folder(options.model)
     if not has_contrast(folder):
         raise UsageError(
             f"--model {folder}: must be a folder of `seed-fast train` with {CONTRAST}, which reads captions"

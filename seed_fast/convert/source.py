@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from seed_fast._hub import local_folder
 from seed_fast.convert.files import CheckpointError, Entry, TensorFile
 from seed_fast.convert.folder import CONFIG, WEIGHTS
 from seed_fast.convert.names import VIT_PREFIX, official_names, parameter_shapes, recognise
@@ -21,6 +21,7 @@ ASSETS = Path(__file__).parent.parent / "assets"
 EMBEDDED = "seed-tiny"
 EVA = "eva_vit_g.pth"
 EVA_URL = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/eva_vit_g.pth"
+CAPTIONS = ("contrast.safetensors", "vocabulary.txt", "vocab.txt", "tokenizer*.json")  # beside it after training
 OFFICIAL = ("seed_quantizer.pt", "causal_qformer.pth", "seed_tokenizer.pth")  # in the order in which they are loaded
 
 
@@ -71,14 +72,24 @@ def open_checkpoint(source: str | Path | Sequence[str | Path], config: SeedConfi
         )
     if path.is_file():
         return _open_official([path], config)
-    if not path.is_dir():
-        path = _download(str(source))
+    path = checkpoint_folder(source)
     if (path / WEIGHTS).is_file():
         return _open_own(path, config)
     files = [path / name for name in OFFICIAL if (path / name).is_file()]
     if not files:
         raise FileNotFoundError(f"{path}: must hold {WEIGHTS}, or one of {', '.join(OFFICIAL)}; got none of them")
     return _open_official(files, config)
+
+
+def checkpoint_folder(name: str | Path) -> Path:
+    """The folder of a tokenizer: the embedded one, a local one, or that of a hub id, which is downloaded.
+
+    Raises:
+        FileNotFoundError, OSError: as `seed_fast._hub.local_folder`.
+    """
+    if str(name) == EMBEDDED and not Path(name).exists():
+        return ASSETS / EMBEDDED
+    return local_folder(name, [CONFIG, WEIGHTS, *OFFICIAL, EVA, *CAPTIONS], or_else=f" or file, nor {EMBEDDED!r}")
 
 
 def _open_own(folder: Path, wanted: SeedConfig | None) -> Checkpoint:
@@ -170,15 +181,3 @@ def _resize_positions(positions_1LE: Tensor, shape: torch.Size) -> Tensor:
     grid = patches.float().transpose(1, 2).unflatten(2, (old, old))
     resized = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
     return torch.cat([cls, resized.flatten(2).transpose(1, 2).to(cls.dtype)], dim=1)
-
-
-def _download(name: str) -> Path:
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise FileNotFoundError(f"{name}: no such folder or file, and neither {EMBEDDED!r} nor a hub id (owner/name)")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS, *OFFICIAL, EVA]))
-    except Exception as error:  # the hub client's own errors, its HTTP library's and the socket's share no base class
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise OSError(f"{name}: no such folder, and not downloadable from the Hugging Face hub: {reason}") from error

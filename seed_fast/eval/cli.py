@@ -19,7 +19,10 @@ def retrieval(
         typer.Argument(help="Images and captions: a folder, shards, a list, a Karpathy JSON file, or shapes:COUNT."),
     ],
     model: Annotated[
-        str, typer.Option(help="seed-tiny, or a folder that training has written (tokenizer and text tower).")
+        str,
+        typer.Option(
+            help="seed-tiny, or a folder that training has written (tokenizer and text tower), or its hub id."
+        ),
     ] = "seed-tiny",
     split: Annotated[str, typer.Option(help="train, val or test: of a Karpathy file and of shapes.")] = "test",
     images: Annotated[
@@ -71,17 +74,23 @@ def retrieval(
 
 @app.command()
 def lm(
-    lm: Annotated[Path, typer.Option("--lm", help="Folder of a language model with image words, or of its adapter.")],
+    lm: Annotated[
+        Path,
+        typer.Option("--lm", help="Language model with image words, or its adapter, as a folder or hub id."),
+    ],
     data: Annotated[
         str, typer.Argument(help="shapes:COUNT[,seed=N], whose pictures are known exactly.")
     ] = "shapes:200",
     model: Annotated[
-        str, typer.Option(help="seed-tiny, or a folder that training has written (tokenizer and text tower).")
+        str,
+        typer.Option(
+            help="seed-tiny, or a folder that training has written (tokenizer and text tower), or its hub id."
+        ),
     ] = "seed-tiny",
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     base: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="The adapter's base model, where it is no longer where it was."),
+        typer.Option(help="The adapter's base, as a folder or hub id, if it isn't where the adapter says."),
     ] = None,
     shuffled_lm: Annotated[
         Optional[Path],  # noqa: UP045

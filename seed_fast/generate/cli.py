@@ -8,11 +8,11 @@ from typing import Annotated, Any, Optional
 import typer
 
 LanguageModel = Annotated[
-    Path, typer.Option("--lm", help="Folder of a language model with image words, or of its adapter.")
+    Path, typer.Option("--lm", help="Language model with image words, or its adapter, as a folder or hub id.")
 ]
 Base = Annotated[
     Optional[Path],  # noqa: UP045 - typer evaluates it on Python 3.10
-    typer.Option(help="The adapter's base model, where it is no longer where it was."),
+    typer.Option(help="The adapter's base, as a folder or hub id, if it isn't where the adapter says."),
 ]
 Output = Annotated[
     Optional[Path],  # noqa: UP045
@@ -96,10 +96,14 @@ def draw(
     ] = None,
     decoder: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="Folder of the diffusion model: Stable unCLIP 2.1 for SEED-2, Stable Diffusion for SEED-1."),
+        typer.Option(
+            help="Diffusion model, as a folder or hub id: Stable unCLIP 2.1 for SEED-2, Stable Diffusion for SEED-1."
+        ),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Of denoising.")] = 20,
-    model: Annotated[str, typer.Option(help="Tokenizer of the codes, for pictures.")] = "seed-tiny",
+    model: Annotated[
+        str, typer.Option(help="Tokenizer of the codes, for pictures: seed-tiny, a folder, or a hub id.")
+    ] = "seed-tiny",
     num_codes: Annotated[int, typer.Option(min=1, help="Codes of an image.")] = 32,
     base: Base = None,
     beams: Beams = 1,

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from seed_fast._hub import PIPELINE, local_folder
 from seed_fast.model.tokenizer import SeedTokenizer
 
 INSTALL = "pip install 'seed_fast[draw]'"
@@ -23,17 +24,18 @@ def open_painter(folder: str | Path, tok: SeedTokenizer) -> Any:
     """The diffusers pipeline that reads what `tok.decode` makes.
 
     Args:
-        folder: of a Stable unCLIP (SEED-2) or a Stable Diffusion (SEED-1), as diffusers saves them.
+        folder: of a Stable unCLIP (SEED-2) or a Stable Diffusion (SEED-1), as diffusers saves them; or its hub id.
         tok: its device and dtype are the pipeline's too.
 
     Raises:
         ImportError: diffusers isn't installed; the message has the install line.
-        FileNotFoundError: the folder isn't there.
+        FileNotFoundError, OSError: the folder isn't there, or the hub has none.
         ValueError: the pipeline reads embeddings of another width.
     """
     if importlib.util.find_spec("diffusers") is None:
         raise ImportError(f"pictures need diffusers, which isn't installed: {INSTALL}")
-    if not (Path(folder) / "model_index.json").is_file():
+    folder = local_folder(folder, PIPELINE)
+    if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(f"{folder}: must be a folder of a diffusers pipeline, got one without model_index.json")
     from diffusers import StableDiffusionPipeline, StableUnCLIPImg2ImgPipeline
 

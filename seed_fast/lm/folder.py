@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from seed_fast._hub import hub_id, language_model_folder
 from seed_fast._text import read_json, shown
 from seed_fast.model.config import MOST
 
 ADAPTER_CONFIG = "adapter_config.json"
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings")
 _SIZES += ("ffn_dim", "intermediate_size")  # of OPT, and of LLaMA
+FURTHEST_UP = 2  # a base that is further away is named by its whole path
 UNTIED = "base"  # inside an adapter's folder: its base, where it needs one of its own
 
 
@@ -49,21 +52,70 @@ def family_of(config: Any, source: str | Path) -> Family:
 
 
 def is_adapter(folder: str | Path) -> bool:
-    """Whether the folder holds an adapter instead of a model."""
-    return (Path(folder) / ADAPTER_CONFIG).is_file()
+    """True if the folder, or hub id, holds an adapter instead of a model."""
+    return (language_model_folder(folder) / ADAPTER_CONFIG).is_file()
 
 
-def base_of(folder: str | Path) -> Path:
-    """The folder of the model that an adapter is for; a model's own."""
+def base_of(folder: str | Path) -> str:
+    """The model that an adapter is for, as a path or a hub id; a model's own name.
+
+    A relative path in adapter_config.json begins at the adapter's folder, or else where the process is.
+    """
     if not is_adapter(folder):
-        return Path(folder)
-    inside = Path(folder) / UNTIED
+        return str(folder)
+    inside = language_model_folder(folder) / UNTIED
     if (inside / "config.json").is_file():
-        return inside
-    base = adapter_config(folder).get("base_model_name_or_path")
-    if not isinstance(base, str):
+        return str(inside)
+    saved = adapter_config(folder)
+    base = saved.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
         raise ValueError(f"{Path(folder) / ADAPTER_CONFIG}: base_model_name_or_path must be a path, got {shown(base)}")
-    return Path(base)
+    beside = language_model_folder(folder) / base
+    if beside.is_dir():
+        return os.path.normpath(beside)
+    revision = saved.get("revision")
+    if hub_id(base) is not None and isinstance(revision, str) and "@" not in base:
+        return f"{base}@{revision}"
+    return base
+
+
+def base_folder(folder: str | Path, base: str | Path | None = None) -> Path:
+    """The local folder of the model that an adapter is for (of a model: its own), downloaded if it is on the hub.
+
+    Args:
+        folder: of an adapter or a model, or its hub id.
+        base: in place of what the adapter says.
+
+    Raises:
+        FileNotFoundError, OSError: there is no such folder, and no such model on the hub.
+    """
+    name = base if base is not None else base_of(folder)
+    try:
+        return language_model_folder(name)
+    except OSError as error:
+        if base is not None or not is_adapter(folder):
+            raise
+        raise type(error)(
+            f"{folder}: the adapter's base isn't there, and --base can say where it is: {error}"
+        ) from None
+
+
+def base_reference(name: str, folder: Path) -> tuple[str, str | None]:
+    """What adapter_config.json of `folder` says of the base: no path of this machine, where that can be avoided.
+
+    Args:
+        name: the base's path or hub id.
+        folder: where the adapter will be.
+
+    Returns:
+        base_model_name_or_path and revision: a hub id and its revision; or a path relative to `folder`, if the base is
+        inside it, beside it or one further up; or else its whole path. The revision is None without a hub id.
+    """
+    found = hub_id(name)
+    if found is not None:
+        return found.repository, found.revision
+    relative = Path(os.path.relpath(Path(name).resolve(), folder.resolve()))
+    return (relative.as_posix() if relative.parts.count("..") <= FURTHEST_UP else str(Path(name).resolve())), None
 
 
 def adapter_config(folder: str | Path) -> dict[str, Any]:
@@ -72,7 +124,7 @@ def adapter_config(folder: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is no JSON object.
     """
-    path = Path(folder) / ADAPTER_CONFIG
+    path = language_model_folder(folder) / ADAPTER_CONFIG
     try:
         saved = read_json(path)
     except ValueError as error:
@@ -82,8 +134,8 @@ def adapter_config(folder: str | Path) -> dict[str, Any]:
     return saved
 
 
-def read_config(folder: str | Path) -> Any:
-    """The transformers config of a local folder; of an adapter, its base's.
+def read_config(folder: str | Path, base: str | Path | None = None) -> Any:
+    """The transformers config of a folder or hub id; of an adapter, its base's (`base` in place of what it names).
 
     Raises:
         FileNotFoundError: there is none.
@@ -91,7 +143,7 @@ def read_config(folder: str | Path) -> Any:
     """
     from transformers import AutoConfig
 
-    folder = base_of(folder)
+    folder = base_folder(folder, base)
     if not (Path(folder) / "config.json").is_file():
         raise FileNotFoundError(f"{folder}: must be a folder with a model of transformers, got one without config.json")
     source = Path(folder) / "config.json"
@@ -113,18 +165,20 @@ def read_config(folder: str | Path) -> Any:
 
 
 def read_tokenizer(folder: str | Path) -> Any:
-    """The tokenizer of a local folder.
+    """The tokenizer of a folder or hub id.
 
     Raises:
         FileNotFoundError: there is none.
     """
     from transformers import AutoTokenizer
 
+    folder = language_model_folder(folder)
     if not any((Path(folder) / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json", "vocab.json")):
         raise FileNotFoundError(f"{folder}: must hold a tokenizer, got a folder without tokenizer_config.json")
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def has_weights(folder: str | Path) -> bool:
-    """Whether the folder has a model's weights."""
-    return any(any(Path(folder).glob(pattern)) for pattern in ("*.safetensors", "pytorch_model*.bin"))
+    """True if the folder, or hub id, has a model's weights."""
+    folder = language_model_folder(folder)
+    return any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "pytorch_model*.bin"))

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from seed_fast._files import write_beside
+from seed_fast._hub import hub_id, language_model_folder
 from seed_fast.data.tokens import TokenizerIdentity
 
 FILE = "image_tokenizer.json"
@@ -33,12 +34,12 @@ def write_identity(folder: str | Path, identity: TokenizerIdentity) -> None:
 
 
 def read_identity(folder: str | Path) -> TokenizerIdentity | None:
-    """Whose codes the model of `folder` learned; None if the folder doesn't say.
+    """Whose codes the model of a folder or hub id learned; None if it doesn't say.
 
     Raises:
         ValueError: the file is damaged.
     """
-    path = Path(folder) / FILE
+    path = (Path(folder) if hub_id(folder) is None else language_model_folder(folder)) / FILE
     if not path.is_file():
         return None
     try:

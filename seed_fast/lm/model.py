@@ -10,6 +10,7 @@ tokenizer lies beside it and tells peft how many rows the embedding has to have.
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,10 +21,15 @@ import torch
 from torch import Tensor, nn
 
 from seed_fast._files import replace_folder_files
+from seed_fast._hub import hub_id, language_model_folder
 from seed_fast.data.tokens import TokenizerIdentity
+from seed_fast.lm.card import CARD, model_card
 from seed_fast.lm.folder import (
+    ADAPTER_CONFIG,
     adapter_config,
+    base_folder,
     base_of,
+    base_reference,
     family_of,
     has_weights,
     is_adapter,
@@ -96,18 +102,20 @@ def build(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     untied: Path | None = None,
+    base: str | Path | None = None,
 ) -> LanguageModel:
     """A language model that learns image words.
 
     Args:
-        folder: of an OPT or LLaMA as transformers saves it, with its tokenizer. With `full` it may lack weights: they
-            are drawn as the config says. Or of an adapter, which then goes on learning.
+        folder: of an OPT or LLaMA as transformers saves it, with its tokenizer; or its hub id. With `full` it may lack
+            weights: they are drawn as the config says. Or of an adapter, which then goes on learning.
         codebook_size: number of codes; new ids begin at len(tokenizer).
         lora: a new adapter; `Lora()` by default.
         full: no adapter: every weight learns.
         dtype: of frozen weights; what learns is float32.
         device: where to.
         untied: a folder to write the model to with an output matrix of its own, which then is the adapter's base.
+        base: of an adapter: its base, where it no longer is where it was.
 
     Returns:
         A `PeftModel`, or with `full` the model of transformers, in train mode; new rows are drawn from the model's
@@ -118,12 +126,12 @@ def build(
     """
     from transformers import AutoModelForCausalLM
 
-    config, tokenizer = read_config(folder), read_tokenizer(folder)
+    config, tokenizer = read_config(folder, base), read_tokenizer(folder)
     if is_adapter(folder):
         if full or untied is not None:
             raise ValueError(f"{folder}: an adapter goes on as it is; merge it first to learn as a whole or by codes")
         add_image_words(tokenizer, codebook_size)
-        model = _read_adapted(folder, None, tokenizer, dtype, trainable=True)
+        model = _read_adapted(folder, base, tokenizer, dtype, trainable=True)
         return LanguageModel(model.to(device).train(), tokenizer, Vocabulary.of_tokenizer(tokenizer))
     known = len(tokenizer)
     vocabulary = add_image_words(tokenizer, codebook_size)
@@ -184,6 +192,7 @@ def save(
     extra: Mapping[str, Tensor] | None = None,
     write: bool = True,
     identity: TokenizerIdentity | None = None,
+    about: Mapping[str, str] | None = None,
 ) -> None:
     """Write an adapter (or a whole model, if it has none) and its tokenizer, each file beside and renamed.
 
@@ -194,18 +203,24 @@ def save(
         extra: tensors in place of the model's own, by parameter name.
         write: whether this process does; every rank of a sharded model must call.
         identity: the image tokenizer whose codes the model learned, to be written down beside it.
+        about: what the model card says of the training, as titles and texts.
     """
     adapted = hasattr(model, "peft_config")
     named = optimizer.trainable(model) if adapted else model.state_dict().items()
     tensors = {name: whole(value) for name, value in named} | dict(extra or {})
     if not write:
         return
+    name = model.get_base_model().config.name_or_path if adapted else None
     with replace_folder_files(Path(folder)) as staging:
         options: dict[str, Any] = {"save_embedding_layers": False} if adapted else {}
         model.save_pretrained(staging, state_dict=tensors, **options)
         tokenizer.save_pretrained(staging)
         if identity is not None:
             write_identity(staging, identity)
+        if name:
+            _name_base(staging / ADAPTER_CONFIG, *base_reference(name, Path(folder)))
+        card = model_card(Path(folder), model.config, len(tokenizer), base=name or None, identity=identity, about=about)
+        (staging / CARD).write_text(card, encoding="utf-8")
 
 
 def load(
@@ -217,7 +232,7 @@ def load(
     """What `save` wrote, or any other adapter or model with image words, in eval mode.
 
     Args:
-        folder: an adapter's, or a whole model's.
+        folder: an adapter's, or a whole model's; or a hub id.
         base: the adapter's base, where it no longer is where it was.
         device: where to.
         dtype: of all weights but the adapter's own, which stay float32.
@@ -235,19 +250,28 @@ def load(
     return LanguageModel(model.to(device).eval(), tokenizer, vocabulary)
 
 
+def _name_base(path: Path, base: str, revision: str | None) -> None:
+    """Write the base into adapter_config.json as others shall find it."""
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    saved |= {"base_model_name_or_path": base, "revision": revision}
+    path.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def _read_adapted(
     folder: str | Path, base: str | Path | None, tokenizer: Any, dtype: torch.dtype, *, trainable: bool
 ) -> Any:
     from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 
+    base_folder(folder, base)  # says what is missing, and that --base is there
     model = _read_base(base or base_of(folder), dtype)
+    local = str(language_model_folder(folder))
     _resize(model, len(tokenizer))
     with warnings.catch_warnings():  # as in `add_adapter`
         warnings.simplefilter("ignore", FutureWarning)
-        model = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+        model = PeftModel.from_pretrained(model, local, is_trainable=trainable)
     if trainable and dtype != torch.float32:
         _learn_in_float32(model)  # norms were read as the base's dtype
-        set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
+        set_peft_model_state_dict(model, load_peft_weights(local, device="cpu"))
     return model
 
 
@@ -260,9 +284,12 @@ def _read_base(folder: str | Path, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
     read_config(folder)
-    return AutoModelForCausalLM.from_pretrained(
-        str(Path(folder).resolve()), dtype=dtype, local_files_only=True, attn_implementation="sdpa"
+    model = AutoModelForCausalLM.from_pretrained(
+        str(language_model_folder(folder).resolve()), dtype=dtype, local_files_only=True, attn_implementation="sdpa"
     )
+    if (found := hub_id(folder)) is not None:  # what an adapter says of its base is the id, not this machine's cache
+        model.config.name_or_path = model.name_or_path = str(found)
+    return model
 
 
 @torch.no_grad()

@@ -103,7 +103,8 @@ def stage1(
     bert: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
-            help="Local bert-base-uncased: tokenizer and weights of the text tower. Default: words of the captions."
+            help="bert-base-uncased, as a folder or hub id: tokenizer and weights of the text tower. "
+            "Default: words of the captions."
         ),
     ] = None,
     projection_dim: Annotated[int, typer.Option(min=1, help="Width of the space of the contrast.")] = 256,

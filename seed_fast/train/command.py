@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 
+from seed_fast._hub import hub_id, language_model_folder
 from seed_fast.commands import EXIT_FAILED, EXIT_USAGE, UsageError, _complain, _device
 from seed_fast.convert.files import TensorFile
 from seed_fast.convert.folder import write_folder
 from seed_fast.convert.names import VIT_PREFIX
+from seed_fast.convert.source import checkpoint_folder
 from seed_fast.convert.stage1 import load_bert, load_official_stage1
 from seed_fast.data.pairs import Pairs, open_pairs
 from seed_fast.data.pool import WorkerDied
@@ -149,7 +151,8 @@ def _stage2(session: _Session, extra: Stage2Options) -> None:
         raise UsageError("--cache-features needs a Q-Former without dropout: it can't be used with --official-dropout")
     tok = _tokenizer(options.model, ranks.device)
     batches, validation, recipe = session.batches(tok.config)
-    contrast = load_contrast(options.model, tok) if has_contrast(options.model) else None
+    folder = _folder(options.model)
+    contrast = load_contrast(folder, tok) if has_contrast(folder) else None
     target = open_target(extra.target, tok.config, ranks.device, contrast)
     shape = (tok.config.num_codes, tok.config.qformer_dim)
     cache = session.cache("causal", tok, tok.causal_embeddings, shape, *FROZEN)
@@ -176,6 +179,11 @@ def _export(session: _Session, tok: SeedTokenizer, contrast: tuple[Stage1Model, 
         session.say(f"done: {output}")
 
 
+def _folder(name: str) -> Path:
+    """The folder of --model, downloaded if that is a hub id; of presets and files, a folder that isn't there."""
+    return Path(name) if hub_id(name) is None else checkpoint_folder(name)
+
+
 def _tokenizer(name: str, device: torch.device) -> SeedTokenizer:
     """Initial weights of a preset or of a config.json, or those of a checkpoint."""
     if name in PRESETS and not Path(name).exists():
@@ -188,17 +196,18 @@ def _tokenizer(name: str, device: torch.device) -> SeedTokenizer:
 def _contrast(session: _Session, extra: Stage1Options, tok: SeedTokenizer) -> tuple[Stage1Model, CaptionTokenizer]:
     """Stage 1's model and captions: of an earlier stage 1, with BERT's weights, or with a vocabulary of this data."""
     options = session.options
-    if has_contrast(options.model):
-        return load_contrast(options.model, tok)
-    if extra.bert is not None:
-        captions: CaptionTokenizer = BertCaptions(extra.bert, extra.max_tokens)
+    if has_contrast(folder := _folder(options.model)):
+        return load_contrast(folder, tok)
+    bert = None if extra.bert is None else language_model_folder(extra.bert)
+    if bert is not None:
+        captions: CaptionTokenizer = BertCaptions(bert, extra.max_tokens)
         positions = BERT_POSITIONS
     else:
         words = session.ranks.from_first(_vocabulary(session) if session.ranks.rank == 0 else None)
         captions, positions = WordTokenizer(words, extra.max_tokens), extra.max_tokens
     model = Stage1Model(tok, captions.size, projection_dim=extra.projection_dim, max_tokens=positions)
-    if extra.bert is not None:
-        load_bert(model, extra.bert)
+    if bert is not None:
+        load_bert(model, bert)
     return model, captions
 
 

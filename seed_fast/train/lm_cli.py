@@ -29,8 +29,15 @@ def lm(
     data: Annotated[str, typer.Option(help="Codes and text: a folder that `seed-fast tokens` wrote.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for checkpoints, metrics and the adapter.")],
     model: Annotated[
-        Path, typer.Option(help="Folder of an OPT or LLaMA with its tokenizer, or of an adapter to go on with.")
+        Path,
+        typer.Option(help="Folder or hub id of an OPT or LLaMA with its tokenizer, or of an adapter to go on with."),
     ],
+    base: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            help="Base of the adapter that --model is, as a folder or hub id; default: what the adapter says."
+        ),
+    ] = None,
     tasks: Annotated[
         str, typer.Option(help="What captions are used for, as ratios: caption, drawing, pretraining.")
     ] = "caption:1,drawing:1",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import shlex
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,18 +16,21 @@ from torch import Tensor
 
 from seed_fast import SeedTokenizer
 from seed_fast.commands import UsageError, _device
-from seed_fast.data.tokens import TokenizerIdentity, open_tokens
+from seed_fast.data.tokens import TokenizerIdentity, TokenStore, open_tokens
 from seed_fast.lm.batches import SampleSource, SequenceBatches, parse_tasks
 from seed_fast.lm.estimate import Estimate, estimate
 from seed_fast.lm.folder import UNTIED, is_adapter, read_config, read_tokenizer
 from seed_fast.lm.identity import check_identity, read_identity, write_identity
 from seed_fast.lm.model import LanguageModel, Lora, build, save
 from seed_fast.lm.vocabulary import END, Vocabulary
+from seed_fast.train import lm_cli
 from seed_fast.train.command import _guarded, _usage
 from seed_fast.train.lm import LOSS_SCALE, LOSS_SCALE_WINDOW, LanguageModelTask
 from seed_fast.train.loop import Loop
 from seed_fast.train.ranks import Ranks
 from seed_fast.train.recipe import DTYPES, Recipe, Run
+
+METRICS = "metrics.jsonl"  # of the loop
 
 
 class NoRoom(ValueError):
@@ -39,6 +44,7 @@ class LmOptions:
     data: str
     output: Path
     model: Path
+    base: Path | None
     tasks: str
     validation: str | None
     full: bool
@@ -114,6 +120,8 @@ def _train(options: LmOptions) -> None:
         recipe, run, lora, tasks = options.recipe(device), options.run(), options.lora(), parse_tasks(options.tasks)
         if options.full and options.codebook:
             raise UsageError("--codebook is a way of an adapter: it can't be used with --full")
+        if options.base is not None and not is_adapter(options.model):
+            raise UsageError(f"--base is the base of an adapter, and --model {options.model} is none")
         if is_adapter(options.model) and (options.full or options.codebook):
             raise UsageError("--full and --codebook need a model, and --model is an adapter: merge it first")
     ranks = Ranks.join(device)
@@ -158,13 +166,13 @@ def _train(options: LmOptions) -> None:
         return
     save(
         task.model, language.tokenizer, options.output, extra=task.folded(), write=ranks.rank == 0,
-        identity=source.tokenizer,
+        identity=source.tokenizer, about=_about(options, source) if ranks.rank == 0 else None,
     )  # fmt: skip
     _say(ranks, f"done: {options.output}")
 
 
 def _estimate(options: LmOptions, recipe: Recipe, codebook_size: int, tokens: int, ranks: Ranks) -> Estimate:
-    config, tokenizer = read_config(options.model), read_tokenizer(options.model)
+    config, tokenizer = read_config(options.model, options.base), read_tokenizer(options.model)
     words = len(tokenizer)
     if END in tokenizer.get_vocab():
         words -= len(Vocabulary.of_tokenizer(tokenizer).new_ids)
@@ -185,7 +193,7 @@ def _build(
         if (ranks.rank == 0) == turn:
             made = build(
                 options.model, codebook_size=codebook_size, lora=lora, full=options.full, dtype=dtype,
-                device=ranks.device, untied=untied,
+                device=ranks.device, untied=untied, base=options.base,
             )  # fmt: skip
         ranks.from_first(None)
     assert made is not None
@@ -213,6 +221,35 @@ def _check_tokenizers(options: LmOptions, codes: TokenizerIdentity, ranks: Ranks
     identity = TokenizerIdentity.of_tokenizer(tok, options.codebook)
     check_identity(store, identity, f"--codebook {options.codebook}", learned=codes, **strict)
     return tok.quantizer.codebook.detach()
+
+
+def _about(options: LmOptions, source: TokenStore) -> dict[str, str]:
+    """What the model card says of a finished training."""
+    kinds = ", ".join(f"{count} {kind}" for kind, count in source.kinds.items() if count)
+    facts = {"Data": f"`{options.data}`: {kinds}; trained on {options.tasks}", "Made by": f"`{_command(options)}`"}
+    last: dict[str, float] = {}
+    for line in (options.output / METRICS).read_text(encoding="utf-8").splitlines():
+        last |= {name: value for name, value in json.loads(line).items() if isinstance(value, (int, float))}
+    found = {name: last[name] for name in ("loss", "validation_loss", "validation_perplexity") if name in last}
+    named = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in found.items())
+    facts["Metrics"] = f"{named} at step {last['step']:.0f}" if named else "not measured"
+    return facts
+
+
+def _command(options: LmOptions) -> str:
+    """The command line that the options are, without those that have their defaults or are of this machine alone."""
+    words = ["seed-fast", "train", "lm"]
+    for name, parameter in inspect.signature(lm_cli.lm).parameters.items():
+        value, default = getattr(options, name), parameter.default
+        default = getattr(default, "value", default)
+        if value == default or name in ("device", "resume", "estimate", "json"):
+            continue
+        option = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            words.append(option if value else {"packing": "--padding"}.get(name, f"--no-{name}"))
+        else:
+            words += [option, str(value)]
+    return shlex.join(words)
 
 
 def _show(found: Estimate, as_json: bool) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seed_fast._hub import hub_id, language_model_folder
 from seed_fast.model.config import SeedConfig
 from seed_fast.model.stage1 import Stage1Model
 from seed_fast.train.batches import Batch
@@ -29,7 +30,7 @@ def open_target(
     """The target that `spec` names.
 
     Args:
-        spec: see above; folders are local ones, of transformers.
+        spec: see above; folders are those of transformers, local or by their hub id.
         config: whose head must fit.
         device: where to compute.
         contrast: stage 1's model and caption tokenizer, for "stage1-text".
@@ -46,12 +47,13 @@ def open_target(
         return _Stage1Text(*contrast)
     if kind not in ("clip-image", "clip-text") or not folder:
         raise ValueError(f"--target must be one of {', '.join(KINDS)}, got {spec!r}")
-    if not Path(folder).is_dir():
+    if not Path(folder).is_dir() and hub_id(folder) is None:
         raise ValueError(f"--target {spec}: no such folder")
     try:
         import transformers
     except ImportError as error:
         raise ImportError(f"--target {spec} needs transformers: pip install 'seed_fast[train]'") from error
+    folder = str(language_model_folder(folder))
     if kind == "clip-image":
         model = transformers.CLIPVisionModelWithProjection.from_pretrained(folder, local_files_only=True)
         _check(spec, (1, model.config.projection_dim), config)

@@ -13,6 +13,7 @@ import torch
 
 pytest.importorskip("peft")
 
+from seed_fast.data.tokens import TokenizerIdentity
 from seed_fast.lm.folder import FAMILIES, base_of
 from seed_fast.lm.model import Lora, build, load, save
 from seed_fast.lm.vocabulary import Vocabulary
@@ -21,19 +22,45 @@ from seed_fast.train.optimizer import trainable
 from tests.lm.tiny import CODEBOOK, base, tokenizer
 
 PLAIN = """
-import sys
+import os, sys
 sys.modules["seed_fast"] = None  # an import of it is an error
 import torch
-from peft import AutoPeftModelForCausalLM
-from transformers import AutoTokenizer
+from peft import AutoPeftModelForCausalLM, PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 text = "a red <img><img_00003><img_00001></img> circle"
-for folder in sys.argv[1:]:
-    ids = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt")["input_ids"]
-    model = AutoPeftModelForCausalLM.from_pretrained(folder).eval()
+for folder, base in zip(sys.argv[1::2], sys.argv[2::2]):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    found = {"ids": ids}
     with torch.no_grad():
-        logits = model(ids).logits
-        merged = model.merge_and_unload()(ids).logits
-    torch.save({"ids": ids, "logits": logits, "merged": merged}, folder + "/logits.pt")
+        model = AutoModelForCausalLM.from_pretrained(base)  # as the card says, from anywhere
+        if model.get_input_embeddings().num_embeddings < len(tokenizer):
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        model = PeftModel.from_pretrained(model, folder).eval()
+        found["logits"] = model(ids).logits
+        model = model.merge_and_unload()
+        found["merged"] = model(ids).logits
+        model.save_pretrained(folder + "/merged")
+        tokenizer.save_pretrained(folder + "/merged")
+        found["pipeline"] = pipeline("text-generation", folder + "/merged").model.eval()(ids).logits
+
+        model = AutoModelForCausalLM.from_pretrained(base)  # transformers' own way to an adapter
+        if model.get_input_embeddings().num_embeddings < len(tokenizer):
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        model.load_adapter(folder)
+        found["load_adapter"] = model.eval()(ids).logits
+
+        os.chdir(folder)  # a relative base begins where the process is
+        found["auto"] = AutoPeftModelForCausalLM.from_pretrained(".").eval()(ids).logits
+        for name, load in (
+            ("plain", lambda: AutoModelForCausalLM.from_pretrained(".")),
+            ("plain_pipeline", lambda: pipeline("text-generation", ".", tokenizer=tokenizer).model),
+        ):
+            try:
+                found[name] = load().eval()(ids).logits
+            except Exception as error:
+                found[name] = f"{type(error).__name__}: {error}"
+    torch.save(found, folder + "/logits.pt")
 """
 VARIANTS = ("opt", "llama", "codebook")
 
@@ -76,7 +103,9 @@ def tasks(tmp_path_factory):
         save(language.model, language.tokenizer, folder / "out", extra=task.folded())
         made[name] = (folder, task)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", PLAIN, *(str(folder / "out") for folder, _ in made.values())]
+    command = [sys.executable, "-c", PLAIN]
+    for name, (folder, _) in made.items():
+        command += [str(folder / "out"), str(folder / ("out/base" if name == "codebook" else "base"))]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return made
@@ -86,13 +115,78 @@ def tasks(tmp_path_factory):
 def test_peft_and_transformers_alone_give_and_merge_to_the_same_logits(tasks, name):
     folder, task = tasks[name]
     found = torch.load(folder / "out" / "logits.pt", weights_only=True)
-    assert (found["logits"] - found["merged"]).abs().max() < 1e-4 * found["logits"].abs().max()
+    largest = found["logits"].abs().max()
+    for way in ("merged", "pipeline"):
+        assert (found["logits"] - found[way]).abs().max() < 1e-4 * largest, way
+    for way in ("load_adapter", "auto"):
+        torch.testing.assert_close(found[way], found["logits"])
     assert cross_entropy(found["logits"], found["ids"]) == pytest.approx(loss_of(task, found["ids"]), rel=1e-5)
     again = load(folder / "out")
     with torch.no_grad():
         assert torch.equal(again.model(found["ids"]).logits, found["logits"])
     assert again.vocabulary == task.vocabulary
     assert not list((folder / "out").glob(".*"))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_transformers_reads_an_adapter_folder_where_its_base_has_the_rows(tasks, name):
+    """What docs/lm.md says: transformers doesn't give a base rows for new words, so a plain one is refused by it."""
+    found = torch.load(tasks[name][0] / "out" / "logits.pt", weights_only=True)
+    for way in ("plain", "plain_pipeline"):
+        if name == "codebook":
+            torch.testing.assert_close(found[way], found["logits"])
+        else:
+            assert "out of bounds" in found[way], f"{way}: docs/lm.md says that this fails, and it no longer does"
+
+
+def test_a_folder_has_a_card_and_no_path_of_this_machine(tasks):
+    for name, (folder, _) in tasks.items():
+        out = folder / "out"
+        card = (out / "README.md").read_text()
+        assert card.startswith("---\nlibrary_name: peft\n")
+        reference = {"codebook": "base"}.get(name, "../base")
+        assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == reference
+        assert f"- **Base**: `{reference}`" in card
+        assert "- **Image tokenizer**: unknown" in card
+        assert f'PeftModel.from_pretrained(base, "path/to/{out.name}")' in card
+        for path in [*out.glob("*.json"), out / "README.md"]:
+            assert str(folder) not in path.read_text(), path
+    save(*build(base(folder / "licensed"), codebook_size=2)[:2], folder / "no licence")
+    (folder / "licensed" / "README.md").write_text("---\nlicense: mit\n---\n# Base\n")
+    about = {"Data": "`shapes`", "Metrics": "loss 1.5"}
+    model, words, _ = build(folder / "licensed", codebook_size=2)
+    identity = TokenizerIdentity("seed-tiny", "ab", 2, 32, "cd")
+    save(model, words, folder / "with licence", identity=identity, about=about)
+    card = (folder / "with licence" / "README.md").read_text()
+    for line in (
+        "license: mit",
+        "- **Licence**: mit",
+        "seed-tiny (weights cd, 32 of 2 codes)",
+        "- **Metrics**: loss 1.5",
+    ):
+        assert line in card, line
+    assert "license:" not in (folder / "no licence" / "README.md").read_text()
+
+
+def test_a_tree_moves_and_base_says_where_a_base_went(tasks, tmp_path, monkeypatch):
+    folder, _ = tasks["opt"]
+    shutil.copytree(folder, tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    assert base_of("moved/out") == "moved/base"
+    expected = torch.load(folder / "out" / "logits.pt", weights_only=True)
+    for here in (load("moved/out"), load(tmp_path / "moved" / "out", base=folder / "base")):
+        with torch.no_grad():
+            assert torch.equal(here.model(expected["ids"]).logits, expected["logits"])
+    (tmp_path / "moved" / "base").rename(tmp_path / "gone")
+    with pytest.raises(OSError, match=r"moved/out: the adapter's base isn't there, and --base can say where it is: "):
+        load("moved/out")
+    again = build("moved/out", codebook_size=CODEBOOK, base="gone")
+    save(again.model, again.tokenizer, tmp_path / "far" / "away" / "under" / "out")
+    saved = json.loads((tmp_path / "far/away/under/out" / "adapter_config.json").read_text())
+    assert saved["base_model_name_or_path"] == str(tmp_path / "gone")  # four up: relative would say less
+    save(again.model, again.tokenizer, tmp_path / "near" / "out")
+    saved = json.loads((tmp_path / "near" / "out" / "adapter_config.json").read_text())
+    assert saved["base_model_name_or_path"] == "../../gone"
 
 
 def test_codes_through_a_linear_layer_are_saved_as_rows(tasks):
@@ -178,7 +272,7 @@ def test_an_adapter_goes_on_learning(tasks):
 def test_an_adapter_brings_its_own_base_along(tasks, tmp_path):
     folder, _ = tasks["codebook"]
     shutil.copytree(folder / "out", tmp_path / "elsewhere")
-    assert base_of(tmp_path / "elsewhere") == tmp_path / "elsewhere" / "base"
+    assert base_of(tmp_path / "elsewhere") == str(tmp_path / "elsewhere" / "base")
 
 
 def test_a_killed_save_leaves_no_half_file(tmp_path, monkeypatch):

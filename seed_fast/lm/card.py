@@ -1,0 +1,109 @@
+"""The model card of a language model with image words: README.md in its folder, read by people and by the hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from seed_fast import __version__
+from seed_fast._hub import hub_id, language_model_folder
+from seed_fast.convert.folder import CARD
+from seed_fast.data.tokens import TokenizerIdentity
+from seed_fast.lm.folder import base_reference
+
+_LICENCE = re.compile(r"^license:[ \t]*([\w.-]+)[ \t]*$", re.MULTILINE)
+
+
+def model_card(
+    folder: Path,
+    config: Any,
+    words: int,
+    *,
+    base: str | None,
+    identity: TokenizerIdentity | None = None,
+    about: Mapping[str, str] | None = None,
+) -> str:
+    """The card in Markdown, with the front matter that the Hugging Face hub reads.
+
+    Args:
+        folder: where the model will be; its name is the title.
+        config: of transformers, the model's.
+        words: of the tokenizer, image words included.
+        base: of an adapter: its base, a path or a hub id; None: a whole model.
+        identity: the image tokenizer whose codes it learned.
+        about: what else is known, as titles and texts: data, command, metrics.
+    """
+    title = folder.resolve().name
+    kind = {"opt": "OPT", "llama": "LLaMA"}.get(config.model_type, config.model_type)
+    size = f"{kind}, {config.num_hidden_layers} layers of width {config.hidden_size}"
+    codes = "unknown" if identity is None else str(identity)
+    licence = None if base is None else _licence(base)
+    front = [f"library_name: {'transformers' if base is None else 'peft'}", "pipeline_tag: text-generation"]
+    front.append("tags: [seed, image-captioning, text-to-image]")
+    lines = []
+    if base is None:
+        lines.append(f"A language model that sees and draws ({size}): the codes of an image tokenizer are words of it.")
+    else:
+        reference, revision = base_reference(base, folder)
+        if hub_id(base) is not None:
+            front.append(f"base_model: {reference}")
+        if licence is not None:
+            front.append(f"license: {licence}")
+        lines.append(
+            f"An adapter that lets a language model ({size}) see and draw: LoRA, and the rows of the words that images "
+            "are made of. It works with its base alone."
+        )
+        where = f"`{reference}`" + (f" at revision `{revision}`" if revision else "")
+        lines += ["", f"- **Base**: {where}" + ("" if hub_id(base) else ", as a path from this folder")]
+    facts = {"Image tokenizer": codes, "Words": f"{words}, those of images included", **(about or {})}
+    facts["Licence"] = licence or ("that of its data" if base is None else "that of its base and of its data")
+    lines += ["", *(f"- **{name}**: {text}" for name, text in facts.items() if base is None or name != "Base")]
+    lines += ["", "## Load", "", *_loading(title, base, folder), "", f"Written by seed_fast {__version__}.", ""]
+    return "\n".join(["---", *front, "---", f"# {title}", "", *lines])
+
+
+def _loading(title: str, base: str | None, folder: Path) -> list[str]:
+    """How to use it, here and with nothing of this package."""
+    captions = f"seed-fast caption picture.png --lm path/to/{title} --model TOKENIZER"
+    ours = ["```sh", captions, f'seed-fast draw "a red star" --lm path/to/{title}', "```", ""]
+    if base is None:
+        plain = [
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            f'tokenizer = AutoTokenizer.from_pretrained("path/to/{title}")',
+            f'model = AutoModelForCausalLM.from_pretrained("path/to/{title}")',
+        ]
+        return [*ours, "```python", *plain, "```"]
+    reference, revision = base_reference(base, folder)
+    given = f'"{reference}"' + (f', revision="{revision}"' if revision else "")
+    where = "" if hub_id(base) else "  # from this folder, or where yours is"
+    return [
+        *ours,
+        "With peft and transformers alone; the base has no rows for the new words, so it gets them first:",
+        "",
+        "```python",
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f'tokenizer = AutoTokenizer.from_pretrained("path/to/{title}")',
+        f"base = AutoModelForCausalLM.from_pretrained({given}){where}",
+        "if base.get_input_embeddings().num_embeddings < len(tokenizer):",
+        "    base.resize_token_embeddings(len(tokenizer), mean_resizing=False)",
+        f'model = PeftModel.from_pretrained(base, "path/to/{title}")',
+        'model.merge_and_unload().save_pretrained("merged")  # a whole model, for `pipeline` and all else',
+        'tokenizer.save_pretrained("merged")',
+        "```",
+    ]
+
+
+def _licence(base: str) -> str | None:
+    """The licence that the base's own card names, if it has one."""
+    try:
+        text = (language_model_folder(base) / CARD).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    head = text.split("---")[1] if text.startswith("---") and text.count("---") > 1 else ""
+    match = _LICENCE.search(head)
+    return None if match is None else match[1]
