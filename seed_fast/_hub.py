@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+?)(?:@(?P<revision>[\w./-]+))?")
 
@@ -25,6 +25,7 @@ LANGUAGE_MODEL = (
     "README.md",
 )  # of transformers and peft, tokenizer included
 PICKLED = ("pytorch_model*.bin", "adapter_model.bin")  # where there are no safetensors
+OF_TRAINING = ("checkpoints/*",)  # of a run's folder that was uploaded whole
 PIPELINE = ("*.json", "*/*.txt", "*/model.safetensors", "*/diffusion_pytorch_model.safetensors")  # of diffusers
 
 
@@ -46,12 +47,13 @@ def hub_id(name: str | Path) -> HubId | None:
     return HubId(match["repository"], match["revision"])
 
 
-def local_folder(name: str | Path, patterns: Sequence[str], *, or_else: str = "") -> Path:
+def local_folder(name: str | Path, patterns: Sequence[str], *, without: Sequence[str] = (), or_else: str = "") -> Path:
     """The folder that `name` stands for, downloaded if it is a hub id.
 
     Args:
         name: a folder, `owner/name`, or `owner/name@revision`.
         patterns: of the files that are needed, as the hub's client takes them.
+        without: patterns of files that are not.
         or_else: what else the name could have been, for the message.
 
     Raises:
@@ -70,7 +72,9 @@ def local_folder(name: str | Path, patterns: Sequence[str], *, or_else: str = ""
         )
     from huggingface_hub import snapshot_download
 
-    options = {"revision": found.revision} if found.revision else {}
+    options: dict[str, Any] = {"revision": found.revision} if found.revision else {}
+    if without:
+        options["ignore_patterns"] = list(without)
     try:
         return Path(snapshot_download(found.repository, allow_patterns=list(patterns), **options))
     except Exception as error:  # the hub client's own errors, its HTTP library's and the socket's share no base class
@@ -90,7 +94,7 @@ def language_model_folder(name: str | Path) -> Path:
 
 @lru_cache(maxsize=64)  # many functions ask for one folder, and the hub is asked once
 def _downloaded(name: str) -> Path:
-    folder = local_folder(name, LANGUAGE_MODEL)
+    folder = local_folder(name, LANGUAGE_MODEL, without=OF_TRAINING)
     if not any(folder.glob("*.safetensors")):
-        folder = local_folder(name, [*LANGUAGE_MODEL, *PICKLED])
+        folder = local_folder(name, [*LANGUAGE_MODEL, *PICKLED], without=OF_TRAINING)
     return folder
