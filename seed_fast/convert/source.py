@@ -72,7 +72,7 @@ def open_checkpoint(source: str | Path | Sequence[str | Path], config: SeedConfi
         )
     if path.is_file():
         return _open_official([path], config)
-    path = checkpoint_folder(source)
+    path = checkpoint_folder(str(source))
     if (path / WEIGHTS).is_file():
         return _open_own(path, config)
     files = [path / name for name in OFFICIAL if (path / name).is_file()]
