@@ -158,7 +158,7 @@ def test_an_adapter_from_before_gets_a_note(trained, tmp_path):
     import shutil
 
     shutil.copytree(trained / "adapter", tmp_path / "old", ignore=shutil.ignore_patterns("checkpoints", FILE))
-    result = train(trained, "here", tmp_path / "old", tmp_path / "new")
+    result = train(trained, "here", tmp_path / "old", tmp_path / "new", "--base", trained / "base")
     assert result.exit_code == 0, result.output
     assert "doesn't say whose codes it learned" in result.output
     assert read_identity(tmp_path / "new") == HERE

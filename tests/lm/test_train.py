@@ -209,7 +209,7 @@ def call(*arguments):
     ("arguments", "code", "message"),
     [
         (["--data", "/nowhere"], 1, "/nowhere"),
-        (["--model", "/nowhere"], 1, "/nowhere: must be a folder with a model of transformers"),
+        (["--model", "/nowhere"], 1, "/nowhere: no such folder, and no hub id"),
         (["--tasks", "paint:1"], 2, "tasks must be of caption, drawing, pretraining, got 'paint'"),
         (["--accumulate", "3"], 2, "batch_size must be a multiple of ranks * accumulate"),
         (["--full", "--codebook", "seed-tiny"], 2, "can't be used with --full"),
