@@ -350,16 +350,14 @@ def _eval_retrieval(options: RetrievalOptions) -> int:
     import torch
 
     from seed_fast import SeedTokenizer
-    from seed_fast.convert.source import checkpoint_folder
     from seed_fast.data.pairs import open_pairs
     from seed_fast.eval.retrieval import retrieval, table
-    from seed_fast.train.folder import CONTRAST, has_contrast, load_contrast
+    from seed_fast.train.folder import contrast_folder, load_contrast
 
-    folder = checkpoint_folder(options.model)
-    if not has_contrast(folder):
-        raise UsageError(
-            f"--model {folder}: must be a folder of `seed-fast train` with {CONTRAST}, which reads captions"
-        )
+    try:
+        folder = contrast_folder(options.model)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     tok = SeedTokenizer.from_pretrained(folder, device=device, dtype=getattr(torch, options.dtype))
     model, captions = load_contrast(folder, tok)
     config = tok.config

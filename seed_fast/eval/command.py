@@ -42,15 +42,13 @@ def _eval_lm(options: LmOptions) -> None:
         raise UsageError(f"{options.output}: --output must be a folder, got a file")
     decoding = after_checks(options)
     from seed_fast import SeedTokenizer
-    from seed_fast.convert.source import checkpoint_folder
     from seed_fast.eval.lm import evaluate, table
-    from seed_fast.train.folder import CONTRAST, has_contrast, load_contrast
+    from seed_fast.train.folder import contrast_folder, load_contrast
 
-    folder = checkpoint_folder(options.model)
-    if not has_contrast(folder):
-        raise UsageError(
-            f"--model {options.model}: must be a folder of `seed-fast train` with {CONTRAST}, which reads captions"
-        )
+    try:
+        folder = contrast_folder(options.model)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     tok = SeedTokenizer.from_pretrained(folder, device=_device(options.device))
     tower, captions = load_contrast(folder, tok)
     speaker = language_model(options, options.lm)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from seed_fast._files import write_beside
 from seed_fast.convert.files import CheckpointError
+from seed_fast.convert.source import checkpoint_folder
 from seed_fast.model.stage1 import Stage1Model
 from seed_fast.model.tokenizer import SeedTokenizer
 from seed_fast.train.captions import MAX_TOKENS, CaptionTokenizer, open_captions
@@ -45,6 +46,22 @@ def save_contrast(folder: Path, tensors: Mapping[str, Tensor], captions: Caption
 def has_contrast(folder: str | Path) -> bool:
     """Whether `load_contrast` finds something."""
     return (Path(folder) / CONTRAST).is_file()
+
+
+def contrast_folder(name: str | Path) -> Path:
+    """The folder of a tokenizer that can read captions: the embedded one, a local one, or that of a hub id.
+
+    Raises:
+        ValueError: there is none, or it has no contrast.
+        OSError: the hub has none, or can't be reached.
+    """
+    try:
+        folder = checkpoint_folder(name)
+    except FileNotFoundError:
+        folder = Path(name)
+    if not has_contrast(folder):
+        raise ValueError(f"--model {name}: must be a folder of `seed-fast train` with {CONTRAST}, which reads captions")
+    return folder
 
 
 def load_contrast(folder: str | Path, tokenizer: SeedTokenizer) -> tuple[Stage1Model, CaptionTokenizer]:
