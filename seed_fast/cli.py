@@ -13,6 +13,7 @@ import seed_fast
 from seed_fast.data.tokens_cli import app as tokens_app
 from seed_fast.eval.cli import app as eval_app
 from seed_fast.generate import cli as generate_cli
+from seed_fast.report import open_standard_streams
 from seed_fast.train.cli import app as train_app
 from seed_fast.train.lm_cli import lm as train_lm
 
@@ -87,7 +88,14 @@ def tokenize(
             help="Images, folders (walked to the end), globs ('photos/**/*.jpg'), tar shards ('train-{000..099}.tar').",
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write, or with --format npz the folder.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="The file to write (-: standard output), or with --format npz the folder. A link is followed.",
+        ),
+    ],
     format: Annotated[
         Format,
         typer.Option(
@@ -346,4 +354,5 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="As one JSON objec
 
 def main() -> None:
     """Entry point of the console script."""
+    open_standard_streams()
     app()

@@ -14,11 +14,13 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+from seed_fast import report
+from seed_fast._outputs import STDOUT, output_file, output_folder
 from seed_fast.data.decode import WorkerDied
 from seed_fast.data.image_processor import ImageError, ImageProcessor, load_image, read_bytes
 from seed_fast.data.journal import OutputError
 from seed_fast.data.shards import WHOLE, Split
-from seed_fast.data.writers import JsonlWriter, NpzWriter, Writer
+from seed_fast.data.writers import JsonlWriter, NpzWriter, StdoutWriter, Writer
 from seed_fast.report import Progress, printable, render
 
 if TYPE_CHECKING:
@@ -114,6 +116,7 @@ def tokenize(options: TokenizeOptions) -> int:
 
 
 def _tokenize(options: TokenizeOptions) -> int:
+    options = replace(options, output=_output(options))
     split = _split(options.shard)
     _check_output(options, split)
     device = _device(options.device)
@@ -144,10 +147,25 @@ def _tokenize_part(options: TokenizeOptions, split: Split, device: torch.device)
         about = {"output": str(writer.output), "model": options.model, "random_weights": options.random_weights}
         about |= {"device": str(device), "dtype": options.dtype, "resize": processor.resize, "shard": str(split)}
         about |= {"batch_size": job.batch_size, "workers": workers}
-        print(json.dumps(about | summary.to_dict()), flush=True)
+        closing = json.dumps(about | summary.to_dict())
+        report.tell(closing) if writer.output == STDOUT else print(closing, flush=True)
+    elif writer.output == STDOUT:
+        report.tell(render(summary, job, str(device)), lines=True)
     else:
         print(render(summary, job, str(device)), printable(str(writer.output)), sep="\n", flush=True)
     return summary.exit_code
+
+
+def _meant(option: str, path: Path, *, folder: bool = False) -> Path:
+    """What the path of an option stands for, by `output_file` or `output_folder`."""
+    try:
+        return (
+            output_folder(path, f"{option} must be a folder")
+            if folder
+            else output_file(path, f"{option} must be a file name")
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def _split(shard: str | None) -> Split:
@@ -161,7 +179,26 @@ def _split(shard: str | None) -> Split:
     return of_torchrun or asked or WHOLE
 
 
+def _output(options: TokenizeOptions) -> Path:
+    """Where to write, with links followed."""
+    try:
+        if options.format == "npz":
+            output = output_folder(options.output, "must be a folder with --format npz")
+        else:
+            output = output_file(options.output, "must be a file name (--format npz writes a folder)")
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if STDOUT in (output, options.output):
+        if options.format == "npz":
+            raise UsageError("--format npz writes a folder, which standard output (-) can't be")
+        if options.resume or options.overwrite:
+            raise UsageError("--resume and --overwrite need a file, and the output is standard output (-)")
+    return output
+
+
 def _writer(options: TokenizeOptions, split: Split, codebook_size: int = 0) -> Writer:
+    if options.output == STDOUT:
+        return StdoutWriter()
     if options.format == "npz":
         return NpzWriter(options.output, split, codebook_size=codebook_size)
     return JsonlWriter(options.output, split)
@@ -169,13 +206,8 @@ def _writer(options: TokenizeOptions, split: Split, codebook_size: int = 0) -> W
 
 def _check_output(options: TokenizeOptions, split: Split) -> None:
     """Refuse before anything is loaded, let alone written."""
-    output = options.output
     if options.resume and options.overwrite:
         raise UsageError("--resume goes on with what is there, --overwrite drops it: give one of them")
-    if options.format == "jsonl" and output.is_dir():
-        raise UsageError(f"{output}: must be a file name, got a folder; parts in a folder are --format npz")
-    if options.format == "npz" and output.exists() and not output.is_dir():
-        raise UsageError(f"{output}: must be a folder with --format npz, got a file")
     leftovers = _writer(options, split).leftovers()
     if leftovers and not (options.resume or options.overwrite):
         what = "an unfinished run" if leftovers[0].suffix == ".partial" else "an earlier run"
@@ -293,10 +325,10 @@ def profile(options: ProfileOptions) -> int:
 
 
 def _profile(options: ProfileOptions) -> int:
-    if options.output is not None and options.output.exists() and not options.output.is_dir():
-        raise UsageError(f"{options.output}: --output must be a folder, got a file")
-    if options.trace is not None and options.trace.is_dir():
-        raise UsageError(f"{options.trace}: --trace must be a file name, got a folder")
+    if options.output is not None:
+        options = replace(options, output=_meant("--output", options.output, folder=True))
+    if options.trace is not None:
+        options = replace(options, trace=_meant("--trace", options.trace))
     device = _device(options.device)
     image = None if options.image is None else read_bytes(options.image)
     if image is not None:
@@ -462,4 +494,4 @@ def _fail(error: Exception, code: int) -> int:
 
 
 def _complain(text: str) -> None:
-    print(f"seed-fast: {printable(text)}", file=sys.stderr, flush=True)
+    report.tell(f"seed-fast: {text}")

@@ -16,7 +16,7 @@ from torch import nn
 from seed_fast.data.decode import Decoded, Decoder
 from seed_fast.data.image_processor import ImageProcessor
 from seed_fast.data.journal import OutputError
-from seed_fast.data.shards import WHOLE, Entry, Split, list_entries
+from seed_fast.data.shards import WHOLE, Entry, Split, list_entries, names_anything
 from seed_fast.data.staging import Fetched, Staging, fetch, link_to
 from seed_fast.data.writers import Writer
 from seed_fast.model.encoder import ImageEncoder
@@ -133,7 +133,8 @@ def tokenize(
         weights: their `fingerprint`, which a plan doesn't have; default: that of `tok`.
 
     Raises:
-        NoImages: no input holds an image.
+        NoImages: no input is there, or none holds an image.
+        OSError: none could be listed, or the output can't be written.
         OutputError: the output belongs to another run or another process.
         WorkerDied: a decoding process was killed.
     """
@@ -151,10 +152,17 @@ def tokenize(
         summary.skipped += 1
         report.line(f"skipped: {line}")
 
+    if not any(map(names_anything, job.inputs)):
+        raise NoImages(f"no such file or folder: {', '.join(job.inputs)}")
     listing = list_entries(job.inputs, bad_input)
     first = next(listing, None)
-    if first is None and not summary.bad_inputs:
-        raise NoImages(f"no image found in {', '.join(job.inputs)}")
+    if first is None:  # nothing has been made or dropped yet
+        names = ", ".join(job.inputs)
+        raise (
+            OSError(f"no image could be read from {names}")
+            if summary.bad_inputs
+            else NoImages(f"no image found in {names}")
+        )
     entries = job.split.take(chain([first] if first else [], listing))
     try:
         writer.open(describe_run(tok, model, weights or fingerprint(tok), processor, job), resume=job.resume)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
@@ -21,22 +22,23 @@ class Progress:
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stderr
+        self._stream = stream  # None: standard error, whatever it is by then
         self._start = self._last = time.monotonic()
         self._images = 0
         self._bar = None
-        if self._stream.isatty():
+        shown = stream or sys.stderr
+        if shown is not None and shown.isatty():
+            self._stream = shown
             from tqdm import tqdm
 
             self._bar = tqdm(unit=" images", file=self._stream, dynamic_ncols=True)
 
     def line(self, text: str) -> None:
         """One line of text, whatever bytes the file names in it hold."""
-        text = printable(text)
         if self._bar is not None:
-            self._bar.write(text, file=self._stream)
+            self._bar.write(printable(text), file=self._stream)
         else:
-            print(text, file=self._stream, flush=True)
+            tell(text, self._stream)
 
     def advance(self, images: int) -> None:
         """So many more images are done."""
@@ -53,6 +55,41 @@ class Progress:
         """End the bar."""
         if self._bar is not None:
             self._bar.close()
+
+
+def tell(text: str, stream: TextIO | None = None, *, lines: bool = False) -> None:
+    """Print a message. Where nobody can read it (a closed or full standard error, a reader that is gone) it is dropped.
+
+    Args:
+        text: one line, whatever bytes the file names in it hold.
+        stream: default: standard error.
+        lines: it is several lines, of this package's own making.
+    """
+    stream = stream or sys.stderr
+    if stream is None:
+        return
+    try:
+        print(text if lines else printable(text), file=stream, flush=True)
+    except (OSError, ValueError):  # ValueError: closed by Python
+        if stream is sys.stderr:  # what it still holds would make the exit code 120
+            sys.stderr = _nowhere()
+
+
+def open_standard_streams() -> None:
+    """Put /dev/null where standard input, output or error is closed: the next file opened would become it."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest descriptor that is free
+    if sys.stdout is None:
+        sys.stdout = _nowhere()
+    if sys.stderr is None:
+        sys.stderr = _nowhere()
+
+
+def _nowhere() -> TextIO:
+    return open(os.devnull, "w", encoding="utf-8")  # as long as the process lives
 
 
 def printable(text: str) -> str:

@@ -43,9 +43,7 @@ class Journal:
 
     def append(self, paths: Sequence[str], codes: np.ndarray) -> None:
         """Append one line per image. When this returns, the operating system has them: a kill can't lose them."""
-        rows = zip(paths, codes.tolist(), strict=True)
-        lines = (json.dumps({"path": path, "codes": row}, separators=(",", ":")) + "\n" for path, row in rows)
-        self.write("".join(lines).encode())
+        self.write(codes_lines(paths, codes).encode())
 
     def write(self, lines: bytes) -> None:
         """Append whole lines, whatever they hold."""
@@ -59,6 +57,12 @@ class Journal:
             if sync:
                 os.fsync(self._file.fileno())
             self._file.close()
+
+
+def codes_lines(paths: Sequence[str], codes: np.ndarray) -> str:
+    """The lines of images and their codes [B, N]."""
+    rows = zip(paths, codes.tolist(), strict=True)
+    return "".join(json.dumps({"path": path, "codes": row}, separators=(",", ":")) + "\n" for path, row in rows)
 
 
 def read_journal(path: Path) -> Iterator[tuple[str, list[int]]]:

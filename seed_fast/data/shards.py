@@ -90,6 +90,21 @@ def list_entries(inputs: Iterable[str], on_problem: Callable[[str], None]) -> It
         yield from _entries_of(source, on_problem)
 
 
+def names_anything(source: str) -> bool:
+    """Whether an input names a file or a folder that is there: itself, in a brace list, or by a glob."""
+    if os.path.lexists(source):
+        return True
+    if "{" in source:
+        from braceexpand import UnbalancedBracesError, braceexpand
+
+        try:
+            if any(names_anything(expanded) for expanded in braceexpand(source) if expanded != source):
+                return True
+        except UnbalancedBracesError:
+            pass
+    return glob.has_magic(source) and next(glob.iglob(source, recursive=True), None) is not None
+
+
 def _entries_of(source: str, on_problem: Callable[[str], None]) -> Iterator[Entry]:
     if os.path.isdir(source):
         yield from _walk(source, (), on_problem)

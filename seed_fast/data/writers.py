@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import itertools
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +20,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from seed_fast._files import write_beside
-from seed_fast.data.journal import Journal, OutputError, check_run, read_journal, write_run
+from seed_fast._outputs import STDOUT
+from seed_fast.data.journal import Journal, OutputError, check_run, codes_lines, read_journal, write_run
 from seed_fast.data.shards import WHOLE, Split
 
 PART_IMAGES = 10_000
@@ -95,6 +97,31 @@ class JsonlWriter:
     def close(self) -> None:
         if self._journal is not None:
             self._journal.close()
+
+
+class StdoutWriter:
+    """Standard output: lines as they come, which nothing can resume."""
+
+    output = STDOUT
+    complete = unchecked = False
+
+    def leftovers(self) -> list[Path]:
+        return []
+
+    def open(self, run: dict[str, Any], *, resume: bool) -> None:
+        if resume:
+            raise OutputError("-: a run that writes to standard output can't be resumed")
+
+    def recorded(self) -> Iterator[str]:
+        return iter(())
+
+    def append(self, paths: Sequence[str], codes: np.ndarray) -> None:
+        sys.stdout.write(codes_lines(paths, codes))
+        sys.stdout.flush()
+
+    def finish(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class NpzWriter:

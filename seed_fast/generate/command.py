@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from seed_fast._outputs import STDOUT, output_file
 from seed_fast._text import decode_text, parse_json, read_lines, shown
 from seed_fast.commands import (
     DTYPES,
@@ -23,6 +24,7 @@ from seed_fast.commands import (
     _complain,
     _device,
     _fail,
+    _meant,
     _out_of_memory,
     _stopping_signals,
 )
@@ -121,10 +123,10 @@ def _caption(options: CaptionOptions) -> int:
                 for (path, _), text in zip(batch, texts, strict=True):
                     write({"path": path, "text": text})
                 progress.advance(len(batch))
+            if not (images.bad or images.good):  # before the output gets its name
+                raise UsageError(f"no image found in {', '.join(options.inputs or (str(options.codes),))}")
     finally:
         progress.close()
-    if not (images.bad or images.good):
-        raise UsageError(f"no image found in {', '.join(options.inputs or (str(options.codes),))}")
     return EXIT_SKIPPED if images.bad else 0
 
 
@@ -197,14 +199,17 @@ class _Images:
 
         from seed_fast.data.decode import Decoder
         from seed_fast.data.image_processor import ImageProcessor
-        from seed_fast.data.shards import list_entries
+        from seed_fast.data.shards import list_entries, names_anything
 
         tok = _tokenizer(self.options)
         check_tokenizer(self.options, self.speaker, tok)
+        inputs = self.options.inputs or ()
+        if not any(map(names_anything, inputs)):
+            raise UsageError(f"no such file or folder: {', '.join(inputs)}")
         processor = ImageProcessor(tok.config.image_size, tok.config.resize)
         size = self.options.batch_size
         with Decoder(processor, self.options.workers, ahead=2 * size) as decoder:
-            for batch in _batches(decoder.map(list_entries(self.options.inputs, self._skip)), size):
+            for batch in _batches(decoder.map(list_entries(inputs, self._skip)), size):
                 for image in batch:
                     if image.error is not None:
                         self._skip(image.error)
@@ -262,8 +267,13 @@ def after_checks(options: Options) -> Decoding:
 
 
 def _check_output(options: Options) -> None:
-    if options.output is not None and options.output.is_dir():
-        raise UsageError(f"{options.output}: --output must be a file name, got a folder")
+    if options.output is not None:
+        _meant("--output", options.output)
+    given = getattr(options, "codes", None) or getattr(options, "file", None)
+    if given is not None and not given.exists():
+        raise UsageError(f"{given}: no such file")
+    if getattr(options, "pictures", None) is not None:
+        _meant("--pictures", options.pictures, folder=True)  # type: ignore[attr-defined]
 
 
 def language_model(options: Options, folder: Path) -> LanguageModel:
@@ -346,7 +356,7 @@ def _lines(output: Path | None) -> Iterator[Any]:
     def writer(file: TextIO) -> Any:
         return lambda record: print(json.dumps(record), file=file, flush=True)
 
-    if output is None:
+    if output is None or (output := output_file(output)) == STDOUT:
         yield writer(sys.stdout)
         return
     beside = output.with_name(output.name + ".partial")

@@ -143,7 +143,7 @@ WRONG = {
     "preset": (["-o", "{tmp}/x", "--model", "seed-2"], "the weights of this preset don't come with the package"),
     "no preset": (["-o", "{tmp}/x", "--model", "seed-3", "--random-weights"], "--random-weights needs a preset"),
     "resume and overwrite": (["-o", "{tmp}/x", "--resume", "--overwrite"], "give one of them"),
-    "folder as output": (["-o", "{tmp}"], "must be a file name, got a folder"),
+    "folder as output": (["-o", "{tmp}"], "must be a file name (--format npz writes a folder), got a folder"),
     "file as folder": (["-o", "{photos}/1.png", "--format", "npz"], "must be a folder with --format npz, got a file"),
 }
 

@@ -110,6 +110,7 @@ def _check_output(target: Target, split: Split) -> None:
     """Refuse before anything is loaded."""
     if target.resume and target.overwrite:
         raise UsageError("--resume goes on with what is there, --overwrite drops it: give one of them")
+    commands._meant("--output", target.output, folder=True)
     leftovers = TokensWriter(target.output, TokenizerIdentity(""), split).leftovers()
     if leftovers and not (target.resume or target.overwrite):
         raise UsageError(f"{leftovers[0]}: left by an earlier run; --resume goes on with it, --overwrite drops it")
