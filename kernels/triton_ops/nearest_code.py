@@ -1,9 +1,8 @@
 """nearest_code in Triton, for sm_80 and newer: a float32 screen over all codes, then an exact pass over doubtful rows.
 
 The screen keeps the largest and second-largest s = z.e - ||e||^2 / 2 of every row, and marks the row when their gap
-lies within the error bound of float32. The exact pass sums marked rows again in double-double (about 106 bits):
-products of float32 are exact in float64, so ties stay ties and the lowest index wins, with or without fused
-multiply-add.
+lies within the error bound of float32. The exact pass scores marked rows in float64, and compares what lies within its
+error as integers: the score in units of 2^-298, in limbs of 32 bits. So ties are ties and the lowest index wins.
 """
 
 from __future__ import annotations
@@ -15,6 +14,9 @@ from torch import Tensor
 
 BLOCK_N, BLOCK_K = 64, 64  # rows and codes of the screen's tile
 BLOCK_EXACT = 128  # codes that the exact pass scores at a time
+LIMBS = tl.constexpr(16)  # of 32 bits: scores, at most 3 * 2^128, in units of 2^-298
+NO_CODE = tl.constexpr(2**62)  # greater than every id
+FLOAT32_MAX = tl.constexpr(torch.finfo(torch.float32).max)
 
 
 @triton.jit
@@ -46,7 +48,8 @@ def nearest_code_fwd_kernel(
     best = tl.full((BLOCK_N,), float("-inf"), tl.float32)
     second = tl.full((BLOCK_N,), float("-inf"), tl.float32)
     best_id = tl.full((BLOCK_N,), 0, tl.int64)
-    largest = tl.full((BLOCK_K,), 0.0, tl.float32)
+    largest = tl.full((BLOCK_K,), 0.0, tl.float32)  # ||e||^2
+    largest_element = tl.full((BLOCK_K,), 0.0, tl.float32)
     broken = tl.full((BLOCK_K,), 0, tl.int32)
     for start in range(0, K, BLOCK_K):
         codes = start + tl.arange(0, BLOCK_K).to(tl.int64)
@@ -57,6 +60,7 @@ def nearest_code_fwd_kernel(
         largest = tl.maximum(largest, e_square)
         broken = tl.where(e_square < float("inf"), broken, 1)
         e_tile = tl.where((e_square < float("inf"))[:, None], e_tile, 0.0)
+        largest_element = tl.maximum(largest_element, tl.max(tl.abs(e_tile), axis=1))
         s = tl.dot(z_tile, tl.trans(e_tile), input_precision="ieee") - 0.5 * e_square[None, :]
         s = tl.where((codes < K)[None, :], s, float("-inf"))
         top = tl.max(s, axis=1)
@@ -67,29 +71,82 @@ def nearest_code_fwd_kernel(
         best = tl.maximum(best, top)
 
     # |computed s - exact s| <= gamma (||z|| ||e|| + ||e||^2 / 2), gamma = n u / (1 - n u), n = D + 4 roundings of
-    # u = 2^-24, doubled for the roundings of this bound; the constant covers products that underflow.
+    # u = 2^-24, doubled for the roundings of this bound; the last term covers what underflows. Squares below 2^-126 may
+    # be missing in norms: elements below 2^-63, in one more term of each.
     largest_square = tl.max(largest, axis=0)
+    root: tl.constexpr = (D + 1) ** 0.5
+    z_length = tl.sqrt(z_square) + root * 2.0**-62
+    e_length = tl.sqrt(largest_square) + root * tl.minimum(tl.max(largest_element, axis=0), 2.0**-62)
     gamma: tl.constexpr = 2 * (D + 4) * 2.0**-24
-    bound = gamma * (tl.sqrt(z_square) * tl.sqrt(largest_square) + 0.5 * largest_square) + (D + 4) * 2.0**-126
-    valid = (z_square < float("inf")) & (tl.max(broken, axis=0) == 0)
-    decided = best - second > 2 * bound  # false for NaN and overflow too
-    tl.store(ids + rows, tl.where(valid, best_id, -1), mask=rows < N)
-    tl.store(doubtful + rows, (valid & (ALL_DOUBTFUL | (decided == 0))).to(tl.int8), mask=rows < N)
+    tiny: tl.constexpr = (D + 4) * 2.0**-125
+    bound = gamma * (z_length * e_length + 0.5 * largest_square) + tiny * (1 + z_length + e_length)
+    # Norms that overflow here may be just finite in exact arithmetic, so their rows are doubtful, not refused.
+    decided = (best - second > 2 * bound) & (z_square < float("inf")) & (tl.max(broken, axis=0) == 0)
+    nan = z_square != z_square
+    tl.store(ids + rows, tl.where(nan, -1, best_id), mask=rows < N)
+    tl.store(doubtful + rows, ((nan == 0) & (ALL_DOUBTFUL | (decided == 0))).to(tl.int8), mask=rows < N)
 
 
 @triton.jit
-def _two_sum(a, b):
-    total = a + b
-    part = total - a
-    return total, (a - (total - part)) + (b - part)
+def _load(pointer, mask):
+    return tl.load(pointer, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _add(a_high, a_low, b_high, b_low):
-    high, low = _two_sum(a_high, b_high)
-    more, less = _two_sum(a_low, b_low)
-    high, low = _two_sum(high, low + more)
-    return _two_sum(high, low + less)
+def _product_in_limbs(a, b, doubled: tl.constexpr):
+    """a * b * 2^doubled for float32 values a [B] and b, as [B, LIMBS] of one sign, not yet carried."""
+    a_bits, b_bits = a.to(tl.int32, bitcast=True).to(tl.int64), b.to(tl.int32, bitcast=True).to(tl.int64)
+    a_exponent, b_exponent = (a_bits >> 23) & 0xFF, (b_bits >> 23) & 0xFF
+    a_significand = (a_bits & 0x7FFFFF) | tl.where(a_exponent > 0, 0x800000, 0)
+    b_significand = (b_bits & 0x7FFFFF) | tl.where(b_exponent > 0, 0x800000, 0)
+    shift = tl.maximum(a_exponent, 1) + tl.maximum(b_exponent, 1) - 2 + doubled
+    product = (a_significand * b_significand)[:, None]  # 48 bits
+    # Limb l holds bits 32 l to 32 l + 31 of product << shift.
+    right = 32 * tl.arange(0, LIMBS).to(tl.int64)[None, :] - shift[:, None]
+    low = (product & 0xFFFFFFFF) << tl.minimum(tl.maximum(-right, 0), 31)
+    limbs = tl.where(right >= 0, product >> tl.minimum(tl.maximum(right, 0), 63), tl.where(right > -32, low, 0))
+    limbs = limbs & 0xFFFFFFFF
+    return tl.where(((a_bits ^ b_bits) < 0)[:, None], -limbs, limbs)
+
+
+@triton.jit
+def _limb(limbs, i, axis: tl.constexpr):
+    at = tl.arange(0, LIMBS)
+    if axis == 1:
+        at = at[None, :]
+    return tl.sum(tl.where(at == i, limbs, 0), axis=axis)
+
+
+@triton.jit
+def _carried(limbs):
+    """[B, LIMBS] with limbs in [0, 2^32), but for the last one, which has the sign."""
+    at = tl.arange(0, LIMBS)[None, :]
+    carry = _limb(limbs, 0, 1) * 0
+    for i in range(LIMBS):
+        total = _limb(limbs, i, 1) + carry
+        carry = total >> 32
+        kept = tl.where(i == LIMBS - 1, total, total & 0xFFFFFFFF)
+        limbs = tl.where(at == i, kept[:, None], limbs)
+    return limbs
+
+
+@triton.jit
+def _smallest(limbs, codes, wanted):
+    """The limbs [LIMBS] and the code of the smallest of the wanted rows, of equal ones the first; NO_CODE of none."""
+    for i in range(LIMBS):
+        limb = _limb(limbs, LIMBS - 1 - i, 1)
+        wanted = wanted & (limb == tl.min(tl.where(wanted, limb, NO_CODE), axis=0))
+    code = tl.min(tl.where(wanted, codes, NO_CODE), axis=0)
+    return tl.sum(tl.where((codes == code)[:, None], limbs, 0), axis=0), code
+
+
+@triton.jit
+def _precedes(a, a_code, b, b_code):
+    """By score, given as limbs [LIMBS], then by code; whatever there is precedes NO_CODE. A strict total order."""
+    at = tl.arange(0, LIMBS)
+    highest = tl.max(tl.where(a != b, at, -1), axis=0)
+    less = tl.max(tl.where((at == highest) & (a < b), 1, 0), axis=0) > 0
+    return (a_code != NO_CODE) & ((b_code == NO_CODE) | less | ((highest < 0) & (a_code < b_code)))
 
 
 @triton.jit
@@ -109,38 +166,91 @@ def nearest_code_exact_kernel(
     BLOCK_K: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
+    lanes = tl.arange(0, BLOCK_K).to(tl.int64)
     if tl.load(doubtful + row) != 0:
-        # The best code of each lane; a lane meets its codes in rising order, so only a smaller score replaces it.
-        lanes = tl.arange(0, BLOCK_K).to(tl.int64)
-        best_high = tl.full((BLOCK_K,), float("inf"), tl.float64)
-        best_low = tl.full((BLOCK_K,), 0.0, tl.float64)
+        # First all codes in float64: in each lane the smallest two scores, and the largest norm.
+        best = tl.full((BLOCK_K,), float("inf"), tl.float64)
         best_id = lanes
         second = tl.full((BLOCK_K,), float("inf"), tl.float64)
+        largest = tl.full((BLOCK_K,), 0.0, tl.float64)
+        broken = tl.full((BLOCK_K,), 0, tl.int32)
+        z_square = tl.full((BLOCK_K,), 0.0, tl.float64)
         for start in range(0, K, BLOCK_K):
             codes = start + lanes
-            high = tl.full((BLOCK_K,), 0.0, tl.float64)
-            low = tl.full((BLOCK_K,), 0.0, tl.float64)
+            score = tl.full((BLOCK_K,), 0.0, tl.float64)
+            norm = tl.full((BLOCK_K,), 0.0, tl.float64)
+            z_square = tl.full((BLOCK_K,), 0.0, tl.float64)
             for d in range(D):
-                e = tl.load(codebook + codes * stride_ek + d * stride_ed, mask=codes < K, other=0.0)
-                e = e.to(tl.float32).to(tl.float64)
+                e = _load(codebook + codes * stride_ek + d * stride_ed, codes < K).to(tl.float64)
                 value = tl.load(z + row * stride_zn + d * stride_zd).to(tl.float32).to(tl.float64)
-                term_high, term_low = _two_sum(e * e, -2.0 * value * e)
-                high, low = _add(high, low, term_high, term_low)
-            high = tl.where(codes < K, high, float("inf"))
-            better = (high < best_high) | ((high == best_high) & (low < best_low))
-            second = tl.minimum(second, tl.where(better, best_high, high))
-            best_high = tl.where(better, high, best_high)
-            best_low = tl.where(better, low, best_low)
+                norm += e * e
+                z_square += value * value
+                score += e * e - 2.0 * value * e
+            broken = tl.where(norm <= FLOAT32_MAX, broken, 1)
+            largest = tl.maximum(largest, norm)
+            score = tl.where(codes < K, score, float("inf"))
+            better = score < best
+            second = tl.minimum(second, tl.where(better, best, score))
             best_id = tl.where(better, codes, best_id)
-        top_high = tl.min(best_high, axis=0)
-        top = best_high == top_high
-        top_low = tl.min(tl.where(top, best_low, float("inf")), axis=0)
-        top = top & (best_low == top_low)
-        top_id = tl.min(tl.where(top, best_id, K), axis=0)
-        tl.store(ids + row, top_id)
+            best = tl.where(better, score, best)
+        top = tl.min(best, axis=0)
+        top_id = tl.min(tl.where(best == top, best_id, NO_CODE), axis=0)
+        runner_up = tl.min(tl.where(best_id == top_id, second, best), axis=0)
+        gap = runner_up - top
+        row_square = tl.max(z_square, axis=0)
+        valid = (row_square <= FLOAT32_MAX) & (tl.max(broken, axis=0) == 0)
+
+        # Bound on the error of the difference of two scores: 2 D + 2 roundings each, of a sum of magnitudes.
+        code_square = tl.max(largest, axis=0)
+        doubt = (4 * D + 8) * 2.0**-53 * (code_square + 2 * tl.sqrt(code_square) * tl.sqrt(row_square))
         if HAS_MARGIN:
-            rest = tl.where(best_id == top_id, second, best_high)
-            tl.store(margin + row, (tl.min(rest, axis=0) - top_high).to(tl.float32))
+            unsure = gap <= 2.0**26 * doubt
+            limit = runner_up + doubt
+        else:
+            unsure = gap <= doubt
+            limit = top + doubt
+        if valid & unsure:
+            # Then what may be among the best two once more, exactly, a block of codes at a time.
+            first = tl.zeros((LIMBS,), tl.int64)
+            first_id = row * 0 + NO_CODE
+            follower = tl.zeros((LIMBS,), tl.int64)
+            follower_id = row * 0 + NO_CODE
+            for start in range(0, K, BLOCK_K):
+                codes = start + lanes
+                score = tl.full((BLOCK_K,), 0.0, tl.float64)
+                for d in range(D):
+                    e = _load(codebook + codes * stride_ek + d * stride_ed, codes < K).to(tl.float64)
+                    value = tl.load(z + row * stride_zn + d * stride_zd).to(tl.float32).to(tl.float64)
+                    score += e * e - 2.0 * value * e
+                wanted = (score <= limit) & (codes < K)
+                if tl.max(wanted.to(tl.int32), axis=0) > 0:
+                    limbs = tl.zeros((BLOCK_K, LIMBS), tl.int64)
+                    for d in range(D):
+                        e = _load(codebook + codes * stride_ek + d * stride_ed, codes < K)
+                        value = _load(z + row * stride_zn + d * stride_zd + lanes * 0, codes < K)
+                        limbs += _product_in_limbs(e, e, 0) - _product_in_limbs(e, value, 1)
+                    limbs = _carried(limbs)
+                    one, one_id = _smallest(limbs, codes, wanted)
+                    wins = _precedes(one, one_id, first, first_id)
+                    if HAS_MARGIN:
+                        two, two_id = _smallest(limbs, codes, wanted & (codes != one_id))
+                        loser, loser_id = tl.where(wins, first, one), tl.where(wins, first_id, one_id)
+                        next_one, next_id = tl.where(wins, two, follower), tl.where(wins, two_id, follower_id)
+                        sooner = _precedes(loser, loser_id, next_one, next_id)
+                        follower = tl.where(sooner, loser, next_one)
+                        follower_id = tl.where(sooner, loser_id, next_id)
+                    first = tl.where(wins, one, first)
+                    first_id = tl.where(wins, one_id, first_id)
+            top_id = first_id
+            if HAS_MARGIN:
+                # From the highest limb down, so that what cancels does so without rounding.
+                gap = top * 0
+                for i in range(LIMBS):
+                    gap = gap * 4294967296.0 + _limb(follower - first, LIMBS - 1 - i, 0).to(tl.float64)
+                gap = gap * 2.0**-298
+        tl.store(ids + row, tl.where(valid, top_id, -1))
+        if HAS_MARGIN:
+            tl.store(margin + row, tl.where(valid, gap, float("nan")).to(tl.float32))
     elif HAS_MARGIN:
         tl.store(margin + row, float("nan"))
 
@@ -148,7 +258,7 @@ def nearest_code_exact_kernel(
 def nearest_code_fwd(z: Tensor, codebook: Tensor, ids: Tensor, margin: Tensor | None) -> None:
     """z [N, D], codebook [K, D] -> ids [N] int64 and, where it is wanted, margin [N] float32, written in place.
 
-    A margin is computed exactly, so asking for it sends every row through the second pass.
+    A margin comes from float64 or better, so asking for it sends every row through the second pass.
     """
     n, d = z.shape
     if n == 0:

