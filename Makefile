@@ -18,7 +18,7 @@ TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
 NATIVE_SOURCES := CMakeLists.txt setup.py $(wildcard cmake/*) $(shell find csrc -path csrc/tests -prune -o -type f -print)
 
 .DEFAULT_GOAL := help
-.PHONY: help install docs demo seed-tiny seed-opt-tiny test test-slow test-cpp lint format fatbin volta-report wheel dist-wheel wheel-pure test-wheel gpu clean
+.PHONY: help install docs demo seed-tiny seed-opt-tiny test test-slow test-cpp ptx test-ptx lint format fatbin volta-report wheel dist-wheel wheel-pure test-wheel gpu clean
 
 help: ## show this
 	@echo "seed_fast: an image becomes 32 causally ordered codes. Start with 'make demo'."
@@ -53,10 +53,10 @@ install: $(VENV)/.installed ## make .venv and install the package into it, edita
 demo: install ## tokenise real photographs with the embedded seed-tiny
 	@$(BIN)/python examples/demo.py
 
-test: lint test-cpp ## everything but slow tests: lint, types, Python, C++ under ASan and UBSan
+test: lint test-cpp ptx ## everything but slow tests: lint, types, Python, C++ under ASan and UBSan
 	@$(TEST) -m "not slow"
 
-test-slow: install ## the tests marked slow: training, soak, fuzz, packaging
+test-slow: install ptx ## the tests marked slow: training, soak, fuzz, packaging
 	@$(TEST) -m slow
 
 test-cpp: $(VENV)/.requirements ## the C++ tests under ASan and UBSan
@@ -64,6 +64,15 @@ test-cpp: $(VENV)/.requirements ## the C++ tests under ASan and UBSan
 	@$(BIN)/cmake --preset asan >build/asan.log 2>&1 || { cat build/asan.log; exit 1; }
 	@$(BIN)/cmake --build --preset asan >build/asan.log 2>&1 || { cat build/asan.log; exit 1; }
 	@$(BIN)/ctest --preset asan
+
+ptx: $(VENV)/.installed
+	@mkdir -p build
+	@$(BIN)/cmake --preset ptx >build/ptx.log 2>&1 || { cat build/ptx.log; exit 1; }
+	@$(BIN)/cmake --build --preset ptx >build/ptx.log 2>&1 || { cat build/ptx.log; exit 1; }
+	@$(BIN)/ctest --preset ptx
+
+test-ptx: ptx ## the kernels' real PTX, interpreted without a GPU: every case, planted faults, coverage
+	@$(TEST) tests/ptx
 
 lint: install ## ruff, and mypy on ops/ and model/
 	@$(BIN)/ruff check .

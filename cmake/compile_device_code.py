@@ -3,6 +3,7 @@
     compile_device_code.py probe                          what CUDA this environment has, as JSON
     compile_device_code.py build OUT SOURCE... [-I DIR]   OUT/device_code.cpp, OUT/device_code.json and the images
     compile_device_code.py archive OUT ARCHIVE            one file of what `build` left in OUT, for SEED_FAST_FATBIN
+    compile_device_code.py ptx OUT SOURCE... [-I DIR]     OUT/<name>.compute_<arch>.ptx, for the tests that interpret it
 
 Each source becomes two images. `<name>.fatbin` holds a cubin for every architecture below, and PTX for GPUs that are
 newer than all of them. `<name>.compute_70.fatbin` holds nothing but the compute_70 PTX: next to a native cubin the
@@ -22,6 +23,7 @@ import os
 import re
 import sys
 import zipfile
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -30,6 +32,7 @@ import cuda_wheels
 CUBIN_ARCHITECTURES = (70, 75, 80, 86, 89, 90, 100, 120)
 PTX_ARCHITECTURES = (70, 90)
 FORCED_PTX = 70
+TESTED_PTX = (70, 75, 80)  # what csrc/tests/ptx runs
 OPTIONS = ("--std=c++17", "--ptxas-options=-v")
 MANIFEST = "device_code.json"
 _QUOTED_INCLUDE = re.compile(rb'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
@@ -109,16 +112,30 @@ def ptx_architectures(source: Path) -> tuple[int, ...]:
     return tuple(arch for arch in PTX_ARCHITECTURES if arch == FORCED_PTX or arch in cubin_architectures(source))
 
 
-def compile_all(sources: list[Path], digests: dict[Path, str], include_dirs: list[Path], cache: Path) -> dict:
+def image_architectures(source: Path) -> tuple[int, ...]:
+    """Every architecture that goes into a source's images."""
+    return tuple(sorted({*cubin_architectures(source), *ptx_architectures(source)}))
+
+
+def tested_architectures(source: Path) -> tuple[int, ...]:
+    """Architectures whose PTX the tests interpret."""
+    return tuple(arch for arch in image_architectures(source) if arch in TESTED_PTX)
+
+
+def compile_all(
+    sources: list[Path],
+    digests: dict[Path, str],
+    include_dirs: list[Path],
+    cache: Path,
+    architectures: Callable[[Path], tuple[int, ...]] = image_architectures,
+) -> dict[Path, dict[int, cuda_wheels.Compiled]]:
     """{source: {architecture: Compiled}}, compiled on all cores.
 
     Raises:
         BuildError: with the compiler's log for each source that failed.
     """
     tasks = [
-        (source, arch, digests[source], include_dirs, cache)
-        for source in sources
-        for arch in sorted({*cubin_architectures(source), *ptx_architectures(source)})
+        (source, arch, digests[source], include_dirs, cache) for source in sources for arch in architectures(source)
     ]
     compiled: dict[Path, dict[int, cuda_wheels.Compiled]] = {source: {} for source in sources}
     failed: dict[Path, dict[str, list[int]]] = {}
@@ -259,6 +276,27 @@ def build(arguments: argparse.Namespace) -> None:
     write_if_changed(folder / "device_code.cpp", embedding_source(folder, images, manifest).encode())
 
 
+def write_ptx(arguments: argparse.Namespace) -> None:
+    """PTX as text, of the same compilation as the images."""
+    if objection := cuda_wheels.Toolkit.find().objection():
+        raise BuildError(objection)
+    folder = arguments.out.resolve()
+    sources = sorted(path.resolve() for path in arguments.sources)
+    include_dirs = [path.resolve() for path in arguments.include]
+    digests = {source: source_digest(source, include_dirs) for source in sources}
+    cache = (arguments.cache or folder / "cache").resolve()
+    compiled = compile_all(sources, digests, include_dirs, cache, tested_architectures)
+    texts = {
+        f"{source.stem}.compute_{arch}.ptx": made.ptx.rstrip(b"\0")
+        for source, by_arch in compiled.items()
+        for arch, made in by_arch.items()
+    }
+    for stale in set(folder.glob("*.ptx")) - {folder / name for name in texts}:
+        stale.unlink()
+    for name, text in texts.items():
+        write_if_changed(folder / name, text)
+
+
 def probe() -> dict:
     """What CUDA this Python environment has: for CMake."""
     toolkit = cuda_wheels.Toolkit.find()
@@ -274,12 +312,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("probe")
-    command = commands.add_parser("build")
-    command.add_argument("out", type=Path)
-    command.add_argument("sources", type=Path, nargs="*")
-    command.add_argument("-I", dest="include", type=Path, action="append", default=[])
-    command.add_argument("--cache", type=Path, help="folder of compiled images by content (default: OUT/cache)")
-    command.add_argument("--prebuilt", type=Path, help="archive to embed instead of compiling")
+    for name in ("build", "ptx"):
+        command = commands.add_parser(name)
+        command.add_argument("out", type=Path)
+        command.add_argument("sources", type=Path, nargs="*")
+        command.add_argument("-I", dest="include", type=Path, action="append", default=[])
+        command.add_argument("--cache", type=Path, help="folder of compiled images by content (default: OUT/cache)")
+    commands.choices["build"].add_argument("--prebuilt", type=Path, help="archive to embed instead of compiling")
     command = commands.add_parser("archive")
     command.add_argument("out", type=Path)
     command.add_argument("archive", type=Path)
@@ -289,6 +328,8 @@ def main() -> int:
             print(json.dumps(probe()))
         elif arguments.command == "build":
             build(arguments)
+        elif arguments.command == "ptx":
+            write_ptx(arguments)
         else:
             write_archive(arguments.out, arguments.archive)
     except BuildError as error:
