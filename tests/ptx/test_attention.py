@@ -40,6 +40,9 @@ def check(case: Case, **options) -> None:
     finite = truth.isfinite()
     assert torch.equal(got.isfinite(), finite), f"{case.name}: not finite where the truth is, or the other way"
     error, budget = ((x - truth)[finite].abs().max() if finite.any() else torch.tensor(0.0) for x in (got, plain))
+    if options.get("tensor_cores") == "worst" and case.q.dtype == torch.float32:
+        # Each weight, and with them their sum, is a power of two that may be off by 2^-22 of itself.
+        budget = budget + 2.0**-22 * case.v.abs().nan_to_num(0).max()
     rounding = truth[finite].abs().max() * torch.finfo(case.q.dtype).eps if finite.any() else torch.tensor(0.0)
     assert error <= max(2 * budget, rounding), f"{case.name}: error {error:.3g}, plain torch {budget:.3g}"
 
@@ -125,10 +128,11 @@ def unaligned(dtype: torch.dtype) -> Iterator[Case]:
             )
 
 
+@pytest.mark.parametrize("tensor_cores", ["exact", "worst"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_layers_of_seed_are_within_budget(dtype):
+def test_the_layers_of_seed_are_within_budget(dtype, tensor_cores):
     for case in layers(dtype):
-        check(case)
+        check(case, tensor_cores=tensor_cores)
 
 
 @pytest.mark.slow
