@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import os
+import re
 import reprlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,3 +120,8 @@ def shown(value: Any) -> str:
     """A foreign value as a message shows it: at most a line, in no time, whatever it is."""
     text = _shown.repr(value)
     return text if len(text) <= limits.MAX_MESSAGE else text[: limits.MAX_MESSAGE - 3] + "..."
+
+
+def printable(text: str) -> str:
+    """Text with line ends, control characters and undecodable bytes of file names written as escapes."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", lambda match: match[0].encode("unicode_escape").decode(), text)

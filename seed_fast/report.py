@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import time
 from typing import TYPE_CHECKING, TextIO
+
+from seed_fast._text import printable
+from seed_fast.data.remarks import give_back_stderr
+
+__all__ = ["Progress", "open_standard_streams", "printable", "render", "tell"]
 
 if TYPE_CHECKING:
     from seed_fast.pipeline import Job, Summary
@@ -68,6 +72,7 @@ def tell(text: str, stream: TextIO | None = None, *, lines: bool = False) -> Non
     stream = stream or sys.stderr
     if stream is None:
         return
+    give_back_stderr()
     try:
         print(text if lines else printable(text), file=stream, flush=True)
     except (OSError, ValueError):  # ValueError: closed by Python
@@ -90,11 +95,6 @@ def open_standard_streams() -> None:
 
 def _nowhere() -> TextIO:
     return open(os.devnull, "w", encoding="utf-8")  # as long as the process lives
-
-
-def printable(text: str) -> str:
-    """Text with line ends, control characters and undecodable bytes of file names written as escapes."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def render(summary: Summary, job: Job, device: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from seed_fast.data.image_processor import ImageError, ImageProcessor, load_image
 from seed_fast.data.pool import CHUNK, Pool, WorkerDied
+from seed_fast.data.remarks import give_back_stderr, named_remarks
 from seed_fast.data.shards import Entry, read_entry
 from seed_fast.limits import ITEM_SECONDS
 
@@ -32,11 +33,14 @@ def decode_entry(entry: Entry, processor: ImageProcessor) -> Decoded:
     start = read = time.perf_counter()
     pixels = error = None
     try:
-        data = read_entry(entry)
-        read = time.perf_counter()
-        pixels = processor.resize_uint8(load_image(data, entry.path), entry.path)
+        with named_remarks(entry.path):
+            data = read_entry(entry)
+            read = time.perf_counter()
+            pixels = processor.resize_uint8(load_image(data, entry.path), entry.path)
     except ImageError as reason:
         error = str(reason)
+    except MemoryError:
+        error = f"{entry.path}: there is no memory to read or decode it"
     end = time.perf_counter()
     return Decoded(entry.path, pixels, error, read - start, end - read)
 
@@ -86,7 +90,8 @@ def _content_size(entry: Entry) -> int:
 
 
 def too_slow_error(name: str, seconds: float) -> str:
-    """What is said of an image that takes longer than `seconds`."""
+    """What is said of an image that takes longer than `seconds`, and is given up."""
+    give_back_stderr()
     return f"{name}: took more than {seconds:g} s to decode, the limit for one image"
 
 

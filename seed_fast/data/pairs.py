@@ -18,7 +18,7 @@ from seed_fast.data.lists import DataError
 from seed_fast.data.order import EpochOrder
 from seed_fast.data.pool import Pool
 from seed_fast.data.resize import ResizeMode
-from seed_fast.data.samples import Loaded, View, load, map_samples
+from seed_fast.data.samples import Loaded, View, map_samples
 from seed_fast.data.sources import Source, open_source
 
 _MOST_REPLACEMENTS = 100  # samples in a row that can't be used before a data set is given up
@@ -190,10 +190,11 @@ class Pairs:
         samples = (self.source.sample(int(number), epoch) for share in shares for number in order.at(share))
         if self._pool is None:
             self._pool = Pool(self._workers, ahead=2 * self.batch_size)
-        results = map_samples(self._pool, samples, view)
+        pool = self._pool
+        results = map_samples(pool, samples, view)
         try:
             for after, begin, end in self._steps(start):
-                rows = [self._usable(next(results), place, order, view) for place in range(begin, end)]
+                rows = [self._usable(next(results), place, order, view, pool) for place in range(begin, end)]
                 self._go_to(epoch, after)
                 usable = [row for row in rows if row is not None]
                 if usable:
@@ -210,7 +211,7 @@ class Pairs:
                 first, last = (begin + share * size // self.world for share in (self.rank, self.rank + 1))
                 yield begin + size, first, last
 
-    def _usable(self, loaded: Loaded, place: int, order: EpochOrder, view: View) -> Loaded | None:
+    def _usable(self, loaded: Loaded, place: int, order: EpochOrder, view: View, pool: Pool) -> Loaded | None:
         """The sample, or if it can't be used what takes its place, the same on any number of ranks; None: nothing."""
         total = len(self.source)
         for attempt in range(_MOST_REPLACEMENTS):
@@ -222,7 +223,8 @@ class Pairs:
             if not self._drop_last:
                 return None
             other = (place + total // 2 + attempt) % total
-            loaded = load(self.source.sample(int(order.at(np.array([other]))[0]), view.epoch), view)
+            sample = self.source.sample(int(order.at(np.array([other]))[0]), view.epoch)
+            loaded = next(map_samples(pool, [sample], view))
         raise DataError(f"{self.name}: {_MOST_REPLACEMENTS} samples in a row can't be used; the last: {loaded.error}")
 
     def _batch(self, rows: list[Loaded]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from seed_fast.data.augment import may_flip, random_crop
 from seed_fast.data.decode import too_slow_error
 from seed_fast.data.image_processor import ImageError, ImageProcessor, load_image
 from seed_fast.data.pool import Pool
+from seed_fast.data.remarks import named_remarks
 from seed_fast.data.shards import Entry, read_entry
 
 IMAGE_KEYS = ("image", "file_name", "filepath")
@@ -72,9 +73,12 @@ class Sample(Protocol):
 def load(sample: Sample, view: View) -> Loaded:
     """Read and decode a sample. An error that concerns it alone is returned, not raised."""
     try:
-        return Loaded(sample.key, *sample.load(view), None)
+        with named_remarks(sample.key):
+            return Loaded(sample.key, *sample.load(view), None)
     except (ImageError, SampleError) as error:
         return Loaded(sample.key, None, (), str(error))
+    except MemoryError:
+        return Loaded(sample.key, None, (), f"{sample.key}: there is no memory to read or decode it")
 
 
 def map_samples(pool: Pool, samples: Iterable[Sample], view: View) -> Generator[Loaded, None, None]:

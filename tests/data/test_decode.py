@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seed_fast.data.decode import CHUNK, Decoder, WorkerDied
+from seed_fast.data.decode import CHUNK, Decoder, WorkerDied, decode_entry
 from seed_fast.data.image_processor import ImageProcessor
-from seed_fast.data.shards import Entry
-from tests.pictures import broken_files, good_files, write_files
+from seed_fast.data.remarks import named_remarks
+from seed_fast.data.shards import Entry, list_entries
+from seed_fast.report import tell
+from tests.pictures import broken_files, encoded, good_files, picture, write_files
 
 
 @pytest.fixture
@@ -101,3 +103,47 @@ def _runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def damaged_tiff() -> bytes:
+    """One of which libtiff prints what is wrong, under a made-up name, and Pillow says -2."""
+    tiff = bytearray(encoded(picture(1).resize((99, 99)), "TIFF", compression="tiff_adobe_deflate"))
+    tiff[60:160] = bytes(range(100))
+    return bytes(tiff)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_a_decoder_prints_is_told_with_the_name_of_the_image(
+    workers: int, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    write_files(tmp_path, {"a.png": encoded(picture(1), "PNG"), "b.tif": damaged_tiff(), "c.tif": damaged_tiff()})
+    entries = list(list_entries([str(tmp_path)], pytest.fail))
+    with Decoder(ImageProcessor(8), workers, ahead=4) as decoder:
+        found = [image.error is None for image in decoder.map(entries)]
+    assert found == [True, False, False]
+    printed = capfd.readouterr().err.splitlines()
+    assert len(printed) == 2
+    for line, name in zip(printed, ("b.tif", "c.tif"), strict=True):
+        assert line.startswith(f"warning: {tmp_path}/{name}: ")
+
+
+def test_many_remarks_are_cut_and_messages_are_read_though_a_decoder_hangs(capfd: pytest.CaptureFixture) -> None:
+    with named_remarks("a"):
+        os.write(2, b"x\n" * 5000)
+    assert capfd.readouterr().err == "warning: a: x\n" * 3 + "warning: a: (and more)\n"
+    with named_remarks("b"):
+        os.write(2, b"late\n")
+        tell("a message", sys.stderr)
+        os.write(2, b"afterwards\n")
+    assert capfd.readouterr().err == "a message\nafterwards\n"
+    with named_remarks("c"), named_remarks("d"):  # as by two threads
+        os.write(2, b"both\n")
+    assert capfd.readouterr().err == "warning: c: both\n"
+
+
+def test_an_image_for_which_there_is_no_memory_is_an_error_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(entry: Entry) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr("seed_fast.data.decode.read_entry", no_memory)
+    assert decode_entry(Entry("a", "a"), ImageProcessor(8)).error == "a: there is no memory to read or decode it"
