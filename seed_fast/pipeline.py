@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import nn
 
+from seed_fast.data.counting import Counting
 from seed_fast.data.decode import Decoded, Decoder
 from seed_fast.data.image_processor import ImageProcessor
 from seed_fast.data.journal import OutputError
@@ -38,6 +39,9 @@ class Report(Protocol):
 
     def advance(self, images: int) -> None:
         """So many more images are done."""
+
+    def expect(self, images: int) -> None:
+        """So many images this run will have done in all, as far as is known."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +168,7 @@ def tokenize(
             else NoImages(f"no image found in {names}")
         )
     entries = job.split.take(chain([first] if first else [], listing))
+    counting = Counting(job.inputs, job.split)
     try:
         writer.open(describe_run(tok, model, weights or fingerprint(tok), processor, job), resume=job.resume)
         if writer.complete:
@@ -176,10 +181,12 @@ def tokenize(
             for entry in entries:
                 skip(f"{entry.path}: not in {writer.output}, which an earlier run has finished without it")
         else:
-            _encode_all(tok, job, processor, _timed(entries, timer), writer, timer, summary, skip, report)
+            timed = _timed(entries, timer)
+            _encode_all(tok, job, processor, timed, writer, timer, summary, skip, report, counting)
         writer.finish()
     finally:
         writer.close()
+        counting.close()
     summary.stages = timer.stages()
     summary.seconds = time.perf_counter() - start
     return summary
@@ -227,6 +234,7 @@ def _encode_all(
     summary: Summary,
     skip: Callable[[str], None],
     report: Report,
+    counting: Counting,
 ) -> None:
     """On a GPU, the next batch is decoded, copied and launched before the codes of the last one are waited for."""
 
@@ -251,6 +259,8 @@ def _encode_all(
             writer.append(paths, codes[finite])
         summary.written += len(paths)
         report.advance(len(paths))
+        if counting.total is not None:
+            report.expect(counting.total - summary.resumed - summary.skipped)
 
     link = link_to(tok.device)
     staging = Staging(link, job.batch_size, processor.image_size)

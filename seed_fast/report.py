@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from datetime import timedelta
 from typing import TYPE_CHECKING, TextIO
 
 from seed_fast._text import printable
@@ -23,19 +24,20 @@ class Progress:
 
     Args:
         stream: where to write; default: stderr.
+        total: how many there will be, if that is known.
     """
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, total: int | None = None) -> None:
         self._stream = stream  # None: standard error, whatever it is by then
         self._start = self._last = time.monotonic()
-        self._images = 0
+        self._images, self._total = 0, total
         self._bar = None
         shown = stream or sys.stderr
         if shown is not None and shown.isatty():
             self._stream = shown
             from tqdm import tqdm
 
-            self._bar = tqdm(unit=" images", file=self._stream, dynamic_ncols=True)
+            self._bar = tqdm(total=total, unit=" images", file=self._stream, dynamic_ncols=True)
 
     def line(self, text: str) -> None:
         """One line of text, whatever bytes the file names in it hold."""
@@ -43,6 +45,21 @@ class Progress:
             self._bar.write(printable(text), file=self._stream)
         else:
             tell(text, self._stream)
+
+    def output(self, text: str) -> None:
+        """One line on standard output, with the bar out of its way: both may be the same terminal."""
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stdout)
+            sys.stdout.flush()
+        else:
+            print(text, flush=True)
+
+    def expect(self, images: int) -> None:
+        """So many images there will be in all; they can be learned late, and corrected."""
+        self._total = max(images, self._images)
+        if self._bar is not None and self._bar.total != self._total:
+            self._bar.total = self._total
+            self._bar.refresh()
 
     def advance(self, images: int) -> None:
         """So many more images are done."""
@@ -53,7 +70,12 @@ class Progress:
         now = time.monotonic()
         if now - self._last >= SECONDS_BETWEEN_LINES:
             self._last = now
-            self.line(f"{self._images} images, {self._images / (now - self._start):.1f} images/s")
+            rate = self._images / (now - self._start)
+            of = left = ""
+            if self._total is not None and rate:
+                of, seconds = f" of {self._total}", (self._total - self._images) / rate
+                left = f", {timedelta(seconds=round(seconds))} left"
+            self.line(f"{self._images}{of} images, {rate:.1f} images/s{left}")
 
     def close(self) -> None:
         """End the bar."""

@@ -86,8 +86,14 @@ def list_entries(inputs: Iterable[str], on_problem: Callable[[str], None]) -> It
     Yields:
         Entries; a path occurs as often as the inputs reach it.
     """
+    for path in list_files(inputs, on_problem):
+        yield from _file_or_shard(path, on_problem)
+
+
+def list_files(inputs: Iterable[str], on_problem: Callable[[str], None]) -> Iterator[str]:
+    """Paths of the image files and tar shards of `inputs`, in the order of `list_entries`; none is opened."""
     for source in inputs:
-        yield from _entries_of(source, on_problem)
+        yield from _files_of(source, on_problem)
 
 
 def names_anything(source: str) -> bool:
@@ -105,11 +111,11 @@ def names_anything(source: str) -> bool:
     return glob.has_magic(source) and next(glob.iglob(source, recursive=True), None) is not None
 
 
-def _entries_of(source: str, on_problem: Callable[[str], None]) -> Iterator[Entry]:
+def _files_of(source: str, on_problem: Callable[[str], None]) -> Iterator[str]:
     if os.path.isdir(source):
-        yield from _walk(source, (), on_problem)
+        yield from walk(source, IMAGE_SUFFIXES + SHARD_SUFFIXES, on_problem)
     elif os.path.lexists(source):
-        yield from _file_or_shard(source, on_problem)
+        yield source
     elif "{" in source:
         from braceexpand import UnbalancedBracesError, braceexpand
 
@@ -119,30 +125,25 @@ def _entries_of(source: str, on_problem: Callable[[str], None]) -> Iterator[Entr
             sources = [source]
         for expanded in sources:
             if expanded == source:  # braces that are no list
-                yield from _file_or_shard(source, on_problem)
+                yield source
             else:
-                yield from _entries_of(expanded, on_problem)
+                yield from _files_of(expanded, on_problem)
     elif glob.has_magic(source):
         yield from _glob(source, on_problem)
     else:
-        yield from _file_or_shard(source, on_problem)
+        yield source
 
 
-def _glob(pattern: str, on_problem: Callable[[str], None]) -> Iterator[Entry]:
+def _glob(pattern: str, on_problem: Callable[[str], None]) -> Iterator[str]:
     matches = sorted(glob.iglob(pattern, recursive=True))
     if not matches:
         on_problem(f"{pattern}: no file matches")
     for match in matches:
         if os.path.isdir(match):
             if "**" not in pattern:  # ** has matched what is inside as well
-                yield from _walk(match, (), on_problem)
+                yield from walk(match, IMAGE_SUFFIXES + SHARD_SUFFIXES, on_problem)
         elif match.lower().endswith(IMAGE_SUFFIXES + SHARD_SUFFIXES):
-            yield from _file_or_shard(match, on_problem)
-
-
-def _walk(folder: str, parents: tuple[tuple[int, int], ...], on_problem: Callable[[str], None]) -> Iterator[Entry]:
-    for path in walk(folder, IMAGE_SUFFIXES + SHARD_SUFFIXES, on_problem):
-        yield from _file_or_shard(path, on_problem)
+            yield match
 
 
 def walk(

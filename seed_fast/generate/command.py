@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from seed_fast._outputs import STDOUT, output_file
 from seed_fast._text import decode_text, parse_json, read_lines, shown
@@ -28,6 +27,7 @@ from seed_fast.commands import (
     _out_of_memory,
     _stopping_signals,
 )
+from seed_fast.data.counting import Counting
 from seed_fast.report import Progress
 
 if TYPE_CHECKING:
@@ -108,10 +108,11 @@ def _caption(options: CaptionOptions) -> int:
     speaker = language_model(options, options.lm)
     from seed_fast.generate.captioning import caption
 
-    images = _Images(options, speaker)
     progress = Progress()
+    counting = Counting(options.inputs or ())
+    images = _Images(options, speaker, progress)
     try:
-        with _lines(options.output) as write:
+        with _lines(options.output, progress) as write:
             for number, batch in enumerate(_batches(images, options.batch_size)):
                 texts = caption(
                     *speaker,
@@ -123,10 +124,13 @@ def _caption(options: CaptionOptions) -> int:
                 for (path, _), text in zip(batch, texts, strict=True):
                     write({"path": path, "text": text})
                 progress.advance(len(batch))
+                if counting.total:
+                    progress.expect(counting.total - images.bad)
             if not (images.bad or images.good):  # before the output gets its name
                 raise UsageError(f"no image found in {', '.join(options.inputs or (str(options.codes),))}")
     finally:
         progress.close()
+        counting.close()
     return EXIT_SKIPPED if images.bad else 0
 
 
@@ -144,9 +148,9 @@ def _draw(options: DrawOptions) -> int:
         check_tokenizer(options, speaker, painter.tok)
     from seed_fast.generate.drawing import draw
 
-    progress = Progress()
+    progress = Progress(total=len(texts))
     try:
-        with _lines(options.output) as write:
+        with _lines(options.output, progress) as write:
             for number, batch in enumerate(_batches(texts, options.batch_size)):
                 codes = draw(
                     *speaker,
@@ -168,8 +172,8 @@ def _draw(options: DrawOptions) -> int:
 class _Images:
     """The images to describe, one after the other, as path and codes; bad ones are told and counted."""
 
-    def __init__(self, options: CaptionOptions, speaker: LanguageModel) -> None:
-        self.options, self.speaker = options, speaker
+    def __init__(self, options: CaptionOptions, speaker: LanguageModel, progress: Progress) -> None:
+        self.options, self.speaker, self.progress = options, speaker, progress
         self.good = self.bad = 0
 
     def __iter__(self) -> Iterator[Labelled]:
@@ -201,8 +205,8 @@ class _Images:
         from seed_fast.data.image_processor import ImageProcessor
         from seed_fast.data.shards import list_entries, names_anything
 
-        tok = _tokenizer(self.options)
-        check_tokenizer(self.options, self.speaker, tok)
+        tok = _tokenizer(self.options, self._say)
+        check_tokenizer(self.options, self.speaker, tok, note=self._say)
         inputs = self.options.inputs or ()
         if not any(map(names_anything, inputs)):
             raise UsageError(f"no such file or folder: {', '.join(inputs)}")
@@ -221,7 +225,10 @@ class _Images:
 
     def _skip(self, line: str) -> None:
         self.bad += 1
-        _complain(f"skipped: {line}")
+        self._say(f"skipped: {line}")
+
+    def _say(self, line: str) -> None:
+        self.progress.line(f"seed-fast: {line}")
 
 
 class _Painter:
@@ -287,16 +294,22 @@ def language_model(options: Options, folder: Path) -> LanguageModel:
     return load(folder, options.base, _device(options.device), getattr(torch, options.dtype))
 
 
-def _tokenizer(options: Options) -> Any:
+def _tokenizer(options: Options, note: Callable[[str], None] = _complain) -> Any:
     from seed_fast import SeedTokenizer
 
     tok = SeedTokenizer.from_pretrained(options.model, device=_device(options.device))
     if not tok.trained:
-        _complain(f"{options.model}: these weights are untrained (the seeded initial ones); the codes mean nothing yet")
+        note(f"{options.model}: these weights are untrained (the seeded initial ones); the codes mean nothing yet")
     return tok
 
 
-def check_tokenizer(options: Options, speaker: LanguageModel, tok: Any, folder: Path | None = None) -> None:
+def check_tokenizer(
+    options: Options,
+    speaker: LanguageModel,
+    tok: Any,
+    folder: Path | None = None,
+    note: Callable[[str], None] = _complain,
+) -> None:
     """The tokenizer must be the one whose codes the language model of `folder` (default: --lm) learned.
 
     Raises:
@@ -313,7 +326,7 @@ def check_tokenizer(options: Options, speaker: LanguageModel, tok: Any, folder: 
         TokenizerIdentity.of_tokenizer(tok, options.model),
         f"--model {options.model}",
         anyway=options.any_tokenizer,
-        note=_complain,
+        note=note,
     )
 
 
@@ -350,19 +363,15 @@ def _batches(items: Any, size: int) -> Iterator[list[Any]]:
 
 
 @contextmanager
-def _lines(output: Path | None) -> Iterator[Any]:
+def _lines(output: Path | None, progress: Progress) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Writes JSON lines: to standard output as they come, or to a file that gets its name at the end."""
-
-    def writer(file: TextIO) -> Any:
-        return lambda record: print(json.dumps(record), file=file, flush=True)
-
     if output is None or (output := output_file(output)) == STDOUT:
-        yield writer(sys.stdout)
+        yield lambda record: progress.output(json.dumps(record))
         return
     beside = output.with_name(output.name + ".partial")
     try:
         with open(beside, "w", encoding="utf-8") as file:
-            yield writer(file)
+            yield lambda record: print(json.dumps(record), file=file, flush=True)
             os.fsync(file.fileno())
         os.replace(beside, output)
     finally:

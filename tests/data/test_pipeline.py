@@ -29,6 +29,8 @@ class Lines(list):
 
     def advance(self, images: int) -> None: ...
 
+    def expect(self, images: int) -> None: ...
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:

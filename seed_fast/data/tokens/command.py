@@ -147,7 +147,8 @@ def _build(options: BuildOptions, split: Split) -> int:
         return picture_items(plan, source, processor, start=start, split=split, **sizes)
 
     try:
-        return _fill(options.target, identity, split, run, items, block=options.batch_size)
+        total = len(source) if split.count == 1 else None
+        return _fill(options.target, identity, split, run, items, total=total, block=options.batch_size)
     except commands._out_of_memory() as error:
         raise OSError(f"the device has no memory for a batch of {options.batch_size}: lower --batch-size") from error
 
@@ -197,9 +198,10 @@ def _fill(
     split: Split,
     run: dict[str, Any],
     items_from: Callable[..., Iterator[Item]],
+    total: int | None = None,
     **options: int,
 ) -> int:
-    """Items into a store, or the rest of them."""
+    """Items into a store, or the rest of them; `total` is the number of places in the input, where it is known."""
     writer = TokensWriter(target.output, identity, split)
     begun = target.resume and bool(writer.leftovers())
     summary, progress = Summary(), Progress()
@@ -211,6 +213,8 @@ def _fill(
     try:
         if begun:
             writer.open(run, resume=True)
+        if total is not None:
+            progress.expect(total - writer.next_place)
         if writer.complete:
             summary.resumed, summary.skipped = writer.samples, writer.skipped
             progress.line(f"{target.output}: finished by an earlier run")
