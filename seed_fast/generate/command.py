@@ -139,8 +139,8 @@ def _draw(options: DrawOptions) -> int:
         raise UsageError("draw: give texts, or --file FILE, and not both")
     if (options.pictures is None) != (options.decoder is None):
         raise UsageError("draw: --pictures FOLDER and --decoder FOLDER belong together")
-    texts = list(options.texts or _texts_of(options.file))
     _check_output(options)
+    texts = list(options.texts or _texts_of(options.file))
     decoding = after_checks(options)
     painter = _Painter(options) if options.pictures is not None else None  # before minutes of generation
     speaker = language_model(options, options.lm)
@@ -182,6 +182,10 @@ class _Images:
             yield labelled
 
     def _of_codes(self) -> Iterator[Labelled]:
+        from seed_fast.lm.identity import read_identity
+
+        learned = read_identity(self.options.lm)
+        expected = learned.codes_per_image if learned is not None else None
         for number, line in _lines_of(self.options.codes):
             name = f"{self.options.codes}:{number}"
             try:
@@ -191,6 +195,8 @@ class _Images:
                 codes = record["codes"]
                 if any(type(code) is not int for code in codes):
                     raise ValueError(f"codes must be integers, got {shown(codes)}")
+                if not codes or (expected is not None and len(codes) != expected):
+                    raise ValueError(f"an image must have {expected or 'some'} codes, got {len(codes)}")
                 self.speaker.vocabulary.image(codes)
             except ValueError as error:
                 self._skip(f"{name}: expected a JSON line with codes: {error}")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from seed_fast._files import write_beside
 from seed_fast._hub import hub_id, language_model_folder
+from seed_fast._text import read_json, shown
 from seed_fast.data.tokens import TokenizerIdentity
 
 FILE = "image_tokenizer.json"
@@ -43,9 +44,9 @@ def read_identity(folder: str | Path) -> TokenizerIdentity | None:
     if not path.is_file():
         return None
     try:
-        identity = TokenizerIdentity(**json.loads(path.read_text(encoding="utf-8")))
+        identity = TokenizerIdentity(**read_json(path))
         if not isinstance(identity.name, str):
-            raise TypeError(f"name must be text, got {identity.name!r}")
+            raise TypeError(f"name must be text, got {shown(identity.name)}")
         return identity
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{path}: must say whose codes the model learned, got: {error}") from None

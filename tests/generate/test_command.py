@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +15,10 @@ from typer.testing import CliRunner
 
 from seed_fast import SeedConfig, SeedTokenizer
 from seed_fast.cli import app
+from seed_fast.data.tokens import TokenizerIdentity
 from seed_fast.generate.captioning import caption
 from seed_fast.generate.drawing import draw
+from seed_fast.lm.identity import write_identity
 from tests.generate.conftest import Speaker
 from tests.lm.tiny import CODEBOOK
 from tests.pictures import encoded, picture, write_files
@@ -136,3 +140,48 @@ def test_pictures_without_diffusers_name_the_install_line(run: Callable, folder:
     result = run("draw", "a", "--lm", folder, "--pictures", "out", "--decoder", "somewhere")
     assert result.exit_code == 1
     assert "pip install 'seed_fast[draw]'" in result.stderr
+
+
+def test_lines_that_are_no_codes_of_the_tokenizer_are_told(run: Callable, folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    model = tmp_path / "lm"
+    shutil.copytree(folder, model)
+    write_identity(model, TokenizerIdentity("tiny", None, CODEBOOK, 5))
+    bad = ["[1, 2]", '{"codes": [1.0, 2, 3, 4, 5]}', '{"codes": ["1", 2, 3, 4, 5]}', '{"codes": [true, 2, 3, 4, 5]}']
+    bad += ['{"codes": [1, 2, 3, 4]}', '{"codes": []}', f'{{"codes": [1, 2, 3, 4, {CODEBOOK}]}}', '{"codes": 3}']
+    bad += ['{"codes": [-1, 2, 3, 4, 5]}', "[" * 100_000, f'{{"codes": [{10**300}, 2, 3, 4, 5]}}', "\xff"]
+    lines_ = ['\ufeff{"path": "a", "codes": [1, 2, 3, 4, 5]}', *bad]
+    (tmp_path / "codes").write_text("\n".join(lines_), encoding="utf-8")
+    result = run("caption", "--codes", tmp_path / "codes", "--lm", model, "--max-tokens", 3)
+    assert result.exit_code == 3, result.output
+    assert [line["path"] for line in lines(result.stdout)] == ["a"]
+    told = [line for line in result.stderr.splitlines() if "skipped" in line]
+    assert len(told) == len(bad)
+    for number, line in enumerate(told, 2):
+        assert f"codes:{number}: expected a JSON line with codes: " in line
+        assert len(line) < 300
+
+
+def test_captions_in_any_encoding_are_drawn_and_a_missing_file_leaves_nothing(
+    run: Callable, folder: Path, tmp_path: Path
+) -> None:
+    for encoding in ("utf-8-sig", "utf-16"):
+        (tmp_path / "texts").write_text("a red circle\n", encoding=encoding)
+        result = run("draw", "--file", tmp_path / "texts", "--lm", folder, "--num-codes", 5)
+        assert [line["text"] for line in lines(result.stdout)] == ["a red circle"], result.output
+    for command in (("draw", "--file"), ("caption", "--codes")):
+        result = run(*command, tmp_path / "txts", "--lm", folder, "-o", tmp_path / "out")
+        assert result.exit_code == 2
+        assert f"{tmp_path}/txts: no such file" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_link_given_as_output_stays(run: Callable, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to("target")
+    options = ("--lm", folder, "--num-codes", 5)
+    assert run("draw", "a", *options, "-o", tmp_path / "out").exit_code == 0
+    assert (tmp_path / "out").is_symlink()
+    assert len(lines((tmp_path / "target").read_text())) == 1
+    assert len(lines(run("draw", "a", *options, "-o", "-").stdout)) == 1
+    os.mkfifo(tmp_path / "pipe")
+    assert run("draw", "a", *options, "-o", tmp_path / "pipe").exit_code == 2
