@@ -37,7 +37,8 @@ step info "$python" -c 'from seed_fast import info; print(info.render(info.colle
 step tests-native ran "$python" "${gpu_tests[@]}"
 step tests-plan ran "$python" -m pytest -p no:cacheprovider -q -m gpu tests/model tests/data
 step tests-triton ran "$python" -m pytest -p no:cacheprovider -q tests/ops/test_nearest_code_triton.py \
-  tests/ops/test_attention_triton.py tests/ops/test_vector_quantize_triton.py
+  tests/ops/test_attention_triton.py tests/ops/test_vector_quantize_triton.py tests/ops/test_add_layer_norm_triton.py \
+  tests/ops/test_bias_gelu_triton.py
 SEED_FAST_CUDA_ARCH=70 step tests-compute70 ran "$python" "${gpu_tests[@]}"
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do

@@ -29,6 +29,7 @@ import cuda_wheels  # noqa: E402
 REPORT = ROOT / "benchmarks" / "results" / "volta_report.json"
 CACHE = ROOT / "build" / "volta"  # compiled code, and the disassembler
 SOURCES = ROOT / "csrc" / "cuda"
+HEADERS = [SOURCES, ROOT / "csrc" / "include"]
 ARCHITECTURE = 70
 V100 = {
     "multiprocessors": volta_work.MULTIPROCESSORS,
@@ -49,7 +50,7 @@ WORKING_LOOP = 16  # such instructions; a loop with fewer is a division or a tai
 def sources() -> dict[str, tuple[Path, str]]:
     """{stem: (path, digest)} of what is compiled for sm_70."""
     return {
-        path.stem: (path, compile_device_code.source_digest(path, [SOURCES]))
+        path.stem: (path, compile_device_code.source_digest(path, HEADERS))
         for path in sorted(SOURCES.glob("*.cu"))
         if ARCHITECTURE in compile_device_code.cubin_architectures(path)
     }
@@ -137,7 +138,7 @@ def make_report(cache: Path) -> dict[str, Any]:
         disassembler = f"unavailable: {error}"
     kernels: dict[str, Any] = {}
     for stem, (path, digest) in sources().items():
-        compiled = compile_device_code.compile_cached(path, ARCHITECTURE, digest, [SOURCES], cache)
+        compiled = compile_device_code.compile_cached(path, ARCHITECTURE, digest, HEADERS, cache)
         threads = block_sizes(compiled.ptx.decode())
         code = sass.disassemble(compiled.cubin, tool) if tool else {}
         for name, usage in sorted(cuda_wheels.resource_usage(compiled.log).items()):

@@ -19,11 +19,15 @@ namespace py = pybind11;
 
 namespace seed_fast {
 
+void bind_add_layer_norm(py::module_&);
 void bind_attention(py::module_&);
+void bind_bias_gelu(py::module_&);
 void bind_nearest_code(py::module_&);
 void bind_vector_quantize(py::module_&);
 #if SEED_FAST_WITH_CUDA
+void bind_add_layer_norm_cuda(py::module_&);
 void bind_attention_cuda(py::module_&);
+void bind_bias_gelu_cuda(py::module_&);
 void bind_nearest_code_cuda(py::module_&);
 void bind_vector_quantize_cuda(py::module_&);
 #endif
@@ -56,12 +60,16 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_features", &cpu_feature_names, "Instruction sets the CPU kernels can use here: avx2, avx512, ...");
   m.def("cuda_available", &cuda_available, py::call_guard<py::gil_scoped_release>(),
         "(True, '') where the CUDA kernels can run, else (False, reason).");
+  bind_add_layer_norm(m);
   bind_attention(m);
+  bind_bias_gelu(m);
   bind_nearest_code(m);
   bind_vector_quantize(m);
 #if SEED_FAST_WITH_CUDA
   py::register_exception<cuda::CudaError>(m, "CudaError", PyExc_RuntimeError);
+  bind_add_layer_norm_cuda(m);
   bind_attention_cuda(m);
+  bind_bias_gelu_cuda(m);
   bind_nearest_code_cuda(m);
   bind_vector_quantize_cuda(m);
 #endif

@@ -1,5 +1,6 @@
 """One file per op, of the op's name."""
 
-from benchmarks.ops import attention, nearest_code, vector_quantize
+from benchmarks.ops import add_layer_norm, attention, bias_gelu, nearest_code, vector_quantize
 
-BENCHMARKS = {module.BENCHMARK.op: module.BENCHMARK for module in (nearest_code, vector_quantize, attention)}
+MODULES = (nearest_code, vector_quantize, attention, add_layer_norm, bias_gelu)
+BENCHMARKS = {module.BENCHMARK.op: module.BENCHMARK for module in MODULES}

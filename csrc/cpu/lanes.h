@@ -20,6 +20,43 @@ inline Floats load(const void* from) { return *static_cast<const Floats*>(from);
 inline void store(void* to, Floats value) { *static_cast<Floats*>(to) = value; }
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 inline Floats splat(float value) { return value - Floats{}; }
+inline float total(Floats value) {
+  float sum = 0;
+  for (int lane = 0; lane < kWidth; ++lane) sum += value[lane];
+  return sum;
+}
+
+typedef uint16_t Halves __attribute__((vector_size(kWidth * sizeof(uint16_t)), aligned(2), may_alias));
+
+// A register's worth of neighbours of any type, from element `index` on.
+inline Floats load(const void* base, int64_t index, DType dtype) {
+  switch (dtype) {
+    case DType::float32: return load(static_cast<const float*>(base) + index);
+    case DType::bfloat16: {
+      const Halves bits = *reinterpret_cast<const Halves*>(static_cast<const uint16_t*>(base) + index);
+      return (Floats)(__builtin_convertvector(bits, Bits) << 16);
+    }
+    default: break;
+  }
+  Floats value;
+  for (int lane = 0; lane < kWidth; ++lane) value[lane] = load_as_float(base, index + lane, dtype);
+  return value;
+}
+
+// To nearest, ties to even.
+inline void store(void* base, int64_t index, DType dtype, Floats value) {
+  switch (dtype) {
+    case DType::float32: return store(static_cast<float*>(base) + index, value);
+    case DType::bfloat16: {
+      const Bits bits = (Bits)value, rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+      const Bits kept = value == value ? rounded : rounded * 0 + 0x7fc0u;
+      *reinterpret_cast<Halves*>(static_cast<uint16_t*>(base) + index) = __builtin_convertvector(kept, Halves);
+      return;
+    }
+    default: break;
+  }
+  for (int lane = 0; lane < kWidth; ++lane) store_from_float(base, index + lane, dtype, value[lane]);
+}
 
 // e^x to about one unit in the last place for x <= 0; NaN stays NaN, what would be subnormal is 0.
 // e^x = 2^n e^r, |r| <= log(2) / 2, and e^r = 1 + r + r^2 p(r) with p fitted for the least largest relative error.

@@ -1,33 +1,17 @@
 // vector_quantize on CUDA, after nearest_code has found the ids: the quantized rows with both losses, and the gradients.
 // Every sum runs in one fixed order, in float64, so results never differ from run to run.
+#include "elements.h"
 #include "nearest_code_device.h"
 
 namespace seed_fast::vector_quantize {
 
 using namespace seed_fast::device;
-using nearest_code::kBFloat16;
-using nearest_code::kFloat32;
 using nearest_code::kThreads;
-using nearest_code::load;
 
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kRowsPerBlock = 32;      // of the forward kernel: eight a warp
 constexpr int kEntriesPerBlock = 128;  // of the codebook's gradient: 32 a warp
 constexpr int kLookahead = 8;          // ids that a lane loads before it looks at the first
-
-SEED_FAST_DEVICE unsigned short bfloat16_from_float(float value) {
-  const unsigned bits = float_bits(value);
-  return static_cast<unsigned short>(value != value ? 0x7fc0u : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
-}
-
-// To nearest, ties to even.
-SEED_FAST_DEVICE void store(void* values, int dtype, long long i, float value) {
-  if (dtype == kFloat32) {
-    static_cast<float*>(values)[i] = value;
-  } else {
-    static_cast<unsigned short*>(values)[i] = dtype == kBFloat16 ? bfloat16_from_float(value) : half_from_float(value);
-  }
-}
 
 SEED_FAST_DEVICE double load64(const void* values, int dtype, long long i) {
   return static_cast<double>(load(values, dtype, i));

@@ -1,0 +1,44 @@
+// The kernel of bias_gelu, written once with the compiler's vector types (lanes.h).
+#include "bias_gelu_layout.h"
+#include "gelu_coefficients.h"
+#include "lanes.h"
+
+namespace seed_fast {
+namespace {
+
+inline Floats exact_gelu(Floats x) {
+  using namespace gelu;
+  const Floats size = x < 0.0f ? -x : x, square = x * x;
+  Floats near = square * kNear5 + kNear4;
+  near = near * square + kNear3;
+  near = near * square + kNear2;
+  near = near * square + kNear1;
+  near = near * square + kNear0;
+  near = x * (x * near + 0.5f);
+  const Floats t = 1.0f / (size * kFarPole + 1.0f);
+  Floats far = t * kFar7 + kFar6;
+  far = far * t + kFar5;
+  far = far * t + kFar4;
+  far = far * t + kFar3;
+  far = far * t + kFar2;
+  far = far * t + kFar1;
+  far = far * t * exponential(square * -0.5f);
+  const Floats cut = size > kFarEnd ? splat(kFarEnd) : size;
+  far = (x > 0.0f ? x : Floats{}) - cut * far;
+  return size < kNearEdge ? near : far;
+}
+
+void gelu_row(const BiasGelu& p, const float* bias, int64_t row) {
+  const int64_t bytes = p.x_dtype == DType::float32 ? 4 : 2, whole = p.D - p.D % kWidth;
+  const char* const x = static_cast<const char*>(p.x) + row * p.x_stride * bytes;
+  char* const y = static_cast<char*>(p.y) + row * p.y_stride * bytes;
+  for (int64_t at = 0; at < whole; at += kWidth)
+    store(y, at, p.x_dtype, exact_gelu(load(x, at, p.x_dtype) + load(bias + at)));
+  Floats rest = {};
+  for (int64_t at = whole; at < p.D; ++at) rest[at - whole] = load_as_float(x, at, p.x_dtype) + bias[at];
+  rest = exact_gelu(rest);
+  for (int64_t at = whole; at < p.D; ++at) store_from_float(y, at, p.x_dtype, rest[at - whole]);
+}
+
+}  // namespace
+}  // namespace seed_fast

@@ -1,0 +1,21 @@
+// Approximate functions of the hardware that few kernels need; beside device.h, the only way to them.
+#pragma once
+
+#include "device.h"
+
+#ifndef __CUDACC__
+#include "device_host_math.h"
+#else
+
+namespace seed_fast::device {
+
+// 1 / value, within one unit in the last place; values and results below 2^-126 count as 0.
+SEED_FAST_DEVICE float reciprocal(float value) {
+  float inverse;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(value));
+  return inverse;
+}
+
+}  // namespace seed_fast::device
+
+#endif

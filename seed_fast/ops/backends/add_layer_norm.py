@@ -1,0 +1,106 @@
+"""add_layer_norm on the C++ CPU kernel, the CUDA and the Triton kernels, and in torch on any device.
+
+Every function takes x, delta [N, D], weight, bias [D], eps and post_norm, and writes stream [N, D] (None: not wanted;
+it may be x itself) and y [N, D].
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seed_fast.ops import _native
+
+# sm_80 is where Triton's generated code is right.
+TRITON_MINIMUM = (8, 0)
+
+
+def cpu(
+    x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor, eps: float, post_norm: bool, stream: Tensor | None,
+    y: Tensor,
+) -> None:  # fmt: skip
+    """csrc/cpu/add_layer_norm.cpp."""
+    x, delta, weight, bias = _rows(x), _rows(delta), _floats(weight), _floats(bias)
+    _native.module().add_layer_norm_cpu(
+        _matrix(x), _matrix(delta), weight.data_ptr(), bias.data_ptr(), eps, post_norm, _matrix(stream, like=x),
+        _matrix(y), *x.shape, _native.threads(), _native.isa(),
+    )  # fmt: skip
+
+
+def cpu_objections(x: Tensor, *others: Any) -> list[str]:
+    """Why the C++ kernel cannot run on these arguments."""
+    return ([] if x.device.type == "cpu" else [f"x is on {x.device}"]) + _dtype_objections(x, *others)
+
+
+def cuda(
+    x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor, eps: float, post_norm: bool, stream: Tensor | None,
+    y: Tensor,
+) -> None:  # fmt: skip
+    """csrc/cuda/add_layer_norm.cu."""
+    with torch.cuda.device(x.device):
+        x, delta, weight, bias = _rows(x), _rows(delta), _floats(weight), _floats(bias)
+        _native.module().add_layer_norm_cuda(
+            _matrix(x), _matrix(delta), weight.data_ptr(), bias.data_ptr(), eps, post_norm, _matrix(stream, like=x),
+            _matrix(y), *x.shape, _native.stream(x),
+        )  # fmt: skip
+
+
+def cuda_objections(x: Tensor, *others: Any) -> list[str]:
+    """Why the CUDA kernels cannot run on these arguments."""
+    return ([] if x.is_cuda else [f"x is on {x.device}"]) + _dtype_objections(x, *others)
+
+
+def triton(
+    x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor, eps: float, post_norm: bool, stream: Tensor | None,
+    y: Tensor,
+) -> None:  # fmt: skip
+    """kernels/triton_ops/add_layer_norm.py."""
+    from seed_fast.kernels.add_layer_norm import add_layer_norm_fwd
+
+    add_layer_norm_fwd(x, delta, weight, bias, eps, post_norm, stream, y)
+
+
+def triton_objections(x: Tensor, *others: Any) -> list[str]:
+    """Why the Triton kernel cannot run on these arguments."""
+    reasons = _native.triton_device_objections(x) + _dtype_objections(x, *others)
+    if x.is_cuda and torch.cuda.get_device_capability(x.device) < TRITON_MINIMUM:
+        reasons.append("the GPU is older than sm_80")
+    return reasons
+
+
+def composite(
+    x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor, eps: float, post_norm: bool, stream: Tensor | None,
+    y: Tensor,
+) -> None:  # fmt: skip
+    """The definition."""
+    from seed_fast.ops.add_layer_norm import reference
+
+    got_stream, got_y = reference(x, delta, weight, bias, eps, y.dtype, post_norm)
+    y.copy_(got_y)
+    if stream is not None:
+        stream.copy_(got_stream)
+
+
+def _dtype_objections(
+    x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor, eps: float, out_dtype: torch.dtype, *others: object
+) -> list[str]:
+    dtypes = {"x": x.dtype, "delta": delta.dtype, "weight": weight.dtype, "bias": bias.dtype, "out_dtype": out_dtype}
+    return [f"{name} is {str(dtype)[6:]}" for name, dtype in dtypes.items() if dtype not in _native.DTYPE_CODES]
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
+
+
+def _floats(x: Tensor) -> Tensor:
+    return x.detach().float().contiguous()  # itself, where it is what the kernels read
+
+
+def _matrix(x: Tensor | None, like: Tensor | None = None) -> tuple[int, int, int]:
+    """(address, dtype, row stride); a matrix that is not wanted has address 0."""
+    if x is None:
+        assert like is not None
+        return 0, _native.DTYPE_CODES[like.dtype], like.shape[1]
+    return x.data_ptr(), _native.DTYPE_CODES[x.dtype], x.stride(0)

@@ -1,0 +1,304 @@
+"""add_layer_norm on the backends that run on a CPU, against its formula in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seed_fast.ops import _native, add_layer_norm, backend, explain
+from seed_fast.ops.backends import add_layer_norm as backends
+
+ISAS = ("scalar", "avx2", "avx512")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+SHAPES = [(1, 1), (1, 7), (5, 31), (64, 96), (3, 768), (257, 1408), (2, 8192), (0, 8)]
+needs_native = pytest.mark.skipif(bool(_native.cpu_unavailable()), reason=_native.cpu_unavailable() or "native")
+
+
+@pytest.fixture(params=["reference", *(pytest.param(isa, marks=needs_native) for isa in ISAS)])
+def everywhere(request, monkeypatch):
+    """Runs the test on reference and on the C++ kernel of each instruction set (or of the best this CPU has)."""
+    if request.param in ISAS:
+        monkeypatch.setenv("SEED_FAST_CPU_ISA", request.param)
+    with backend("cpu" if request.param in ISAS else request.param):
+        yield request.param
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """New tensors of the op hold NaN, so that what a kernel leaves unwritten shows."""
+    fresh = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *shape, **options: fresh(*shape, **options).fill_(math.nan))
+
+
+def draw(n, d, x_dtype=torch.float32, delta_dtype=torch.float32, *, magnitude=1.0, seed=0):
+    generator = torch.Generator().manual_seed(seed + 31 * n + d)
+    x, delta = (torch.randn(n, d, generator=generator) * magnitude for _ in range(2))
+    weight, bias = (torch.randn(d, generator=generator) * 0.1 for _ in range(2))
+    return x.to(x_dtype), delta.to(delta_dtype), weight + 1, bias
+
+
+def plain(x, delta, weight, bias, eps, out_dtype, post_norm=False):
+    """What an eager model computes: a sum, a norm in float32, a cast."""
+    total = (x + delta).to(x.dtype)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    norm = F.layer_norm(total.to(wide), weight.shape, weight.to(wide), bias.to(wide), eps)
+    return norm.to(x.dtype) if post_norm else total, norm.to(out_dtype)
+
+
+def exact(x, delta, weight, bias, eps, post_norm=False):
+    """Sum as the stream holds it, norm in float64."""
+    total = (x + delta).to(x.dtype).double()
+    norm = F.layer_norm(total, weight.shape, weight.double(), bias.double(), eps)
+    return norm if post_norm else total, norm
+
+
+def check(arguments, eps=1e-6, out_dtype=torch.float32, post_norm=False):
+    """Error of both results against float64 at most twice plain torch's, or a unit in the last place."""
+    got = add_layer_norm(*arguments, eps, out_dtype=out_dtype, post_norm=post_norm)
+    truth = exact(*arguments, eps, post_norm)
+    budget = plain(*arguments, eps, out_dtype, post_norm)
+    for mine, true, theirs, dtype in zip(got, truth, budget, (arguments[0].dtype, out_dtype), strict=True):
+        assert mine.dtype == dtype
+        assert mine.shape == arguments[0].shape
+        if not mine.numel():
+            continue
+        error, allowed = (mine.double() - true).abs().max(), (theirs.double() - true).abs().max()
+        assert error <= 2 * max(allowed, torch.finfo(dtype).eps * true.abs().max()), (error, allowed)
+    return got
+
+
+@pytest.mark.parametrize("post_norm", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_error_is_within_twice_that_of_plain_torch(everywhere, poisoned, shape, dtype, post_norm):
+    check(draw(*shape, delta_dtype=dtype), out_dtype=dtype, post_norm=post_norm)
+
+
+@pytest.mark.parametrize("post_norm", [False, True])
+def test_every_mix_of_dtypes(everywhere, poisoned, post_norm):
+    for x_dtype in DTYPES:
+        for delta_dtype in DTYPES:
+            for out_dtype in DTYPES:
+                check(draw(4, 40, x_dtype, delta_dtype), out_dtype=out_dtype, post_norm=post_norm)
+
+
+def test_the_sum_is_that_of_torch_to_the_last_bit(everywhere):
+    for dtype in DTYPES:
+        x, delta, weight, bias = draw(5, 77, dtype, torch.bfloat16)
+        assert torch.equal(add_layer_norm(x, delta, weight, bias, 1e-6)[0], (x + delta).to(dtype))
+
+
+@needs_native
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 200), st.sampled_from(DTYPES), st.booleans(), st.sampled_from(ISAS))
+def test_any_shape_on_any_instruction_set(n, d, dtype, post_norm, isa):
+    with pytest.MonkeyPatch.context() as patch, backend("cpu"):
+        patch.setenv("SEED_FAST_CPU_ISA", isa)
+        check(draw(n, d, delta_dtype=dtype), out_dtype=dtype, post_norm=post_norm)
+
+
+@pytest.mark.parametrize("magnitude", [1e-30, 1e-4, 1e4, 1e15])
+def test_large_and_tiny_magnitudes(everywhere, magnitude):
+    for d in (1, 96, 1411):
+        check(draw(3, d, magnitude=magnitude), eps=1e-12)
+
+
+def test_rows_far_from_zero_and_rows_with_an_outlier(everywhere):
+    x, delta, weight, bias = draw(6, 1408)
+    check((x + 4096, delta, weight, bias))
+    for at in (0, 700):
+        x[:, at] = 3000.0
+        check((x, delta, weight, bias))
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -3333.3, 1e15])
+def test_the_norm_of_a_constant_row_is_the_bias(everywhere, value):
+    for d in (1, 31, 1408):
+        _, _, weight, bias = draw(1, d)
+        x, y = add_layer_norm(torch.full((2, d), value), torch.zeros(2, d), weight, bias, 1e-12)
+        assert torch.equal(y, bias.expand(2, d))
+        assert torch.equal(x, torch.full((2, d), value))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_rows_that_are_not_finite_become_nan_and_leave_the_others_alone(everywhere, bad):
+    x, delta, weight, bias = draw(6, 33)
+    expected = add_layer_norm(x, delta, weight, bias, 1e-6)[1]
+    x[2, 5] = bad
+    y = add_layer_norm(x, delta, weight, bias, 1e-6)[1]
+    assert y[2].isnan().all()
+    assert torch.equal(y[[0, 1, 3, 4, 5]], expected[[0, 1, 3, 4, 5]])
+
+
+def test_any_number_of_axes_and_any_strides(everywhere):
+    x, delta, weight, bias = draw(24, 40)
+    expected = add_layer_norm(x, delta, weight, bias, 1e-6)
+    layouts = {
+        "axes": lambda t: t.view(2, 3, 4, 40),
+        "transposed": lambda t: t.T.contiguous().T,
+        "wide rows": lambda t: torch.cat([t, t], 1)[:, :40],
+        "every other column": lambda t: t.repeat_interleave(2, 1)[:, ::2],
+    }
+    for layout in layouts.values():
+        got = add_layer_norm(layout(x), layout(delta), weight, bias, 1e-6)
+        for mine, theirs in zip(got, expected, strict=True):
+            assert torch.equal(mine, theirs.view(mine.shape))
+    every_other = [t.repeat_interleave(2)[::2] for t in (weight, bias)]
+    assert torch.equal(add_layer_norm(x, delta, *every_other, 1e-6)[1], expected[1])
+    repeated = add_layer_norm(x[:1].expand(24, 40), delta, weight, bias, 1e-6)[1]
+    assert torch.equal(repeated, add_layer_norm(x[:1].repeat(24, 1), delta, weight, bias, 1e-6)[1])
+    one = add_layer_norm(x[0], delta[0], weight, bias, 1e-6)[1]
+    torch.testing.assert_close(one, expected[1][0])
+
+
+def test_post_norm_of_one_dtype_gives_one_tensor_for_both(everywhere):
+    arguments = draw(4, 32)
+    x, y = add_layer_norm(*arguments, 1e-6, post_norm=True)
+    assert x.data_ptr() == y.data_ptr()
+    assert torch.equal(y, add_layer_norm(*arguments, 1e-6)[1])
+
+
+@needs_native
+def test_the_kernel_may_write_the_stream_over_x(everywhere):
+    if everywhere == "reference":
+        pytest.skip("is the kernel's")
+    for post_norm in (False, True):
+        x, delta, weight, bias = draw(40, 97)
+        stream, y, again = torch.empty_like(x), torch.empty_like(x), torch.empty_like(x)
+        backends.cpu(x, delta, weight, bias, 1e-6, post_norm, stream, y)
+        backends.cpu(x, delta, weight, bias, 1e-6, post_norm, x, again)
+        assert torch.equal(x, stream)
+        assert torch.equal(again, y)
+
+
+def test_results_do_not_depend_on_threads_and_repeat_bit_by_bit(everywhere):
+    arguments = draw(400, 130)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5, 2):
+            torch.set_num_threads(threads)
+            results.append(add_layer_norm(*arguments, 1e-6)[1])
+    finally:
+        torch.set_num_threads(before)
+    if everywhere != "reference":
+        assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+@needs_native
+def test_flushing_denormals_changes_nothing_in_the_kernel():
+    arguments = draw(3, 40, magnitude=1e-40)
+    with backend("cpu"):
+        expected = add_layer_norm(*arguments, 0.0)
+        torch.set_flush_denormal(True)
+        try:
+            got = add_layer_norm(*arguments, 0.0)
+            assert torch.equal(got[0].view(torch.int32), expected[0].view(torch.int32))
+        finally:
+            torch.set_flush_denormal(False)
+    assert expected[0].abs().max() > 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("post_norm", [False, True])
+def test_gradients_stay_within_three_times_those_of_plain_torch(everywhere, dtype, post_norm):
+    tensors = draw(16, 96, delta_dtype=dtype)
+    generator = torch.Generator().manual_seed(1)
+    weights = [torch.randn(16, 96, generator=generator) for _ in range(2)]
+
+    def gradients(run, precise=False):
+        inputs = [(t.double() if precise else t.clone()).detach().requires_grad_() for t in tensors]
+        results = run(*inputs, 1e-6, torch.float64 if precise else dtype, post_norm)
+        loss = sum((r.double() * w.double()).sum() for r, w in zip(results, weights, strict=True))
+        return torch.autograd.grad(loss, inputs)
+
+    def ours(*arguments):
+        return add_layer_norm(*arguments[:5], out_dtype=arguments[5], post_norm=arguments[6])
+
+    for mine, theirs, true, source in zip(
+        gradients(ours), gradients(plain), gradients(plain, precise=True), tensors, strict=True
+    ):
+        assert mine.dtype == source.dtype
+        error, allowed = (mine.double() - true).abs().max(), (theirs.double() - true).abs().max()
+        assert error <= 3 * max(allowed, torch.finfo(mine.dtype).eps * true.abs().max())
+
+
+@pytest.mark.parametrize("post_norm", [False, True])
+def test_gradcheck(post_norm):
+    tensors = [t.double().requires_grad_() for t in draw(5, 7)]
+    for out_dtype in (torch.float64, None):
+        run = lambda *t: add_layer_norm(*t, 0.1, out_dtype=out_dtype, post_norm=post_norm)  # noqa: E731, B023
+        assert torch.autograd.gradcheck(run, tensors)
+    # With one result wanted, or one input.
+    assert torch.autograd.gradcheck(lambda *t: add_layer_norm(*t, 0.1)[0], tensors)
+    assert torch.autograd.gradcheck(
+        lambda w: add_layer_norm(tensors[0].detach(), tensors[1].detach(), w, tensors[3].detach(), 0.1)[1], tensors[2]
+    )
+
+
+@pytest.mark.parametrize("post_norm", [False, True])
+@pytest.mark.parametrize("out_dtype", [torch.float32, torch.bfloat16])
+def test_opcheck(everywhere, out_dtype, post_norm):
+    tensors = [t.requires_grad_() for t in draw(5, 8)]
+    op = torch.ops.seed_fast.add_layer_norm.default
+    torch.library.opcheck(op, (*tensors, 1e-6, out_dtype, post_norm))
+    x, delta, weight, _ = (t.detach() for t in tensors)
+    for grad_stream in (torch.ones_like(x), *([torch.zeros(0)] if post_norm else [])):
+        arguments = (grad_stream, torch.ones_like(x, dtype=out_dtype), x, delta, weight, 1e-6, post_norm)
+        torch.library.opcheck(torch.ops.seed_fast.add_layer_norm_backward.default, arguments)
+
+
+@pytest.mark.parametrize("post_norm", [False, True])
+def test_compiles_forward_and_backward_to_one_graph(everywhere, post_norm):
+    def step(x, delta, weight, bias):
+        x, y = add_layer_norm(x * 2, delta, weight, bias, 1e-6, out_dtype=torch.bfloat16, post_norm=post_norm)
+        return x.square().sum() + y.float().sin().sum()
+
+    torch._dynamo.reset()
+    tensors = [t.requires_grad_() for t in draw(6, 24)]
+    expected = torch.autograd.grad(step(*tensors), tensors)
+    got = torch.autograd.grad(torch.compile(step, fullgraph=True, backend="aot_eager")(*tensors), tensors)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_float64_goes_to_the_reference_and_float32_to_the_kernel():
+    tensors = draw(3, 8)
+    options = (1e-6, torch.float32, False)
+    assert "x is float64" in explain("add_layer_norm", tensors[0].double(), *tensors[1:], *options)
+    assert "out_dtype is float64" in explain("add_layer_norm", *tensors, 1e-6, torch.float64, False)
+    if not _native.cpu_unavailable():
+        assert "cpu: runs" in explain("add_layer_norm", *tensors, *options)
+
+
+X, W = torch.zeros(3, 8), torch.ones(8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        ((X.numpy(), X, W, W, 0.1), {}, TypeError, "x must be a Tensor, got ndarray"),
+        (
+            (X, X.long(), W, W, 0.1),
+            {},
+            TypeError,
+            "delta must be float32, float16, bfloat16 or float64, got torch.int64",
+        ),
+        ((X, X[:2], W, W, 0.1), {}, ValueError, r"delta must be \[3, 8\] like x, got \[2, 8\]"),
+        ((X, X, W[:4], W, 0.1), {}, ValueError, r"weight must be \[8\] to match x \[3, 8\], got \[4\]"),
+        ((X, X, W, X, 0.1), {}, ValueError, r"bias must be \[8\] to match x \[3, 8\], got \[3, 8\]"),
+        ((X[:, :0], X[:, :0], W[:0], W[:0], 0.1), {}, ValueError, r"x must be \[..., D\] with D >= 1, got \[3, 0\]"),
+        ((X[0, 0], X, W, W, 0.1), {}, ValueError, r"x must be \[..., D\] with D >= 1, got \[\]"),
+        ((X, X.to("meta"), W, W, 0.1), {}, ValueError, "delta must be on cpu like x, got meta"),
+        ((X, X, W, W, -0.1), {}, ValueError, "eps must be a finite number of at least 0, got -0.1"),
+        ((X, X, W, W, math.nan), {}, ValueError, "eps must be a finite number of at least 0, got nan"),
+        ((X, X, W, W, 0.1), {"out_dtype": torch.int8}, TypeError, "out_dtype must be float32.*, got torch.int8"),
+        ((X, X, W, W, 0.1), {"post_norm": 1}, TypeError, "post_norm must be True or False, got int"),
+    ],
+)
+def test_wrong_input_is_named(arguments, options, error, message):
+    with pytest.raises(error, match="^add_layer_norm: " + message):
+        add_layer_norm(*arguments, **options)

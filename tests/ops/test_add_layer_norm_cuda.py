@@ -1,0 +1,141 @@
+"""The CUDA kernels of add_layer_norm: what the compiler makes of them, and, where a GPU is, values and gradients.
+
+Without a GPU the kernels themselves run in csrc/tests/add_layer_norm_cuda_test.cpp, which executes them on the host.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from seed_fast.ops import add_layer_norm, backend
+from seed_fast.ops.add_layer_norm import reference
+from seed_fast.ops.backends import add_layer_norm as backends
+from tests.ops.test_add_layer_norm import exact, plain
+from tests.ops.test_nearest_code_cuda import ARCHITECTURES, ROOT, compiled_kernels, needs_compiler, on_gpu
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+TYPES = ("float32", "float16", "bfloat16")
+KERNELS = {f"add_layer_norm_{kind}_kernel" for kind in (*TYPES, *(f"wide_{name}" for name in TYPES), "any")}
+SHAPES = [(1, 1), (3, 32), (5, 31), (64, 96), (33, 768), (257, 1408), (16448, 1408), (3, 2052), (5, 8192), (2, 8200)]
+
+
+@needs_compiler
+def test_every_kernel_compiles_for_every_architecture_without_spills(tmp_path):
+    kernels = compiled_kernels(tmp_path, "add_layer_norm*.cu")
+    assert set(kernels) == KERNELS
+    for by_arch in kernels.values():
+        assert set(by_arch) == ARCHITECTURES
+        assert all(use["spill_store_bytes"] == use["spill_load_bytes"] == 0 for use in by_arch.values())
+
+
+@pytest.fixture
+def cuda():
+    with backend("cuda"):
+        yield
+
+
+def draw(n, d, delta_dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed + 31 * n + d)
+    x, delta = (torch.randn(n, d, generator=generator).cuda() for _ in range(2))
+    weight, bias = (torch.randn(d, generator=generator).cuda() * 0.1 for _ in range(2))
+    return x, delta.to(delta_dtype), weight + 1, bias
+
+
+def check(arguments, out_dtype, post_norm, eps=1e-6):
+    torch.empty(arguments[0].numel() * 2, device="cuda").fill_(math.nan)  # what the allocator hands out next
+    got = add_layer_norm(*arguments, eps, out_dtype=out_dtype, post_norm=post_norm)
+    truth, budget = exact(*arguments, eps, post_norm), plain(*arguments, eps, out_dtype, post_norm)
+    for mine, true, theirs in zip(got, truth, budget, strict=True):
+        error, allowed = (mine.double() - true).abs().max(), (theirs.double() - true).abs().max()
+        assert error <= 2 * max(allowed, torch.finfo(mine.dtype).eps * true.abs().max())
+
+
+@on_gpu
+@pytest.mark.parametrize("post_norm", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_error_is_within_twice_that_of_plain_torch(cuda, shape, dtype, post_norm):
+    check(draw(*shape, dtype), dtype, post_norm)
+
+
+@on_gpu
+def test_unaligned_rows_and_other_dtypes(cuda):
+    x, delta, weight, bias = draw(9, 1412)
+    for dtype in DTYPES:
+        check((x.to(dtype), delta, weight.half(), bias.half()), torch.bfloat16, False)
+    check((x[:, 1:1409], delta[:, 3:1411], weight[1:1409], bias[1:1409]), torch.float32, True)
+    check((x[:, 4:1408], delta[:, 4:1408], weight[4:1408], bias[4:1408]), torch.float32, False)
+
+
+@on_gpu
+def test_constant_rows_and_rows_with_nan(cuda):
+    x, delta, weight, bias = draw(6, 1408)
+    x[3], delta[3] = 0.1, 0.0
+    x[4, 7] = math.nan
+    y = add_layer_norm(x, delta, weight, bias, 1e-12)[1]
+    assert torch.equal(y[3], bias)
+    assert y.isnan().any(1).tolist() == [False, False, False, False, True, False]
+
+
+@on_gpu
+def test_the_kernel_may_write_the_stream_over_x(cuda):
+    for d in (97, 1408, 4096):
+        x, delta, weight, bias = draw(300, d)
+        stream, y, again = torch.empty_like(x), torch.empty_like(x), torch.empty_like(x)
+        backends.cuda(x, delta, weight, bias, 1e-6, False, stream, y)
+        backends.cuda(x, delta, weight, bias, 1e-6, False, x, again)
+        assert torch.equal(x, stream)
+        assert torch.equal(again, y)
+
+
+@on_gpu
+def test_gradients_are_those_of_the_definition(cuda):
+    tensors = [t.requires_grad_() for t in draw(64, 1408)]
+    truth = [t.detach().double().requires_grad_() for t in tensors]
+    weights = torch.randn(64, 1408, device="cuda")
+    for post_norm in (False, True):
+        x, y = add_layer_norm(*tensors, 1e-6, post_norm=post_norm)
+        got = torch.autograd.grad((x.sin() + y * weights).sum(), tensors)
+        x, y = reference(*truth, 1e-6, torch.float64, post_norm)
+        expected = torch.autograd.grad((x.sin() + y * weights).sum(), truth)
+        for mine, true in zip(got, expected, strict=True):
+            torch.testing.assert_close(mine.double(), true, rtol=1e-4, atol=1e-5 * float(true.abs().max()))
+
+
+@on_gpu
+def test_opcheck_and_one_graph_under_compile(cuda):
+    tensors = draw(5, 96)
+    arguments = (*tensors, 1e-6, torch.float16, False)
+    torch.library.opcheck(torch.ops.seed_fast.add_layer_norm.default, arguments)
+    compiled = torch.compile(add_layer_norm, fullgraph=True, backend="aot_eager")
+    for got, expected in zip(compiled(*tensors, 1e-6), add_layer_norm(*tensors, 1e-6), strict=True):
+        assert torch.equal(got, expected)
+
+
+@on_gpu
+def test_a_captured_graph_replays_on_new_input(cuda):
+    x, delta, weight, bias = draw(64, 1408, torch.float16)
+    add_layer_norm(x, delta, weight, bias, 1e-6, out_dtype=torch.float16)  # loads the kernel
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = add_layer_norm(x, delta, weight, bias, 1e-6, out_dtype=torch.float16)
+    x.copy_(x.flip(0))
+    graph.replay()
+    again = add_layer_norm(x, delta, weight, bias, 1e-6, out_dtype=torch.float16)
+    assert all(torch.equal(a, b) for a, b in zip(captured, again, strict=True))
+
+
+@on_gpu
+@pytest.mark.skipif(os.environ.get("SEED_FAST_CUDA_ARCH") == "70", reason="is that run")
+def test_the_compute_70_image_passes_every_test_above():
+    environment = os.environ | {"SEED_FAST_CUDA_ARCH": "70"}
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert " passed" in done.stdout

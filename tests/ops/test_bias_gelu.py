@@ -1,0 +1,231 @@
+"""bias_gelu on the backends that run on a CPU, against its formula in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seed_fast.ops import _native, backend, bias_gelu, explain
+
+ISAS = ("scalar", "avx2", "avx512")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+SHAPES = [(1, 1), (1, 7), (5, 31), (64, 96), (3, 3072), (257, 640), (0, 8)]
+needs_native = pytest.mark.skipif(bool(_native.cpu_unavailable()), reason=_native.cpu_unavailable() or "native")
+
+
+@pytest.fixture(params=["reference", *(pytest.param(isa, marks=needs_native) for isa in ISAS)])
+def everywhere(request, monkeypatch):
+    """Runs the test on reference and on the C++ kernel of each instruction set (or of the best this CPU has)."""
+    if request.param in ISAS:
+        monkeypatch.setenv("SEED_FAST_CPU_ISA", request.param)
+    with backend("cpu" if request.param in ISAS else request.param):
+        yield request.param
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """New tensors of the op hold NaN, so that what a kernel leaves unwritten shows."""
+    fresh = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *shape, **options: fresh(*shape, **options).fill_(math.nan))
+
+
+def draw(n, d, dtype=torch.float32, bias_dtype=None, *, magnitude=1.0):
+    generator = torch.Generator().manual_seed(31 * n + d)
+    x, bias = torch.randn(n, d, generator=generator), torch.randn(d, generator=generator)
+    return (x * magnitude).to(dtype), (bias * magnitude).to(bias_dtype or dtype)
+
+
+def assert_equal(got, expected):
+    assert torch.equal(got, expected)
+
+
+def exact(x, bias):
+    """x Phi(x), by erfc: 1 + erf would cancel."""
+    total = x.double() + bias.double()
+    return 0.5 * total * torch.special.erfc(total * -(0.5**0.5))
+
+
+def check(x, bias):
+    """Error against float64 at most twice plain torch's in the same dtype, or a unit in the last place."""
+    got, true, theirs = bias_gelu(x, bias), exact(x, bias), F.gelu(x + bias).to(x.dtype)
+    assert got.dtype == x.dtype
+    assert got.shape == x.shape
+    if got.numel():
+        error, allowed = (got.double() - true).abs().max(), (theirs.double() - true).abs().max()
+        assert error <= 2 * max(allowed, torch.finfo(x.dtype).eps * true.abs().max()), (error, allowed)
+    return got
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_error_is_within_twice_that_of_plain_torch(everywhere, poisoned, shape, dtype):
+    for bias_dtype in DTYPES:
+        check(*draw(*shape, dtype, bias_dtype))
+
+
+@needs_native
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 200), st.sampled_from(DTYPES), st.sampled_from(ISAS))
+def test_any_shape_on_any_instruction_set(n, d, dtype, isa):
+    with pytest.MonkeyPatch.context() as patch, backend("cpu"):
+        patch.setenv("SEED_FAST_CPU_ISA", isa)
+        check(*draw(n, d, dtype))
+
+
+@pytest.mark.parametrize("magnitude", [1e-30, 1e-4, 1e4, 1e30])
+def test_large_and_tiny_magnitudes(everywhere, magnitude):
+    check(*draw(3, 97, magnitude=magnitude))
+
+
+@needs_native
+def test_small_results_are_as_precise_as_large_ones():
+    x = torch.linspace(-13, 13, 4001)[None]
+    for isa in ISAS:
+        with pytest.MonkeyPatch.context() as patch, backend("cpu"):
+            patch.setenv("SEED_FAST_CPU_ISA", isa)
+            got = bias_gelu(x, torch.zeros(4001)).double()
+        true = exact(x, torch.zeros(4001))
+        # In the tail, exp(-x^2 / 2) has as many roundings more as its exponent is large.
+        assert ((got - true).abs() <= (16 + x.double() ** 2) * 2**-24 * true.abs() + 2**-125).all()
+
+
+def test_numbers_that_are_not_finite_keep_to_themselves(everywhere):
+    x = torch.zeros(2, 40)
+    x[0, 3], x[0, 20] = math.nan, math.inf
+    y = bias_gelu(x, torch.zeros(40))
+    assert y[0, 3].isnan()
+    assert not y[0, 20].isfinite()
+    assert (y.isfinite().logical_not().sum(), y[1].abs().max()) == (2, 0)
+
+
+def test_any_number_of_axes_and_any_strides(everywhere):
+    x, bias = draw(24, 40)
+    expected = bias_gelu(x, bias)
+    for layout in (
+        lambda t: t.view(2, 3, 4, 40),
+        lambda t: t.T.contiguous().T,
+        lambda t: torch.cat([t, t], 1)[:, :40],
+        lambda t: t.repeat_interleave(2, 1)[:, ::2],
+    ):
+        got = bias_gelu(layout(x), bias.repeat_interleave(2)[::2])
+        # Torch's own GELU of other strides differs in the last digits.
+        close = torch.testing.assert_close if everywhere == "reference" else assert_equal
+        close(got, expected.view(got.shape))
+    torch.testing.assert_close(bias_gelu(x[0], bias), expected[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_in_place_gives_the_same_without_new_memory(everywhere, dtype):
+    x, bias = draw(24, 40, dtype)
+    expected = bias_gelu(x, bias)
+    axes = x.clone().view(2, 12, 40)
+    assert bias_gelu(axes, bias, inplace=True) is axes
+    assert torch.equal(axes.view(24, 40), expected)
+    wide = torch.cat([x, x], 1)
+    bias_gelu(wide[:, :40], bias, inplace=True)
+    assert torch.equal(wide, torch.cat([expected, x], 1))
+
+
+def test_results_do_not_depend_on_threads(everywhere):
+    x, bias = draw(400, 130)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append(bias_gelu(x, bias))
+    finally:
+        torch.set_num_threads(before)
+    if everywhere != "reference":
+        assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradients_stay_within_three_times_those_of_plain_torch(everywhere, dtype):
+    tensors = draw(16, 96, dtype)
+    weights = torch.randn(16, 96, generator=torch.Generator().manual_seed(1))
+
+    def gradients(run, precise=False):
+        inputs = [(t.double() if precise else t.clone()).detach().requires_grad_() for t in tensors]
+        return torch.autograd.grad((run(*inputs).double() * weights.double()).sum(), inputs)
+
+    def plain(x, bias):
+        return F.gelu(x + bias)
+
+    for mine, theirs, true in zip(gradients(bias_gelu), gradients(plain), gradients(plain, precise=True), strict=True):
+        assert mine.dtype == dtype
+        error, allowed = (mine.double() - true).abs().max(), (theirs.double() - true).abs().max()
+        assert error <= 3 * max(allowed, torch.finfo(dtype).eps * true.abs().max())
+
+
+def test_gradcheck():
+    tensors = [t.double().requires_grad_() for t in draw(5, 7)]
+    assert torch.autograd.gradcheck(bias_gelu, tensors)
+    assert torch.autograd.gradcheck(lambda b: bias_gelu(tensors[0].detach(), b), tensors[1])
+
+
+def test_opcheck(everywhere):
+    x, bias = (t.requires_grad_() for t in draw(5, 8))
+    torch.library.opcheck(torch.ops.seed_fast.bias_gelu.default, (x, bias))
+    x, bias = x.detach(), bias.detach()
+    torch.library.opcheck(torch.ops.seed_fast.bias_gelu_.default, (x.clone(), bias))
+    torch.library.opcheck(torch.ops.seed_fast.bias_gelu_backward.default, (torch.ones_like(x), x, bias))
+
+
+def test_compiles_forward_and_backward_to_one_graph(everywhere):
+    def step(x, bias):
+        return bias_gelu(x * 2, bias).square().sum()
+
+    torch._dynamo.reset()
+    tensors = [t.requires_grad_() for t in draw(6, 24)]
+    expected = torch.autograd.grad(step(*tensors), tensors)
+    got = torch.autograd.grad(torch.compile(step, fullgraph=True, backend="aot_eager")(*tensors), tensors)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_in_place_compiles_to_one_graph(everywhere):
+    def run(x, bias):
+        return bias_gelu(x * 2, bias, inplace=True) + 1
+
+    torch._dynamo.reset()
+    x, bias = draw(6, 24)
+    with torch.no_grad():
+        expected = run(x, bias)
+        assert torch.equal(torch.compile(run, fullgraph=True, backend="aot_eager")(x, bias), expected)
+
+
+def test_float64_goes_to_the_reference_and_float32_to_the_kernel():
+    x, bias = draw(3, 8)
+    assert "x is float64" in explain("bias_gelu", x.double(), bias)
+    if not _native.cpu_unavailable():
+        assert "cpu: runs" in explain("bias_gelu", x, bias)
+
+
+X, B = torch.zeros(3, 8), torch.ones(8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        ((X.numpy(), B), {}, TypeError, "x must be a Tensor, got ndarray"),
+        ((X, B.int()), {}, TypeError, "bias must be float32, float16, bfloat16 or float64, got torch.int32"),
+        ((X, B[:4]), {}, ValueError, r"bias must be \[8\] to match x \[3, 8\], got \[4\]"),
+        ((X[:, :0], B[:0]), {}, ValueError, r"x must be \[..., D\] with D >= 1, got \[3, 0\]"),
+        ((X, B.to("meta")), {}, ValueError, "bias must be on cpu like x, got meta"),
+        (
+            (X.clone().requires_grad_(), B),
+            {"inplace": True},
+            ValueError,
+            "inplace=True must be called without a gradient",
+        ),
+        ((X.T.contiguous().T, B), {"inplace": True}, ValueError, "inplace=True needs x with a contiguous last axis"),
+        ((torch.zeros(3, 2, 8).transpose(0, 1), B), {"inplace": True}, ValueError, "inplace=True needs x that is rows"),
+    ],
+)
+def test_wrong_input_is_named(arguments, options, error, message):
+    with pytest.raises(error, match="^bias_gelu: " + message):
+        bias_gelu(*arguments, **options)
