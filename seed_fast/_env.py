@@ -27,6 +27,11 @@ VARIABLES = (
     ),
     Variable("SEED_FAST_CUDA_ARCH", "", "70: run the compute_70 image of the CUDA kernels on a newer GPU, for tests"),
     Variable(
+        "SEED_FAST_FUSED_PASSES",
+        "auto",
+        "sums with norms and biases with GELU in the plan as ops of the package: auto (on a GPU), 1 (everywhere), 0",
+    ),
+    Variable(
         "SEED_FAST_CACHE",
         "~/.cache/seed_fast",
         "folder for what can be made again, such as the indexes of training shards",

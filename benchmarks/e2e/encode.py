@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from benchmarks.e2e.truth import CHECKED, Truth, code_errors, float64_codes
 from benchmarks.ops.nearest_code import official as official_lookup
-from benchmarks.providers import Bar, Benchmark, Call, Case, Inputs, Provider
+from benchmarks.providers import Bar, Benchmark, Call, Case, Inputs, Provider, environment
 from seed_fast import SeedConfig, SeedTokenizer
 from seed_fast.profile.cost import costs
 
 OFFICIAL, COMPILED, PLAIN = "official", "official, torch.compile", "seed_fast, plain"
 TINY = "seed-tiny"
+UNFUSED = ", passes not fused"  # what docs/fast.md has the arithmetic of
 FAST = {dtype: f"seed_fast, fast, {dtype}" for dtype in ("float32", "bfloat16", "float16")}
 # Of encoding at full size on a CPU: images -> rounds; a call takes seconds.
 ROUNDS = {1: 3, 8: 2}
@@ -77,9 +78,14 @@ class Model:
 
         return self._once(("compiled", dtype), make)
 
-    def fast(self, dtype: torch.dtype, form: str) -> Any:
-        """The inference plan in `dtype`, with this `cross_attention`."""
-        return self._once(("fast", dtype, form), lambda: self.float32.fast(dtype=dtype, cross_attention=form))
+    def fast(self, dtype: torch.dtype, form: str, fused: str = "auto") -> Any:
+        """The inference plan in `dtype`, with this `cross_attention` and this SEED_FAST_FUSED_PASSES."""
+
+        def make() -> Any:
+            with environment({"SEED_FAST_FUSED_PASSES": fused}):
+                return self.float32.fast(dtype=dtype, cross_attention=form)
+
+        return self._once(("fast", dtype, form, fused), make)
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         if key not in self._made:
@@ -137,12 +143,14 @@ def _plain(inputs: Inputs, case: Case) -> Call:
     return _call(_codes, _model(inputs, case).plain(dtype), inputs, dtype)
 
 
-def _fast(dtype: str, form: str = "auto") -> Provider:
+def _fast(dtype: str, form: str = "auto", fused: str = "auto") -> Provider:
     def prepare(inputs: Inputs, case: Case) -> Call:
-        return _call(_codes, _model(inputs, case).fast(getattr(torch, dtype), form), inputs)
+        return _call(_codes, _model(inputs, case).fast(getattr(torch, dtype), form, fused), inputs)
 
     name = FAST[dtype] if form == "auto" else f"{FAST[dtype]}, {form}"
-    devices = ("cuda",) if dtype == "float16" else ("cpu", "cuda")
+    if fused == "0":
+        name += UNFUSED
+    devices = ("cuda",) if dtype == "float16" or fused == "0" else ("cpu", "cuda")
     return Provider(name, prepare, ours=True, devices=devices, dtype=dtype)
 
 
@@ -206,6 +214,7 @@ def _benchmark(
         cases=_cases(op),
         providers=(
             *map(_fast, FAST),
+            _fast("float16", fused="0"),
             *forms,
             Provider(PLAIN, _plain, ours=True),
             Provider(OFFICIAL, _official),
@@ -228,6 +237,7 @@ def _gpu_bars() -> tuple[Bar, ...]:
     return (
         Bar("3x official fp16", "seed-2, B=1, float16", fast, official, 3, device="cuda"),
         Bar("1.3x official fp16", "seed-2, B=64, float16", fast, official, 1.3, device="cuda"),
+        Bar("1.05x without fused passes", "seed-2, B=64, float16", fast, (fast + UNFUSED,), 1.05, device="cuda"),
         *(
             Bar("GEMM time at the measured peak / time", f"seed-2, B={n}, float16", fast, (), 0.75, "gemm", "cuda")
             for n in (64, 256)

@@ -19,9 +19,12 @@ import torch
 from torch import Tensor
 
 from seed_fast.model import qformer
-from seed_fast.model.fast_vit import Norm
+from seed_fast.model.passes import AddNorm
 from seed_fast.model.products import Linear, onednn_takes, product
 from seed_fast.ops import attention
+
+# The residual stream, float32, and the same values as the next product reads them.
+Stream = tuple[Tensor, Tensor]
 
 
 class SelfAttention:
@@ -32,11 +35,11 @@ class SelfAttention:
         self.heads, self.causal = module.heads, module.causal
         self.qkv = Linear(torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts]), dtype)
         self.out = Linear(module.out.weight, module.out.bias, dtype)
-        self.norm = Norm(module.norm)
+        self.norm = AddNorm(module.norm, dtype, post_norm=True)
 
-    def __call__(self, x_BNC: Tensor) -> Tensor:
-        q, k, v = self.qkv(x_BNC).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        return self.norm(x_BNC + self.out(attention(q, k, v, causal=self.causal).flatten(2)))
+    def __call__(self, x_BNC: Tensor, read_BNC: Tensor) -> Stream:
+        q, k, v = self.qkv(read_BNC).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        return self.norm.after(x_BNC, self.out(attention(q, k, v, causal=self.causal).flatten(2)))
 
 
 class AbsorbedCrossAttention:
@@ -53,7 +56,7 @@ class AbsorbedCrossAttention:
         self.value_HEd = value.transpose(1, 2).to(dtype)
         bias = module.out.bias + module.out.weight @ module.value.bias
         self.out = Linear(module.out.weight, bias, dtype)
-        self.norm = Norm(module.norm)
+        self.norm = AddNorm(module.norm, dtype, post_norm=True)
 
     def absorb(self, x_BNC: Tensor) -> Tensor:
         """Queries of the features [B, N * H, E], query-major."""
@@ -61,11 +64,11 @@ class AbsorbedCrossAttention:
         q_MHd = self.query(x_BNC).unflatten(-1, (self.heads, self.width)).flatten(0, 1)
         return self._through_keys(q_MHd).view(batch, count * self.heads, -1)
 
-    def __call__(self, x_BNC: Tensor, features_BLE: Tensor, absorbed: Tensor | None = None) -> Tensor:
+    def __call__(self, x_BNC: Tensor, read_BNC: Tensor, features_BLE: Tensor, absorbed: Tensor | None = None) -> Stream:
         batch, count = len(features_BLE), x_BNC.shape[1]
-        absorbed_BME = self.absorb(x_BNC) if absorbed is None else absorbed.expand(batch, -1, -1)
+        absorbed_BME = self.absorb(read_BNC) if absorbed is None else absorbed.expand(batch, -1, -1)
         heads_MHd = self._attend(absorbed_BME, features_BLE)
-        return self.norm(x_BNC + self.out(heads_MHd.view(batch, count, -1)))
+        return self.norm.after(x_BNC, self.out(heads_MHd.view(batch, count, -1)))
 
     def _through_keys(self, q_MHd: Tensor) -> Tensor:
         """Queries of each head by its key map: [M, H, E]; M counts the queries of all images."""
@@ -109,12 +112,15 @@ class ProjectedCrossAttention:
         self.heads = module.heads
         self.query = Linear(module.query.weight, module.query.bias, dtype)
         self.out = Linear(module.out.weight, module.out.bias, dtype)
-        self.norm = Norm(module.norm)
+        self.norm = AddNorm(module.norm, dtype, post_norm=True)
 
-    def __call__(self, x_BNC: Tensor, key_value_BLHd: tuple[Tensor, Tensor], absorbed: Tensor | None = None) -> Tensor:
-        q_BNHd = self.query(x_BNC).unflatten(-1, (self.heads, -1))
+    def __call__(
+        self, x_BNC: Tensor, read_BNC: Tensor, key_value_BLHd: tuple[Tensor, Tensor], absorbed: Tensor | None = None
+    ) -> Stream:
+        q_BNHd = self.query(read_BNC).unflatten(-1, (self.heads, -1))
         key, value = key_value_BLHd
-        return self.norm(x_BNC + self.out(attention(q_BNHd.expand(len(key), -1, -1, -1), key, value).flatten(2)))
+        attended = attention(q_BNHd.expand(len(key), -1, -1, -1), key, value).flatten(2)
+        return self.norm.after(x_BNC, self.out(attended))
 
 
 class FeedForward:
@@ -123,10 +129,10 @@ class FeedForward:
     def __init__(self, module: qformer.FeedForward, dtype: torch.dtype) -> None:
         self.up = Linear(module.up.weight, module.up.bias, dtype, gelu=True)
         self.down = Linear(module.down.weight, module.down.bias, dtype)
-        self.norm = Norm(module.norm)
+        self.norm = AddNorm(module.norm, dtype, post_norm=True)
 
-    def __call__(self, x_BNC: Tensor) -> Tensor:
-        return self.norm(x_BNC + self.down(self.up(x_BNC)))
+    def __call__(self, x_BNC: Tensor, read_BNC: Tensor) -> Stream:
+        return self.norm.after(x_BNC, self.down(self.up(read_BNC)))
 
 
 class FastQFormer:
@@ -157,13 +163,15 @@ class FastQFormer:
             return self.start_1NC[:0]
         features_BLE = features_BLE.to(self.dtype)
         sources = self._sources(features_BLE)
-        x_BNC, absorbed = self.start_1NC, self.start_absorbed_1ME
+        x_BNC = read_BNC = self.start_1NC
+        absorbed = self.start_absorbed_1ME
         for self_attention, cross_attention, ffn in zip(self.selves, self.crosses, self.ffns, strict=True):
             if self_attention is not None:
-                x_BNC = self_attention(x_BNC)
+                x_BNC, read_BNC = self_attention(x_BNC, read_BNC)
             if cross_attention is not None:
-                x_BNC, absorbed = cross_attention(x_BNC, next(sources), absorbed), None
-            x_BNC = ffn(x_BNC)
+                x_BNC, read_BNC = cross_attention(x_BNC, read_BNC, next(sources), absorbed)
+                absorbed = None
+            x_BNC, read_BNC = ffn(x_BNC, read_BNC)
         return x_BNC
 
     def _sources(self, features_BLE: Tensor) -> Iterator[Any]:

@@ -19,6 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seed_fast.model.passes import fused_on
+from seed_fast.ops import bias_gelu
+
 PROCESSORS = ("x86_64", "AMD64")  # elsewhere torch's own choice stands: nothing was measured
 gelu_ = torch.ops.aten.gelu_  # F.gelu in place: fresh memory for a hidden layer costs a CPU more than the GELU
 
@@ -51,12 +54,16 @@ class Linear:
         shared = isinstance(weight, nn.Parameter) and weight.dtype == dtype
         self.weight, self.bias = weight.detach().to(dtype), bias.detach().to(dtype)
         self.dtype, self.gelu = dtype, gelu
+        self.fused = gelu and fused_on(weight.device)
         self.onednn = onednn_takes(weight.device, dtype)
         if self.onednn and not shared:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight)
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype)
+        if self.fused:
+            without_bias = product(x, self.weight) if self.onednn else F.linear(x, self.weight)
+            return bias_gelu(without_bias, self.bias, inplace=True)
         if self.onednn:
             return _linear(x, self.weight, self.bias, "gelu" if self.gelu else "none")
         out = F.linear(x, self.weight, self.bias)
