@@ -34,7 +34,13 @@ VARIABLES = (
     Variable(
         "SEED_FAST_CACHE",
         "~/.cache/seed_fast",
-        "folder for what can be made again, such as the indexes of training shards",
+        "folder for what can be made again, such as indexes of training shards, and what was measured on this machine",
+    ),
+    Variable(
+        "SEED_FAST_PRODUCTS",
+        "",
+        "library of matrix products on a CPU: mkl (torch's own), onednn, onednn+gelu, onednn-blocked, "
+        "onednn-blocked+gelu, float32 (compute half precision in it), measure (again); default: by measurement",
     ),
     Variable(
         "SEED_FAST_NATIVE",

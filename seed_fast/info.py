@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import seed_fast
+from seed_fast._machine import cpu_model
 
 _PACKAGES = ("torch", "triton", "numpy", "pillow", "safetensors", "huggingface_hub", "webdataset")
 _EXTRAS = ("transformers", "peft", "diffusers", "xformers")
@@ -25,7 +26,8 @@ def collect() -> dict[str, Any]:
 
     Returns:
         {"versions": {package: version or None}, "devices": {"cpu": ..., "gpus": [...], "gpu_reason": str},
-        "build": {"compiled": bool, "reason": str, ...}, "ops": one row per op and backend, as
+        "build": {"compiled": bool, "reason": str, ...}, "products": {"setting": str, "folder": str, "measured":
+        {question: answer}, "choices": {kind of product: library}}, "ops": one row per op and backend, as
         `seed_fast.ops.backend_table()` gives them}.
 
     Examples:
@@ -38,6 +40,7 @@ def collect() -> dict[str, Any]:
         "versions": _versions(),
         "devices": _devices(module),
         "build": _build(module, missing),
+        "products": _products(),
         "ops": importlib.import_module("seed_fast.ops").backend_table(),
     }
 
@@ -48,6 +51,7 @@ def render(info: dict[str, Any]) -> str:
         "versions": [(name, version or "not installed") for name, version in info["versions"].items()],
         "devices": _device_lines(info["devices"]),
         "compiled module": _build_lines(info["build"]),
+        "matrix products on the CPU": _product_lines(info["products"]),
     }
     lines = []
     for title, rows in sections.items():
@@ -83,15 +87,6 @@ def _versions() -> dict[str, str | None]:
     return versions
 
 
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def _devices(module: ModuleType | None) -> dict[str, Any]:
     torch = importlib.import_module("torch")
     gpus = []
@@ -108,7 +103,7 @@ def _devices(module: ModuleType | None) -> dict[str, Any]:
     reason = "" if gpus else f"torch {torch.__version__} sees no CUDA device"
     return {
         "cpu": {
-            "model": _cpu_model(),
+            "model": cpu_model(),
             "architecture": platform.machine(),
             "features": module.cpu_features() if module else None,
             "cores": os.cpu_count(),
@@ -117,6 +112,42 @@ def _devices(module: ModuleType | None) -> dict[str, Any]:
         "gpus": gpus,
         "gpu_reason": reason,
     }
+
+
+def _products() -> dict[str, Any]:
+    """What was measured on this machine; nothing is measured for this."""
+    calibration = importlib.import_module("seed_fast.model.calibration")
+    products = importlib.import_module("seed_fast.model.products")
+    try:
+        setting, measured = products.setting(), calibration.answers()
+    except ValueError as error:
+        return {"setting": str(error), "folder": str(calibration.folder()), "measured": {}, "choices": {}}
+    return {
+        "setting": setting,
+        "folder": str(calibration.folder()),
+        "measured": measured,
+        "choices": products.known_choices(measured),
+    }
+
+
+def _product_lines(products: dict[str, Any]) -> list[tuple[str, str]]:
+    lines = [("fixed", products["setting"] or "no; SEED_FAST_PRODUCTS does it")]
+    if not products["measured"]:
+        return [*lines, ("measured", "not yet: the first tok.fast() on this machine does it, in a second or two")]
+    rates = products["measured"].get("float32 products", {})
+    for kind, chosen in products["choices"].items():
+        size, rows = kind.split(", ")
+        found = rates[size.partition(" ")[0]][rows.partition(" ")[0]]["gflops"]
+        lines.append(("", f"{kind}: {chosen} (GFLOP/s: " + ", ".join(f"{k} {v:.0f}" for k, v in found.items()) + ")"))
+    for question, found in products["measured"].items():
+        if question != "float32 products":
+            lines.append(("", f"{question}: {_flat(found)}"))
+    return [*lines, ("kept in", products["folder"])]
+
+
+def _flat(found: dict[str, Any]) -> str:
+    parts = (f"{key} {_flat(value) if isinstance(value, dict) else value}" for key, value in found.items())
+    return ", ".join(parts)
 
 
 def _build(module: ModuleType | None, missing: str) -> dict[str, Any]:

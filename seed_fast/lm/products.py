@@ -1,12 +1,13 @@
-"""Matrix products of the training step: in oneDNN on an x86 CPU, where float32 goes to MKL by itself.
+"""Matrix products of the training step, in the library that is faster on this CPU.
 
-MKL doesn't use AVX-512 on every processor that has it; see `seed_fast.model.products`, which this is for training.
+`seed_fast.model.products` measures that; this is the same choice for training.
 
 Shapes: M rows, K summed, N columns; `y_NK` may be a transposed view.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -16,30 +17,47 @@ from torch import Tensor, nn
 from seed_fast.model import products
 
 
+def _takes(x_MK: Tensor, y_NK: Tensor) -> bool:
+    """True if oneDNN is to make x y^T."""
+    if x_MK.device.type != "cpu":
+        return False
+    (rows, summed), columns = x_MK.shape, y_NK.shape[0]
+    enabled = torch._C._get_mkldnn_enabled()
+    return _is_faster(
+        products.kind_of(rows), summed, columns, x_MK.dtype, products.setting(), torch.get_num_threads(), enabled
+    )
+
+
+@functools.lru_cache(maxsize=4096)  # asked for by every product of a step
+def _is_faster(kind: str, summed: int, columns: int, dtype: torch.dtype, *state: object) -> bool:
+    rows = {"few": 1, "some": products.FEW, "many": products.MANY}[kind]
+    return products.onednn_is_faster(rows, summed, columns, torch.device("cpu"), dtype)
+
+
 def times(x_MK: Tensor, y_NK: Tensor) -> Tensor:
     """x y^T, [M, N]."""
-    if products.onednn_takes(x_MK.device, x_MK.dtype):
+    if _takes(x_MK, y_NK):
         return products.product(x_MK, y_NK)
     return x_MK @ y_NK.T
 
 
 def times_into(out_MN: Tensor, x_MK: Tensor, y_NK: Tensor) -> Tensor:
     """out = x y^T; returns out, which may be a view with any distance between rows."""
-    if products.onednn_takes(x_MK.device, x_MK.dtype):
+    if _takes(x_MK, y_NK):
         return out_MN.copy_(products.product(x_MK, y_NK))
     return torch.mm(x_MK, y_NK.T, out=out_MN)
 
 
 def add_times(out_MN: Tensor, x_MK: Tensor, y_NK: Tensor) -> Tensor:
     """out += x y^T; returns out."""
-    if products.onednn_takes(x_MK.device, x_MK.dtype):
+    if _takes(x_MK, y_NK):
         return out_MN.add_(products.product(x_MK, y_NK))
     return out_MN.addmm_(x_MK, y_NK.T)
 
 
 def linear(x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
     """x W^T + b, [M, N]."""
-    if products.onednn_takes(x_MK.device, x_MK.dtype):
+    if _takes(x_MK, weight_NK):
         return products.product(x_MK, weight_NK, bias_N)
     return F.linear(x_MK, weight_NK, bias_N)
 

@@ -9,7 +9,7 @@ What the plain modules compute and this does not:
 - Queries, keys and values of each self-attention are one product, and attention reads its halves in place.
 
 Matrix products run in `dtype`, the residual stream, norms and softmax in float32. On a GPU the three stages are CUDA
-graphs (see `graphs`), on a CPU products run in oneDNN (see `products`).
+graphs (see `graphs`), on a CPU products run in the library that is faster there (see `products`).
 
 Shapes: B images, L ViT tokens, E ViT width, N codes, C Q-Former width, H heads, d head width.
 """
@@ -26,7 +26,7 @@ from seed_fast.model.encoder import ImageEncoder
 from seed_fast.model.fast_form import make_qformer
 from seed_fast.model.fast_vit import FastViT
 from seed_fast.model.graphs import Graphs, Stage, in_parts
-from seed_fast.model.products import Linear
+from seed_fast.model.products import PLAN_ADVICE, Linear, computed_in_float32, describe, warn_of_slow_half
 from seed_fast.model.quantizer import Quantizer
 from seed_fast.ops import nearest_code, pack_codebook
 
@@ -55,12 +55,17 @@ class FastTokenizer(ImageEncoder):
     Args:
         tokenizer: the source of the weights.
         dtype: type of the matrix products, float32, bfloat16 or float16. Default: the tokenizer's.
-        cross_attention: "absorbed" or "projected", two orders of the same sums; "auto": the one with fewer
-            operations for this model; "measured": the one that is faster here, by a measurement of a second or so.
+        cross_attention: "absorbed" or "projected", two orders of the same sums; "auto": in float32 on a CPU the one
+            that is faster here, otherwise the one with fewer operations for this model; "measured": the one that is
+            faster here in any dtype. What is faster is measured once per machine, in a second or so.
         graphs: on a GPU, replay CUDA graphs; False launches every kernel, for profilers and debuggers.
 
+    Attributes:
+        products: what matrix products run in: "torch", "measured", or a value of SEED_FAST_PRODUCTS, which makes the
+            same choice again. In half precision rounding, and with it some codes, depend on it.
+
     Raises:
-        ValueError: `cross_attention` is none of these.
+        ValueError: `cross_attention` is none of these, or SEED_FAST_PRODUCTS has an unknown value.
 
     Examples:
         >>> from seed_fast import SeedTokenizer
@@ -82,6 +87,9 @@ class FastTokenizer(ImageEncoder):
         self.config = tokenizer.config
         self.trained = tokenizer.trained
         self._device, self._dtype = tokenizer.device, dtype or tokenizer.dtype
+        self.products = describe(self._device, self._dtype)
+        if computed_in_float32(self._device, self._dtype):
+            warn_of_slow_half(self._device, self._dtype, PLAN_ADVICE)
         self.vit = FastViT(tokenizer.vit, tokenizer.vision_norm, self._dtype)
         self.qformer = make_qformer(tokenizer.qformer, self._dtype, self.config.num_tokens, cross_attention)
         self.nearest = FastLookup(tokenizer.quantizer)

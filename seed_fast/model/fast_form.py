@@ -1,29 +1,38 @@
 """Which order of its sums the plan's cross-attention takes: "absorbed" or "projected" (see `fast_qformer`).
 
-"auto" takes the one with fewer operations, so that a plan is the same on every start: in half precision the two orders
-round differently, which changes some codes. On the CPU that we have it is the faster one at full size (`seed-fast bench
-qformer` times both). "measured" times both now; it is for devices where that may not hold.
+"auto" in float32 on a CPU takes the one that is faster there, measured on one layer when the first plan of such a model
+is made on a machine, and kept (`calibration`). In half precision and on a GPU it takes the one with fewer operations:
+there the two orders round differently, which changes some codes, so no measurement may decide. "measured" times both
+whatever the dtype, and keeps the answer too.
 
 Shapes: L ViT tokens, E ViT width, N queries, C Q-Former width, H heads.
 """
 
 from __future__ import annotations
 
-import time
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from seed_fast.model.fast_qformer import FastQFormer
+from seed_fast.model import calibration
+from seed_fast.model.fast_qformer import (
+    NEVER,
+    SEVERAL,
+    AbsorbedCrossAttention,
+    FastQFormer,
+    ProjectedCrossAttention,
+)
+from seed_fast.model.products import Linear, computed_in_float32, onednn_takes, setting
 from seed_fast.model.qformer import QFormer
 
 FORMS = ("absorbed", "projected")
 CHOICES = ("auto", "measured", *FORMS)
-ROUNDS = 3
-IMAGES = {"cpu": 4}
-IMAGES_ELSEWHERE = 64  # enough that a GPU's time isn't that of launches
-_measured: dict[tuple[object, ...], str] = {}
+BATCHES = {"one": 1, "several": 8}  # images that are timed, on both sides of SEVERAL
+SECONDS = 0.25  # per number of images
+IMAGES_ON_A_GPU = 64  # enough that its time isn't that of launches
+MARGIN = 1.05  # gain that a form must have over the one with fewer operations
 
 
 def make_qformer(module: QFormer, dtype: torch.dtype, tokens: int, choice: str = "auto") -> FastQFormer:
@@ -41,11 +50,19 @@ def make_qformer(module: QFormer, dtype: torch.dtype, tokens: int, choice: str =
     if choice not in CHOICES:
         names = ", ".join(map(repr, CHOICES[:-1]))
         raise ValueError(f"fast: cross_attention must be {names} or {CHOICES[-1]!r}, got {choice!r}")
-    if choice == "auto":
-        choice = _fewer_operations(module, tokens)
-    elif choice == "measured":
-        choice = _faster(module, dtype, tokens)
-    return FastQFormer(module, dtype, absorbed=choice == "absorbed")
+    device = module.query_tokens.device
+    fewer, by_image = _fewer_operations(module, tokens), NEVER
+    on_cpu_in_float32 = device.type == "cpu" and (dtype == torch.float32 or computed_in_float32(device, dtype))
+    if on_cpu_in_float32 and onednn_takes(device, torch.float32) and setting() in ("", "float32", "measure"):
+        gains = _gains(module, torch.float32, tokens)
+        by_image = (gains["one"]["by image"] >= MARGIN, gains["several"]["by image"] >= MARGIN)
+    elif on_cpu_in_float32 and setting().startswith("onednn") and onednn_takes(device, torch.float32):
+        by_image = (True, True)
+    if choice == "measured" or (choice == "auto" and dtype == torch.float32 and device.type == "cpu" and not setting()):
+        choice = _faster(_gains(module, dtype, tokens), fewer)
+    elif choice == "auto":
+        choice = fewer
+    return FastQFormer(module, dtype, absorbed=choice == "absorbed", by_image=by_image)
 
 
 def _cross_attention(module: QFormer) -> Any:
@@ -63,29 +80,74 @@ def _fewer_operations(module: QFormer, tokens: int) -> str:
     return "absorbed" if absorbed <= projected else "projected"
 
 
-def _faster(module: QFormer, dtype: torch.dtype, tokens: int) -> str:
-    """The form whose fastest call is the fastest, once per process, device and kind of model."""
-    device = module.query_tokens.device
-    on_gpu = device.type == "cuda"
-    machine = torch.cuda.get_device_name(device) if on_gpu else torch.get_num_threads()
-    kind = (device.type, machine, dtype, tokens, *(tuple(p.shape) for p in module.parameters()))
-    if kind not in _measured:
-        width = _cross_attention(module).key.in_features
-        images = IMAGES.get(device.type, IMAGES_ELSEWHERE)
-        features = torch.randn(images, tokens, width, device=device, dtype=dtype)
-        plans = {form: FastQFormer(module, dtype, absorbed=form == "absorbed") for form in FORMS}
-        seconds: dict[str, list[float]] = {form: [] for form in FORMS}
-        for _ in range(1 + ROUNDS):
-            for form, plan in plans.items():
-                seconds[form].append(_seconds(plan, features))
-        _measured[kind] = min(FORMS, key=lambda form: min(seconds[form][1:]))  # the first call of each warms up
-    return _measured[kind]
+def _faster(gains: dict[str, dict[str, float]], fewer: str) -> str:
+    """The form that is faster over all batches; the one with fewer operations unless the other gains for sure."""
+    gain = 1.0  # of "projected" over "absorbed"
+    for found in gains.values():
+        gain *= (found["projected"] / max(1.0, found["by image"])) ** (1 / len(gains))
+    if fewer == "absorbed":
+        return "projected" if gain >= MARGIN else "absorbed"
+    return "absorbed" if gain <= 1 / MARGIN else "projected"
 
 
-def _seconds(plan: FastQFormer, features: Tensor) -> float:
-    wait = torch.cuda.synchronize if features.is_cuda else lambda: None
-    wait()
-    start = time.perf_counter()
-    plan(features)
-    wait()
-    return time.perf_counter() - start
+def _gains(module: QFormer, dtype: torch.dtype, tokens: int) -> dict[str, dict[str, float]]:
+    """{"one" | "several" images: {"by image" | "projected": gain over "absorbed"}}; measured if it isn't known."""
+    device, cross = module.query_tokens.device, _cross_attention(module)
+    _, queries, width = module.query_tokens.shape
+    seen = cross.key.in_features
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    name = str(dtype).removeprefix("torch.")
+    question = f"cross-attention in {name} on {where}: {queries} x {width}, {cross.heads} heads, to {tokens} x {seen}"
+
+    def is_answer(found: Any) -> bool:
+        try:
+            return all(float(found[b][form]) > 0 for b in BATCHES for form in ("by image", "projected"))
+        except (KeyError, TypeError, ValueError):
+            return False
+
+    return calibration.answer(
+        question, partial(_measure, module, dtype, tokens), is_answer, again=setting() == "measure"
+    )
+
+
+@torch.no_grad()
+def _measure(module: QFormer, dtype: torch.dtype, tokens: int) -> dict[str, Any]:
+    """Gains of the cross-attention of one layer."""
+    device, cross = module.query_tokens.device, _cross_attention(module)
+    _, queries, width = module.query_tokens.shape
+    by_image = dtype == torch.float32 and onednn_takes(device, dtype)
+    forms = {
+        "absorbed": OneLayer(module, dtype, absorbed=True),
+        "projected": OneLayer(module, dtype, absorbed=False),
+        **({"by image": OneLayer(module, dtype, absorbed=True, by_image=True)} if by_image else {}),
+    }
+    found = {}
+    for name, images in BATCHES.items():
+        images = IMAGES_ON_A_GPU if device.type == "cuda" and images >= SEVERAL else images
+        x = torch.randn(images, queries, width, device=device)
+        features = torch.randn(images, tokens, cross.key.in_features, device=device, dtype=dtype)
+        calls = {form: partial(call, x, features) for form, call in forms.items()}
+        wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+        _, gains = calibration.medians(calls, "absorbed", SECONDS, wait)
+        found[name] = {"by image": round(gains.get("by image", 0.001), 3), "projected": round(gains["projected"], 3)}
+    return found
+
+
+class OneLayer:
+    """The first layer's cross-attention, with its share of what the layers have in common."""
+
+    def __init__(self, module: QFormer, dtype: torch.dtype, *, absorbed: bool, by_image: bool = False) -> None:
+        cross = _cross_attention(module)
+        self.absorbed = absorbed
+        if absorbed:
+            self.call: Any = AbsorbedCrossAttention(cross, dtype, (by_image, by_image))
+            return
+        self.call, self.heads = ProjectedCrossAttention(cross, dtype), cross.heads
+        parts = (cross.key, cross.value)
+        self.key_value = Linear(torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts]), dtype)
+
+    def __call__(self, x_BNC: Tensor, features_BLE: Tensor) -> Any:
+        if self.absorbed:
+            return self.call(x_BNC, x_BNC, features_BLE)
+        key, value = self.key_value(features_BLE).unflatten(-1, (2, self.heads, -1)).unbind(2)
+        return self.call(x_BNC, x_BNC, (key, value))

@@ -18,10 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seed_fast.model import qformer
+from seed_fast.model import fast_attention, qformer
 from seed_fast.model.passes import AddNorm
-from seed_fast.model.products import Linear, onednn_takes, product
+from seed_fast.model.products import Linear, computed_in_float32, product
 from seed_fast.ops import attention
+
+SEVERAL = 4  # images, from which on their number counts more than the launches
+NEVER = (False, False)
 
 # The residual stream, float32, and the same values as the next product reads them.
 Stream = tuple[Tensor, Tensor]
@@ -30,30 +33,39 @@ Stream = tuple[Tensor, Tensor]
 class SelfAttention:
     """norm(x + out(attention(x))) with one product for queries, keys and values."""
 
-    def __init__(self, module: qformer.Attention, dtype: torch.dtype) -> None:
+    def __init__(self, module: qformer.Attention, dtype: torch.dtype, count: int) -> None:
         parts = (module.query, module.key, module.value)
-        self.heads, self.causal = module.heads, module.causal
+        self.heads, (width, device) = module.heads, (len(module.query.bias), module.query.bias.device)
+        self.attention = fast_attention.SelfAttention(
+            count, self.heads, width // self.heads, dtype, device, causal=module.causal
+        )
         self.qkv = Linear(torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts]), dtype)
         self.out = Linear(module.out.weight, module.out.bias, dtype)
         self.norm = AddNorm(module.norm, dtype, post_norm=True)
 
     def __call__(self, x_BNC: Tensor, read_BNC: Tensor) -> Stream:
         q, k, v = self.qkv(read_BNC).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        return self.norm.after(x_BNC, self.out(attention(q, k, v, causal=self.causal).flatten(2)))
+        return self.norm.after(x_BNC, self.out(self.attention(q, k, v).flatten(2)))
 
 
 class AbsorbedCrossAttention:
-    """Cross-attention whose keys and values are the features themselves."""
+    """Cross-attention whose keys and values are the features themselves.
 
-    def __init__(self, module: qformer.Attention, dtype: torch.dtype) -> None:
+    Torch has batched float32 products by MKL alone; `by_image` makes the same sums as a product per image or head, by
+    oneDNN: for (fewer than `SEVERAL` images, more).
+    """
+
+    def __init__(self, module: qformer.Attention, dtype: torch.dtype, by_image: tuple[bool, bool]) -> None:
         heads = module.heads
         query, key, value = (
             m.weight.detach().unflatten(0, (heads, -1)) for m in (module.query, module.key, module.value)
         )
-        self.heads, self.width = heads, query.shape[1]
+        self.heads, self.width, self.by_image = heads, query.shape[1], by_image
+        self.dtype = dtype
+        self.computed = torch.float32 if computed_in_float32(key.device, dtype) else dtype
         self.query = Linear(module.query.weight, module.query.bias, dtype)
-        self.key_HdE = (key * self.width**-0.5).to(dtype)
-        self.value_HEd = value.transpose(1, 2).to(dtype)
+        self.key_HdE = self._rounded(key * self.width**-0.5)
+        self.value_HEd = self._rounded(value.transpose(1, 2))
         bias = module.out.bias + module.out.weight @ module.value.bias
         self.out = Linear(module.out.weight, bias, dtype)
         self.norm = AddNorm(module.norm, dtype, post_norm=True)
@@ -62,13 +74,19 @@ class AbsorbedCrossAttention:
         """Queries of the features [B, N * H, E], query-major."""
         batch, count, _ = x_BNC.shape
         q_MHd = self.query(x_BNC).unflatten(-1, (self.heads, self.width)).flatten(0, 1)
-        return self._through_keys(q_MHd).view(batch, count * self.heads, -1)
+        through_keys = self._through_keys_by_head if self.by_image[batch >= SEVERAL] else self._through_keys
+        return self._rounded(through_keys(q_MHd.to(self.computed))).view(batch, count * self.heads, -1)
 
     def __call__(self, x_BNC: Tensor, read_BNC: Tensor, features_BLE: Tensor, absorbed: Tensor | None = None) -> Stream:
         batch, count = len(features_BLE), x_BNC.shape[1]
         absorbed_BME = self.absorb(read_BNC) if absorbed is None else absorbed.expand(batch, -1, -1)
-        heads_MHd = self._attend(absorbed_BME, features_BLE)
+        attend = self._attend_by_image if self.by_image[batch >= SEVERAL] else self._attend
+        heads_MHd = attend(absorbed_BME, features_BLE)
         return self.norm.after(x_BNC, self.out(heads_MHd.view(batch, count, -1)))
+
+    def _rounded(self, x: Tensor) -> Tensor:
+        """Rounded to the plan's dtype, in that of its sums."""
+        return x.to(self.dtype).to(self.computed)
 
     def _through_keys(self, q_MHd: Tensor) -> Tensor:
         """Queries of each head by its key map: [M, H, E]; M counts the queries of all images."""
@@ -76,28 +94,25 @@ class AbsorbedCrossAttention:
         torch.bmm(q_MHd.transpose(0, 1), self.key_HdE, out=absorbed_MHE.transpose(0, 1))
         return absorbed_MHE
 
-    def _attend(self, absorbed_BME: Tensor, features_BLE: Tensor) -> Tensor:
-        """The heads' outputs [M, H, d]."""
-        scores_BML = torch.bmm(absorbed_BME, features_BLE.transpose(1, 2))
-        weights_BML = scores_BML.softmax(-1, dtype=torch.float32).to(scores_BML.dtype)
-        seen_MHE = torch.bmm(weights_BML, features_BLE).flatten(0, 1).unflatten(0, (-1, self.heads))
-        heads_MHd = seen_MHE.new_empty(len(seen_MHE), self.heads, self.width)
-        torch.bmm(seen_MHE.transpose(0, 1), self.value_HEd, out=heads_MHd.transpose(0, 1))
-        return heads_MHd
-
-
-class AbsorbedByImage(AbsorbedCrossAttention):
-    """The same sums, a product per image or head: torch has batched float32 products by MKL alone, these by oneDNN."""
-
-    def _through_keys(self, q_MHd: Tensor) -> Tensor:
+    def _through_keys_by_head(self, q_MHd: Tensor) -> Tensor:
         per_head = [product(q_Md, key_dE.t()) for q_Md, key_dE in zip(q_MHd.unbind(1), self.key_HdE, strict=True)]
         return torch.stack(per_head, dim=1)
 
     def _attend(self, absorbed_BME: Tensor, features_BLE: Tensor) -> Tensor:
+        """The heads' outputs [M, H, d]."""
+        scores_BML = torch.bmm(absorbed_BME, features_BLE.transpose(1, 2))
+        weights_BML = self._rounded(scores_BML.softmax(-1, dtype=torch.float32))
+        seen_MHE = torch.bmm(weights_BML, features_BLE).flatten(0, 1).unflatten(0, (-1, self.heads))
+        seen_MHE = self._rounded(seen_MHE)
+        heads_MHd = seen_MHE.new_empty(len(seen_MHE), self.heads, self.width)
+        torch.bmm(seen_MHE.transpose(0, 1), self.value_HEd, out=heads_MHd.transpose(0, 1))
+        return heads_MHd
+
+    def _attend_by_image(self, absorbed_BME: Tensor, features_BLE: Tensor) -> Tensor:
         seen = []  # [N, H, E] of each image
         for absorbed_ME, features_LE in zip(absorbed_BME, features_BLE, strict=True):
-            weights_ML = product(absorbed_ME, features_LE).softmax(-1)
-            seen.append(product(weights_ML, features_LE.t()).unflatten(0, (-1, self.heads)))
+            weights_ML = self._rounded(product(absorbed_ME, features_LE).softmax(-1))
+            seen.append(self._rounded(product(weights_ML, features_LE.t())).unflatten(0, (-1, self.heads)))
         per_head = [
             product(torch.cat([seen_NHE[:, head] for seen_NHE in seen]), value_Ed.t())
             for head, value_Ed in enumerate(self.value_HEd)
@@ -138,18 +153,23 @@ class FeedForward:
 class FastQFormer:
     """Features [B, L, E] to causal embeddings [B, N, C] float32."""
 
-    def __init__(self, module: qformer.QFormer, dtype: torch.dtype, *, absorbed: bool) -> None:
+    def __init__(
+        self, module: qformer.QFormer, dtype: torch.dtype, *, absorbed: bool, by_image: tuple[bool, bool] = NEVER
+    ) -> None:
         layers: list[Any] = list(module.layers)
         crosses: list[Any] = [layer.cross_attention for layer in layers]
-        kind: Any = ProjectedCrossAttention
-        if absorbed:
-            by_image = dtype == torch.float32 and onednn_takes(module.query_tokens.device, dtype)
-            kind = AbsorbedByImage if by_image else AbsorbedCrossAttention
         self.dtype, self.absorbed = dtype, absorbed
+        self.widened = absorbed and computed_in_float32(module.query_tokens.device, dtype)
+
+        def kind(cross: Any) -> Any:
+            if absorbed:
+                return AbsorbedCrossAttention(cross, dtype, by_image)
+            return ProjectedCrossAttention(cross, dtype)
+
         queries = module.norm(module.query_tokens)
         self.start_1NC = layers[0].self_attention(queries, queries).detach().float()
-        self.selves = [None, *(SelfAttention(layer.self_attention, dtype) for layer in layers[1:])]
-        self.crosses = [None if cross is None else kind(cross, dtype) for cross in crosses]
+        self.selves = [None, *(SelfAttention(layer.self_attention, dtype, queries.shape[1]) for layer in layers[1:])]
+        self.crosses = [None if cross is None else kind(cross) for cross in crosses]
         self.ffns = [FeedForward(layer.ffn, dtype) for layer in layers]
         first: Any = self.crosses[0]
         self.start_absorbed_1ME = first.absorb(self.start_1NC) if absorbed else None
@@ -162,6 +182,8 @@ class FastQFormer:
         if not len(features_BLE):
             return self.start_1NC[:0]
         features_BLE = features_BLE.to(self.dtype)
+        if self.widened:
+            features_BLE = features_BLE.float()
         sources = self._sources(features_BLE)
         x_BNC = read_BNC = self.start_1NC
         absorbed = self.start_absorbed_1ME

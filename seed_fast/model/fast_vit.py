@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from seed_fast.model import vit
+from seed_fast.model.fast_attention import SelfAttention
 from seed_fast.model.passes import AddNorm
 from seed_fast.model.products import Linear
-from seed_fast.ops import attention
 
 
 class FastBlock:
     """A block of the ViT: what its attention and its MLP add to the residual stream, and the norms before them."""
 
-    def __init__(self, block: vit.Block, dtype: torch.dtype) -> None:
+    def __init__(self, block: vit.Block, dtype: torch.dtype, tokens: int) -> None:
         attn = block.attn
         assert attn.q_bias is not None
         assert attn.v_bias is not None
@@ -33,11 +33,13 @@ class FastBlock:
         self.qkv = Linear(attn.qkv.weight, bias, dtype)
         self.proj = Linear(attn.proj.weight, attn.proj.bias, dtype)
         self.fc1 = Linear(block.mlp.fc1.weight, block.mlp.fc1.bias, dtype, gelu=True)
+        width = len(attn.q_bias) // attn.heads
+        self.attention = SelfAttention(tokens, attn.heads, width, dtype, attn.q_bias.device)
         self.fc2 = Linear(block.mlp.fc2.weight, block.mlp.fc2.bias, dtype)
 
     def attend(self, normed_BLE: Tensor) -> Tensor:
         q, k, v = self.qkv(normed_BLE).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        return self.proj(attention(q, k, v).flatten(2))
+        return self.proj(self.attention(q, k, v).flatten(2))
 
 
 class FastViT:
@@ -51,7 +53,7 @@ class FastViT:
         self.prefix_1LE = module.position_embedding.detach().float().clone()
         self.prefix_1LE[:, :1] += module.cls_token.detach().float()
         blocks: list[Any] = list(module.blocks)
-        self.blocks = [FastBlock(block, dtype) for block in blocks]
+        self.blocks = [FastBlock(block, dtype, self.prefix_1LE.shape[1]) for block in blocks]
         self.norm = AddNorm(norm, dtype)
 
     def __call__(self, pixels_B3SS: Tensor) -> Tensor:

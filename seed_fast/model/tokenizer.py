@@ -22,6 +22,7 @@ from seed_fast.model.codes import as_codes
 from seed_fast.model.config import SeedConfig
 from seed_fast.model.decoder import Decoder, build_head
 from seed_fast.model.encoder import ImageEncoder
+from seed_fast.model.products import warn_of_slow_half
 from seed_fast.model.qformer import QFormer
 from seed_fast.model.quantizer import Quantizer
 from seed_fast.model.vit import ViT
@@ -137,8 +138,8 @@ class SeedTokenizer(ImageEncoder, nn.Module):
 
         Args:
             dtype: type of the matrix products (default: this model's); the residual stream stays float32.
-            cross_attention: "absorbed" or "projected", two orders of the same sums; "auto": the one with fewer
-                operations; "measured": the one that is faster here.
+            cross_attention: "absorbed" or "projected", two orders of the same sums; "auto": in float32 on a CPU the
+                faster one, otherwise the one with fewer operations; "measured": the one that is faster here.
             graphs: on a GPU, replay CUDA graphs; False launches every kernel.
         """
         from seed_fast.model.fast import FastTokenizer
@@ -151,6 +152,8 @@ class SeedTokenizer(ImageEncoder, nn.Module):
 
     def vit_features(self, pixels: Tensor) -> Tensor:
         """Normalised pixels [B, 3, S, S] to the ViT's own output [B, L, E], which no other weight touches."""
+        if not torch.compiler.is_compiling():
+            warn_of_slow_half(self.device, self.dtype)
         return self.vit(self._check_pixels(pixels).to(self.device, self.dtype))
 
     def norm_features(self, features: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The package's ops. One file per op is its contract; `explain` says which backend would run it, and why."""
 
-from seed_fast.ops._dispatch import BackendError, backend, backend_table, explain
+from seed_fast.ops._dispatch import BackendError, backend, backend_table, explain, forced
 from seed_fast.ops.add_layer_norm import add_layer_norm
 from seed_fast.ops.attention import attention
 from seed_fast.ops.bias_gelu import bias_gelu
@@ -16,6 +16,7 @@ __all__ = [
     "backend_table",
     "bias_gelu",
     "explain",
+    "forced",
     "nearest_code",
     "pack_codebook",
     "vector_quantize",

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from seed_fast.model import vit
+from seed_fast.model.products import TRAINING_ADVICE, warn_of_slow_half
 from seed_fast.train import checkpoint
 from seed_fast.train.batches import Batch, Batches, endless
 from seed_fast.train.metrics import MetricsLog, Progress
@@ -96,6 +97,7 @@ class Loop:
                 stack.callback(progress.close)
             stack.enter_context(self._stopping_signals())
             stream = endless(self.batches)
+            warn_of_slow_half(self.ranks.device, DTYPES[self.recipe.dtype], TRAINING_ADVICE)
             while self.step < total:
                 terms = self.train_step(stream)
                 self.step += 1

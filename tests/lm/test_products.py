@@ -11,10 +11,9 @@ from torch import nn
 from seed_fast.lm.products import Linear, add_times, linear, times, times_into, use_fast_linears
 
 
-@pytest.fixture(params=[True, False], ids=["oneDNN", "without"], autouse=True)
-def onednn(request, monkeypatch):
-    if not request.param:
-        monkeypatch.setattr("seed_fast.model.products.onednn_takes", lambda device, dtype: False)
+@pytest.fixture(params=["onednn", "mkl", ""], autouse=True)
+def library(request, monkeypatch):
+    monkeypatch.setenv("SEED_FAST_PRODUCTS", request.param)
 
 
 def near(found, x, y, added=0.0):

@@ -9,7 +9,8 @@ import torch
 
 from seed_fast import SeedConfig, SeedTokenizer
 from seed_fast.convert import from_official
-from seed_fast.model import fast_form
+from seed_fast.model import fast_attention, fast_form
+from seed_fast.ops import backend
 from seed_fast.profile.cost import costs
 
 SMALL = {"image_size": 28, "vit_dim": 32, "vit_depth": 2, "vit_heads": 2, "vit_ffn_dim": 48, "codebook_size": 300}
@@ -84,21 +85,40 @@ def test_the_form_with_fewer_operations_is_taken(sizes, form):
     assert fast_form._fewer_operations(module, config.num_tokens) == form
 
 
-def test_the_form_is_measured_once(monkeypatch):
+@pytest.mark.parametrize(
+    ("one", "several", "form"),
+    [
+        ({"by image": 1, "projected": 0.9}, {"by image": 1, "projected": 1.0}, "absorbed"),
+        ({"by image": 1, "projected": 1.02}, {"by image": 1, "projected": 1.02}, "absorbed"),  # noise
+        ({"by image": 1, "projected": 1.2}, {"by image": 1, "projected": 1.1}, "projected"),
+        ({"by image": 1.3, "projected": 1.2}, {"by image": 1.3, "projected": 1.1}, "absorbed"),
+    ],
+)
+def test_float32_takes_the_form_that_was_measured_to_be_faster_and_half_precision_does_not(
+    one, several, form, monkeypatch
+):
+    monkeypatch.delenv("SEED_FAST_PRODUCTS", raising=False)
+    monkeypatch.setattr(fast_form, "_gains", lambda *of: {"one": one, "several": several})
     tok = SeedTokenizer.from_pretrained("seed-tiny")
-    slow, seconds = {"absorbed"}, []
+    assert tok.fast().qformer.absorbed == (form == "absorbed")
+    assert tok.fast(dtype=torch.bfloat16, cross_attention="measured").qformer.absorbed == (form == "absorbed")
+    assert tok.fast(dtype=torch.bfloat16).qformer.absorbed
 
-    def timed(plan, features):
-        seconds.append(1.0 if plan.absorbed == ("absorbed" in slow) else 0.5)
-        return seconds[-1]
 
-    monkeypatch.setattr(fast_form, "_measured", {})
-    monkeypatch.setattr(fast_form, "_seconds", timed)
-    assert not tok.fast(cross_attention="measured").qformer.absorbed
-    slow.clear()
-    assert not tok.fast(cross_attention="measured").qformer.absorbed, "what was measured stands"
-    assert len(seconds) == 2 * (1 + fast_form.ROUNDS)
-    assert tok.fast(dtype=torch.bfloat16, cross_attention="measured").qformer.absorbed
+@pytest.mark.parametrize("by_torch", [(False, True), (True, False)])
+def test_self_attention_by_torch_gives_the_same_codes(by_torch, monkeypatch):
+    gains = dict(
+        zip(("one", "several"), (1.5 if torch_is_faster else 0.5 for torch_is_faster in by_torch), strict=True)
+    )
+    monkeypatch.setattr(fast_attention, "_gains", lambda *sizes: gains)
+    tok = SeedTokenizer.from_pretrained("seed-tiny")
+    plan = tok.fast()
+    assert plan.vit.blocks[0].attention.by_torch == by_torch
+    pixels = torch.randn(5, 3, 64, 64)
+    assert torch.equal(plan.encode(pixels), tok.encode(pixels))
+    assert torch.equal(plan.encode(pixels[:1]), tok.encode(pixels[:1]))
+    with backend("reference"):
+        assert torch.equal(plan.encode(pixels), tok.encode(pixels)), "a forced backend is kept to"
 
 
 def test_a_measured_plan_gives_the_same_codes():

@@ -1,6 +1,8 @@
-"""Products of the plan: right in oneDNN and without it, and no copy of a weight that can be shared."""
+"""Products of the plan: right in every library, no copy of a weight that can be shared, and chosen by measurement."""
 
 from __future__ import annotations
+
+import logging
 
 import pytest
 import torch
@@ -8,23 +10,40 @@ import torch.nn.functional as F
 from torch import nn
 
 from seed_fast import SeedTokenizer
-from seed_fast.model import fast_qformer, products
-from seed_fast.model.fast_qformer import AbsorbedByImage
-from seed_fast.model.products import Linear, onednn_takes, product
+from seed_fast.convert import from_official
+from seed_fast.model import calibration, fast_form, products
+from seed_fast.model.fast_qformer import AbsorbedCrossAttention
+from seed_fast.model.products import ROUTES, Linear, Route, onednn_takes, product
 
 CPU = torch.device("cpu")
 needs_onednn = pytest.mark.skipif(not onednn_takes(CPU, torch.float32), reason="no oneDNN here")
 MIXED = "ignore:TF32 acceleration on top of oneDNN:UserWarning"  # torch's, from entering flags()
 
 
-@pytest.fixture(params=["oneDNN", "torch's choice"])
+@pytest.fixture(params=[*ROUTES, "float32", "no oneDNN"])
 def anywhere(request, monkeypatch):
-    """Each test with oneDNN, where it is, and as on a machine without."""
-    if request.param == "torch's choice":
-        for module in (products, fast_qformer):
+    """Each test by each choice, and as on a machine without oneDNN."""
+    if request.param == "no oneDNN":
+        for module in (products, fast_form):
             monkeypatch.setattr(module, "onednn_takes", lambda device, dtype: False)
     elif not onednn_takes(CPU, torch.float32):
         pytest.skip("no oneDNN here")
+    else:
+        monkeypatch.setenv("SEED_FAST_PRODUCTS", request.param)
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Set what was measured: gains by size of weights and number of rows."""
+
+    def set_gains(**gains):
+        every = {name: gains.get(name, 1.0) for name in ROUTES}
+        kind = {"gain": every, "gelu": every, "gflops": every}
+        table = {size: dict.fromkeys(rows, kind) for size, rows in products.SAMPLES.items()}
+        monkeypatch.setattr(products, "float32_gains", lambda: table)
+
+    monkeypatch.delenv("SEED_FAST_PRODUCTS", raising=False)
+    return set_gains
 
 
 def map_of(rows: int, columns: int, **kind) -> nn.Linear:
@@ -66,7 +85,9 @@ def test_gelu_is_the_exact_one():
 @pytest.mark.usefixtures("anywhere")
 def test_a_weight_is_copied_only_where_its_dtype_or_form_is_new():
     module = map_of(8, 8)
-    assert Linear(module.weight, module.bias, torch.float32).weight.data_ptr() == module.weight.data_ptr()
+    kept = Linear(module.weight, module.bias, torch.float32)
+    if not kept.routes["few"].blocked:  # asked for by name, since nothing else would copy this weight
+        assert kept.weight.data_ptr() == module.weight.data_ptr()
     before = module.weight.detach().clone()
     for weight in (module.weight.double(), torch.cat([module.weight, module.weight])):
         bias = module.bias.repeat(len(weight) // 8)
@@ -112,9 +133,131 @@ def test_a_plan_stays_within_twice_the_error_of_the_modules_with_and_without_one
 
 
 @needs_onednn
-def test_float32_on_a_cpu_takes_the_form_by_image():
+@pytest.mark.parametrize(("name", "by_image"), [("mkl", (False, False)), ("onednn", (True, True))])
+def test_cross_attention_is_made_in_the_library_that_is_fixed(name, by_image, monkeypatch):
+    monkeypatch.setenv("SEED_FAST_PRODUCTS", name)
     tok = SeedTokenizer.from_pretrained("seed-tiny")
     plans = [tok.fast(dtype=dtype, cross_attention="absorbed") for dtype in (torch.float32, torch.bfloat16)]
-    kinds = [{type(cross) for cross in plan.qformer.crosses if cross is not None} for plan in plans]
-    assert kinds[0] == {AbsorbedByImage}
-    assert AbsorbedByImage not in kinds[1]
+    crosses = [cross for plan in plans for cross in plan.qformer.crosses if cross is not None]
+    assert all(isinstance(cross, AbsorbedCrossAttention) for cross in crosses)
+    assert {cross.by_image for cross in crosses[: len(crosses) // 2]} == {by_image}
+    assert {cross.by_image for cross in crosses[len(crosses) // 2 :]} == {(False, False)}
+
+
+@needs_onednn
+def test_what_does_not_gain_by_a_margin_is_left_to_torch(measured):
+    measured(**{"onednn": 1.01, "onednn+gelu": 1.02, "onednn-blocked": 1.02})
+    assert set(products.choices(64, 64).values()) == {products.MKL}
+    assert set(products.choices(64, 64, gelu=True, shared=False).values()) == {products.MKL}
+    measured(**{"onednn": 1.2, "onednn+gelu": 1.3, "onednn-blocked": 1.4})
+    assert set(products.choices(64, 64, gelu=True).values()) == {Route(True, fused=True)}
+    assert set(products.choices(64, 64, shared=False).values()) == {Route(True, blocked=True)}
+
+
+@needs_onednn
+def test_blocks_are_for_every_number_of_rows_or_none(measured):
+    measured(**{"onednn": 1.2, "onednn-blocked": 1.4})
+    table = products.float32_gains()
+    worse = dict.fromkeys(ROUTES, 1.0)
+    table["small"]["many"] = {"gain": worse, "gelu": worse, "gflops": worse}
+    found = products.choices(64, 64, shared=False)
+    assert found == {"few": Route(True), "some": Route(True), "many": products.MKL}
+
+
+@needs_onednn
+def test_the_number_of_rows_chooses_the_route(measured, monkeypatch):
+    measured(onednn=1.2)
+    products.float32_gains()["small"]["few"] = dict.fromkeys(("gain", "gelu", "gflops"), dict.fromkeys(ROUTES, 1.0))
+    seen = []
+    real = products._linear
+    monkeypatch.setattr(products, "_linear", lambda x, *rest: seen.append(len(x)) or real(x, *rest))
+    layer = map_of(8, 8)
+    linear = Linear(layer.weight, layer.bias, torch.float32)
+    for rows in (1, products.FEW, products.MANY):
+        linear(torch.ones(rows, 8))
+    assert seen == [products.FEW, products.MANY]
+
+
+def test_a_wrong_setting_is_named(monkeypatch):
+    monkeypatch.setenv("SEED_FAST_PRODUCTS", "blas")
+    with pytest.raises(ValueError, match=r"SEED_FAST_PRODUCTS must be one of mkl, onednn, .*measure, got 'blas'"):
+        SeedTokenizer.from_pretrained("seed-tiny").fast()
+
+
+def separable(tok, pixels):
+    """Codes, and where another rounding can't change them."""
+    with torch.no_grad():
+        z = tok.quantizer.encode_task(tok.causal_embeddings(pixels))
+        distance = torch.cdist(z.double(), tok.quantizer.codebook.double()).topk(2, largest=False).values
+    return tok.encode(pixels), (distance[..., 1] - distance[..., 0]) > 1e-4
+
+
+@pytest.mark.usefixtures("anywhere")
+@pytest.mark.parametrize("name", ["seed-tiny", "seed2_tiny", "seed2_rqf_tiny", "seed1_tiny"])
+def test_float32_codes_do_not_depend_on_the_choice(name, golden):
+    if name == "seed-tiny":
+        tok = SeedTokenizer.from_pretrained(name)
+        pixels = torch.randn(9, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    else:
+        tok, pixels = from_official(golden(name).weights, golden(name).config), golden(name).inputs["image"]
+    codes, fixed = separable(tok, pixels)
+    for form in ("absorbed", "projected"):
+        found = tok.fast(cross_attention=form).encode(pixels)
+        assert torch.equal(found[fixed], codes[fixed])
+    assert fixed.double().mean() > 0.95
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_in_float32_products_is_half_precision(dtype, monkeypatch):
+    """Weights are held in half precision, inputs and results rounded to it, and float32 in between is no worse."""
+    monkeypatch.setenv("SEED_FAST_PRODUCTS", "float32")
+    module = map_of(40, 51)
+    x = torch.randn(7, 40)
+    with torch.no_grad():
+        ours = Linear(module.weight, module.bias, dtype)
+        rounded = F.linear(x.to(dtype).double(), module.weight.to(dtype).double(), module.bias.to(dtype).double())
+        found = ours(x)
+        assert ours.weight.dtype == found.dtype == dtype
+        assert error(found, rounded) <= 1.01 * error(rounded.to(dtype), rounded) + 1e-6
+    tok = SeedTokenizer.from_pretrained("seed-tiny")
+    plan = tok.fast(dtype=dtype)
+    assert plan.products == "float32"
+    pixels = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    assert (plan.encode(pixels) == tok.encode(pixels)).double().mean() > 0.9
+
+
+def test_slow_half_precision_is_said_once_and_computed_in_float32(monkeypatch, caplog):
+    monkeypatch.delenv("SEED_FAST_PRODUCTS", raising=False)
+    monkeypatch.setattr(products, "slowdown", lambda dtype: 8.0)
+    products._warn_once.cache_clear()
+    tok = SeedTokenizer.from_pretrained("seed-tiny")
+    with caplog.at_level(logging.WARNING, "seed_fast"):
+        plans = [tok.fast(dtype=torch.bfloat16) for _ in range(2)]
+    assert [plan.products for plan in plans] == ["float32"] * 2
+    assert len(caplog.messages) == 1
+    assert "bfloat16 is 8 times slower than float32 on this CPU" in caplog.text
+    caplog.clear()
+    SeedTokenizer.from_pretrained("seed-tiny", dtype=torch.bfloat16).encode(torch.zeros(1, 3, 64, 64))
+    assert "use float32, or tok.fast()" in caplog.text
+    products._warn_once.cache_clear()
+
+
+def test_half_precision_with_instructions_is_left_alone(monkeypatch, caplog):
+    monkeypatch.delenv("SEED_FAST_PRODUCTS", raising=False)
+    monkeypatch.setattr(products, "slowdown", lambda dtype: 0.5)
+    products._warn_once.cache_clear()
+    plan = SeedTokenizer.from_pretrained("seed-tiny").fast(dtype=torch.bfloat16)
+    assert plan.products in ("onednn-blocked+gelu", "torch")
+    assert not caplog.messages
+
+
+@needs_onednn
+@pytest.mark.filterwarnings(MIXED)
+def test_without_onednn_nothing_is_measured(monkeypatch):
+    monkeypatch.setattr(calibration, "answer", lambda question, *rest, **more: pytest.fail(question))
+    monkeypatch.setattr("seed_fast.model.fast_attention._gains", lambda *sizes: {"one": 1, "several": 1})
+    monkeypatch.setattr(fast_form, "_gains", lambda *of: {"one": {"by image": 1, "projected": 1}})
+    with torch.backends.mkldnn.flags(enabled=False):
+        plan = SeedTokenizer.from_pretrained("seed-tiny").fast()
+    assert plan.products == "torch"
+    assert not any(cross.by_image[0] for cross in plan.qformer.crosses if cross is not None)
