@@ -143,16 +143,18 @@ def _tokenize_part(options: TokenizeOptions, split: Split, device: torch.device)
         raise OSError(f"the device has no memory for a batch of {options.batch_size}: lower --batch-size") from error
     finally:
         progress.close()
+    # In half precision the codes depend on how products round; the name makes the same choice again.
+    products = getattr(tok, "products", "") if options.dtype != "float32" and device.type == "cpu" else ""
     if options.as_json:
         about = {"output": str(writer.output), "model": options.model, "random_weights": options.random_weights}
         about |= {"device": str(device), "dtype": options.dtype, "resize": processor.resize, "shard": str(split)}
-        about |= {"batch_size": job.batch_size, "workers": workers}
+        about |= {"batch_size": job.batch_size, "workers": workers, "products": getattr(tok, "products", None)}
         closing = json.dumps(about | summary.to_dict())
         report.tell(closing) if writer.output == STDOUT else print(closing, flush=True)
     elif writer.output == STDOUT:
-        report.tell(render(summary, job, str(device)), lines=True)
+        report.tell(render(summary, job, str(device), products), lines=True)
     else:
-        print(render(summary, job, str(device)), printable(str(writer.output)), sep="\n", flush=True)
+        print(render(summary, job, str(device), products), printable(str(writer.output)), sep="\n", flush=True)
     return summary.exit_code
 
 

@@ -119,8 +119,15 @@ def _nowhere() -> TextIO:
     return open(os.devnull, "w", encoding="utf-8")  # as long as the process lives
 
 
-def render(summary: Summary, job: Job, device: str) -> str:
-    """The closing table: each stage, who did it, its seconds, and its share of the seconds of all stages."""
+def render(summary: Summary, job: Job, device: str, products: str = "") -> str:
+    """The closing table: each stage, who did it, its seconds, and its share of the seconds of all stages.
+
+    Args:
+        summary: what was done.
+        job: what was asked for.
+        device: where the model was.
+        products: what half precision's matrix products ran in, which its codes depend on.
+    """
     where = {"main": "main process", "device": device, "workers": f"{job.workers} worker{'s' * (job.workers != 1)}"}
     rows = [f"{'stage':<14} {'where':<14} {'seconds':>9} {'ms/image':>9} {'share':>7}"]
     for stage in summary.stages:
@@ -135,6 +142,10 @@ def render(summary: Summary, job: Job, device: str) -> str:
         + (f"; {summary.skipped} skipped" if summary.skipped else "")
         + (f"; {summary.bad_inputs} inputs could not be listed" if summary.bad_inputs else ""),
     ]
+    if products:
+        rows.append(
+            f"Matrix products in half precision: {products}; SEED_FAST_PRODUCTS={products} rounds the same way."
+        )
     return "\n".join(rows)
 
 

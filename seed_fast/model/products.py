@@ -221,11 +221,11 @@ def slowdown(dtype: torch.dtype) -> float:
     name = str(dtype).removeprefix("torch.")
 
     def measure() -> dict[str, Any]:
-        x, weight = torch.randn(128, 512), torch.randn(512, 512)
+        x, weight = torch.randn(128, 1024), torch.randn(1024, 1024)
         half = x.to(dtype), weight.to(dtype)
         with torch.no_grad():
             calls = {name: lambda: F.linear(*half), "float32": lambda: F.linear(x, weight)}
-            _, gains = calibration.medians(calls, name, 0.1)
+            _, gains = calibration.medians(calls, name, 0.2)
         return {"times float32": round(gains["float32"], 2)}
 
     def is_answer(found: Any) -> bool:
@@ -242,8 +242,16 @@ def computed_in_float32(device: torch.device, dtype: torch.dtype) -> bool:
         return False
     name = setting()
     if name in ("", "measure"):
-        return slowdown(dtype) > SLOW
+        return not _has_instructions(dtype) or slowdown(dtype) > SLOW
     return name == "float32"
+
+
+def _has_instructions(dtype: torch.dtype) -> bool:
+    """False where oneDNN says that it can't take this dtype, which needs no measurement."""
+    if platform.machine() not in PROCESSORS or not torch.backends.mkldnn.is_available():
+        return True
+    name = "_is_mkldnn_bf16_supported" if dtype == torch.bfloat16 else "_is_mkldnn_fp16_supported"
+    return bool(getattr(torch.ops.mkldnn, name, lambda: True)())
 
 
 PLAN_ADVICE = "its products are computed in float32 from inputs rounded to it, so float32 is as fast, and exact"
@@ -270,7 +278,7 @@ def _warn_once(dtype: torch.dtype, advice: str) -> None:
 
 
 def describe(device: torch.device, dtype: torch.dtype) -> str:
-    """The name of what a plan's products run in: "torch", "mkl", "onednn", "float32", "measured", ...
+    """The name of what a plan's products run in: "measured", a value of SEED_FAST_PRODUCTS, or on a GPU "torch".
 
     In half precision it says how results were rounded; as SEED_FAST_PRODUCTS it gives them again.
     """
@@ -279,7 +287,7 @@ def describe(device: torch.device, dtype: torch.dtype) -> str:
     if computed_in_float32(device, dtype):
         return "float32"
     if not onednn_takes(device, dtype):
-        return "torch"
+        return "mkl"
     name = setting()
     if name in ROUTES:
         return name
