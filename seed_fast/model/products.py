@@ -268,9 +268,9 @@ def warn_of_slow_half(device: torch.device, dtype: torch.dtype, advice: str = AD
 @functools.cache
 def _warn_once(dtype: torch.dtype, advice: str) -> None:
     times, name = slowdown(dtype), str(dtype).removeprefix("torch.")
-    if times > SLOW:
+    if times > SLOW or not _has_instructions(dtype):
         logger.warning(
-            "%s is %.0f times slower than float32 on this CPU, which has no instructions for it: %s",
+            "%s takes %.1f times as long as float32 on this CPU, which has no instructions for it: %s",
             name,
             times,
             advice,
