@@ -19,6 +19,7 @@ import torch
 import seed_fast
 from benchmarks import providers
 from seed_fast import info
+from seed_fast._files import write_beside
 
 SCHEMA = 1
 ROOT = Path(__file__).resolve().parents[1]
@@ -127,9 +128,7 @@ def save(results: dict[str, Any], path: Path) -> None:
     """Write a file beside itself, then rename."""
     text = dump(results)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
+    write_beside(path, text.encode())
 
 
 def _rounded(value: Any) -> Any:

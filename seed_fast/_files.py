@@ -1,22 +1,168 @@
-"""Files that are whole whenever their name can be seen."""
+"""Files that are whole whenever their name can be seen, that one process at a time writes, and whose errors name them.
+
+What a killed process leaves lies under fixed names, so that the next one that writes the same output removes it.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
-import tempfile
+import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+STAGING = ".partial"  # in a folder: its next files
+
+
+class OutputError(ValueError):
+    """The output exists, belongs to another run, or is in use. The message starts with its path."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What goes wrong with writing inside is an `OSError` that names `path`: the system names no file of a full disk,
+    and libraries that write have errors of their own.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError" and "PytorchStreamWriter" not in str(error):
+            raise
+        code = re.search(r"os error (\d+)", str(error))
+        if code:
+            raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise OSError(errno.EIO, f"cannot be written: {reason}", str(path)) from error
+
+
+def open_locked(path: Path, *, wait: bool = False) -> BinaryIO:
+    """A file that this process alone has, to append to; made if it is missing. Closing it, or dying, lets it go.
+
+    Args:
+        wait: until another process lets it go; otherwise that is an error.
+
+    Raises:
+        OutputError: another process has it.
+    """
+    while True:
+        with writing(path):
+            file = open(path, "a+b", buffering=0)  # noqa: SIM115 - open until the caller closes it
+        try:
+            _lock(file.fileno(), wait)
+            if _is_at(file.fileno(), path):
+                return file
+        except BlockingIOError:
+            file.close()
+            raise OutputError(f"{path}: another process is writing it") from None
+        file.close()  # renamed or removed by who had it, between opening and locking
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Have a folder for this process alone, as far as others ask for the same; made if it is missing.
+
+    Raises:
+        OutputError: another process has it.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "must be a folder, got a file", str(folder))
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = _open_folder(folder)
+        if descriptor is None:
+            yield
+            return
+        try:
+            _lock(descriptor, wait=False)
+            if _is_at(descriptor, folder):
+                yield
+                return
+        except BlockingIOError:
+            raise OutputError(f"{folder}: another process is writing it") from None
+        finally:
+            os.close(descriptor)
 
 
 def write_beside(path: Path, content: bytes) -> None:
     """Write `content` to `<path>.tmp`, force it to the disk, and give it its name."""
     beside = path.with_name(path.name + ".tmp")
-    with open(beside, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    file = open_locked(beside, wait=True)
+    try:
+        with writing(path):
+            file.truncate(0)
+            write_all(file, content)
+            os.fsync(file.fileno())
+            rename_locked(file, beside, path)
+    finally:
+        file.close()
+
+
+def rename_locked(file: BinaryIO, path: Path, target: Path) -> None:
+    """Give a file that `open_locked` opened another name, and close it: until then nobody else can have it."""
+    if os.name == "nt":  # which renames no open file
+        file.close()
+    os.replace(path, target)
+    file.close()
+
+
+class OutputLock:
+    """Says that this process writes an output that is more than one file. Dying lets it go.
+
+    Args:
+        path: a file for it, that lies there as long as it is held.
+
+    Raises:
+        OutputError: another process writes `output`.
+    """
+
+    def __init__(self, path: Path, output: Path) -> None:
+        self._path = path
+        try:
+            self._file = open_locked(path)
+        except OutputError:
+            raise OutputError(f"{output}: another process is writing it") from None
+
+    def release(self) -> None:
+        """Let it go."""
+        if self._file.closed:
+            return
+        if os.name == "nt":
+            self._file.close()
+        self._path.unlink(missing_ok=True)
+        self._file.close()
+
+
+def write_all(file: BinaryIO, content: bytes | memoryview) -> None:
+    """Write all of it to an unbuffered file."""
+    left = memoryview(content)
+    while left:
+        left = left[file.write(left) :]
+
+
+@contextmanager
+def staging_folder(path: Path) -> Iterator[Path]:
+    """An empty folder at `path` for this process alone. What a killed one has left in it goes; so does the rest at the
+    end, unless the folder has another name by then.
+
+    Raises:
+        OutputError: another process is at work in it.
+    """
+    with locked_folder(path):
+        own = os.stat(path)
+        for left in path.iterdir():
+            _remove(left)
+        try:
+            yield path
+        finally:
+            if path.exists() and os.path.samestat(own, os.stat(path)):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager
@@ -24,14 +170,67 @@ def replace_folder_files(folder: Path) -> Iterator[Path]:
     """A folder to write into; at the end its files, subfolders too, take their names in `folder` one by one.
 
     If something is raised, `folder` stays as it was.
+
+    Raises:
+        OutputError: another process does the same.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as name:
-        staging = Path(name)
+    with writing(folder), staging_folder(folder / STAGING) as staging:
         yield staging
         for path in sorted(path for path in staging.rglob("*") if path.is_file()):
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
+            to_disk(path)
             target = folder / path.relative_to(staging)
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, target)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes have staged in a folder that the caller has locked."""
+    for path in folder.glob(STAGING + "*"):
+        _remove(path)
+
+
+def to_disk(path: Path) -> None:
+    """Force a file or the names in a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _open_folder(folder: Path) -> int | None:
+    """For locking; None where folders can't be opened (Windows)."""
+    try:
+        return os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        if os.name == "nt":
+            return None
+        raise
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """True if what is open still has this name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _lock(descriptor: int, wait: bool) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise
+    except OSError:  # a network file system without locks
+        return

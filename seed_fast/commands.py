@@ -131,7 +131,7 @@ def _tokenize_part(options: TokenizeOptions, split: Split, device: torch.device)
     writer = _writer(options, split, tok.config.codebook_size)
 
     workers = _spare_cores() if options.workers is None else options.workers
-    job = pipeline.Job(options.inputs, options.batch_size, workers, split, options.resume)
+    job = pipeline.Job(options.inputs, options.batch_size, workers, split, options.resume, options.overwrite)
     processor = ImageProcessor(tok.config.image_size, options.resize or tok.config.resize)
     model = options.model + (" (random weights)" if options.random_weights else "")
     progress = Progress()

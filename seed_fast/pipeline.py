@@ -53,6 +53,7 @@ class Job:
     workers: int = 0  # decoding processes; 0: this one decodes
     split: Split = WHOLE
     resume: bool = False
+    overwrite: bool = True  # where it doesn't resume: drop what an earlier run has left
 
 
 @dataclass
@@ -170,7 +171,8 @@ def tokenize(
     entries = job.split.take(chain([first] if first else [], listing))
     counting = Counting(job.inputs, job.split)
     try:
-        writer.open(describe_run(tok, model, weights or fingerprint(tok), processor, job), resume=job.resume)
+        run = describe_run(tok, model, weights or fingerprint(tok), processor, job)
+        writer.open(run, resume=job.resume, overwrite=job.overwrite)
         if writer.complete:
             report.line(f"{writer.output}: finished by an earlier run, whose model and options are not recorded")
         elif writer.unchecked:

@@ -9,13 +9,12 @@ config.json         ours; it says what official files don't, such as the numbers
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from seed_fast._files import replace_folder_files
 from seed_fast.convert.folder import CONFIG
 from seed_fast.convert.load import load_tokenizer
 from seed_fast.convert.names import VIT_PREFIX
@@ -57,18 +56,10 @@ def export_official(source: str | Path, destination: str | Path) -> Path:
     destination = Path(destination)
     if destination.exists() and not destination.is_dir():
         raise NotADirectoryError(f"{destination}: must be a folder, got a file")
-    staging = destination / ".partial"
-    shutil.rmtree(staging, ignore_errors=True)  # of an export that was killed
-    staging.mkdir(parents=True)
-    try:
+    with replace_folder_files(destination) as staging:
         for name, content in contents.items():
             torch.save(_owned(content), staging / name)
         (staging / CONFIG).write_text(json.dumps(tok.config.to_dict(), indent=2) + "\n", encoding="utf-8")
-        for name in (*contents, CONFIG):
-            _to_disk(staging / name)
-            os.replace(staging / name, destination / name)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return destination
 
 
@@ -77,8 +68,3 @@ def _owned(content: object) -> object:
     if isinstance(content, Tensor):
         return content.detach().cpu().clone()
     return {name: _owned(value) for name, value in content.items()} if isinstance(content, dict) else content
-
-
-def _to_disk(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())

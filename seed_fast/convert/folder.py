@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from seed_fast import __version__
+from seed_fast._files import STAGING, staging_folder, writing
 from seed_fast.convert.files import Entry, write_safetensors
 from seed_fast.model.config import SeedConfig
 
@@ -45,10 +45,8 @@ def write_folder(
     folder = Path(folder).absolute()
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder}: must be a folder, got a file")
-    staging = folder / ".partial" if folder.exists() else folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)  # of a save that was killed
-    staging.mkdir(parents=True)
-    try:
+    beside = folder.with_name(f".{folder.name}{STAGING}")
+    with writing(folder), staging_folder(folder / STAGING if folder.exists() else beside) as staging:
         write_safetensors(staging / WEIGHTS, entries, tensors, {"format": "pt", "trained": json.dumps(trained)})
         _write_text(staging / CONFIG, json.dumps(config.to_dict(), indent=2) + "\n")
         _write_text(staging / CARD, model_card(folder.name, config, entries, trained=trained))
@@ -57,8 +55,6 @@ def write_folder(
                 os.replace(staging / name, folder / name)
         else:
             os.rename(staging, folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return folder
 
 

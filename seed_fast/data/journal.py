@@ -10,12 +10,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from seed_fast._files import write_beside
+from seed_fast._files import OutputError, open_locked, rename_locked, write_all, write_beside, writing
 from seed_fast._text import parse_json, read_json
-
-
-class OutputError(ValueError):
-    """The output exists, belongs to another run, or is in use. The message starts with its path."""
 
 
 class Journal:
@@ -25,21 +21,20 @@ class Journal:
 
     Args:
         path: the file; made if it is missing.
-        fresh: drop what it holds.
 
     Raises:
         OutputError: another process has it open.
     """
 
-    def __init__(self, path: Path, *, fresh: bool = False) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._file: BinaryIO = open(path, "a+b", buffering=0)  # noqa: SIM115 - open until close()
-        try:
-            _lock(self._file)
-        except BlockingIOError:
-            self._file.close()
-            raise OutputError(f"{path}: another process is writing it") from None
-        self._file.truncate(0 if fresh else _end_of_last_line(self._file))
+        self._file = open_locked(path)
+        self.was_begun = os.fstat(self._file.fileno()).st_size > 0  # it held something, a torn tail at least
+        self._file.truncate(_end_of_last_line(self._file))
+
+    def clear(self) -> None:
+        """Drop what it holds."""
+        self._file.truncate(0)
 
     def append(self, paths: Sequence[str], codes: np.ndarray) -> None:
         """Append one line per image. When this returns, the operating system has them: a kill can't lose them."""
@@ -47,16 +42,30 @@ class Journal:
 
     def write(self, lines: bytes) -> None:
         """Append whole lines, whatever they hold."""
-        left = memoryview(lines)
-        while left:
-            left = left[self._file.write(left) :]
+        with writing(self.path):
+            write_all(self._file, lines)
 
-    def close(self, *, sync: bool = False) -> None:
-        """Close the file; with `sync` only after it has reached the disk."""
-        if not self._file.closed:
-            if sync:
-                os.fsync(self._file.fileno())
-            self._file.close()
+    def sync(self) -> None:
+        """Force what was appended to the disk."""
+        with writing(self.path):
+            os.fsync(self._file.fileno())
+
+    def rename(self, path: Path) -> None:
+        """Give the file another name, and close it; before it is closed nobody else can have it."""
+        self.sync()
+        with writing(path):
+            rename_locked(self._file, self.path, path)
+
+    def remove(self) -> None:
+        """Remove the file, and close it."""
+        if os.name == "nt":  # which removes no open file
+            self.close()
+        self.path.unlink(missing_ok=True)
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 def codes_lines(paths: Sequence[str], codes: np.ndarray) -> str:
@@ -120,16 +129,3 @@ def _end_of_last_line(file: BinaryIO) -> int:
             return start + newline + 1
         end = start
     return 0
-
-
-def _lock(file: BinaryIO) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError:  # a network file system without locks
-        return

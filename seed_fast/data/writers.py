@@ -19,9 +19,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from seed_fast._files import write_beside
+from seed_fast._files import OutputError, OutputLock, write_beside
 from seed_fast._outputs import STDOUT
-from seed_fast.data.journal import Journal, OutputError, check_run, codes_lines, read_journal, write_run
+from seed_fast.data.journal import Journal, check_run, codes_lines, read_journal, write_run
 from seed_fast.data.shards import WHOLE, Split
 
 PART_IMAGES = 10_000
@@ -37,11 +37,14 @@ class Writer(Protocol):
     def leftovers(self) -> list[Path]:
         """What an earlier run has left here: nothing may overwrite it unasked."""
 
-    def open(self, run: dict[str, Any], *, resume: bool) -> None:
+    def open(self, run: dict[str, Any], *, resume: bool, overwrite: bool = True) -> None:
         """Make ready; without `resume` whatever an earlier run has left is dropped.
 
+        Args:
+            overwrite: False: what another run has left is an error (without `resume`), and stays.
+
         Raises:
-            OutputError: it belongs to a run with another description, or another process writes it.
+            OutputError: it belongs to a run with another description, or another process writes it; nothing is changed.
         """
 
     def recorded(self) -> Iterator[str]:
@@ -70,16 +73,27 @@ class JsonlWriter:
     def leftovers(self) -> list[Path]:
         return [path for path in (self.output, self._partial) if path.exists()]
 
-    def open(self, run: dict[str, Any], *, resume: bool) -> None:
+    def open(self, run: dict[str, Any], *, resume: bool, overwrite: bool = True) -> None:
         if resume and self.output.exists() and not self._partial.exists():
             self.complete = True
             return
-        begun = resume and self._partial.exists() and self._partial.stat().st_size > 0
-        if begun and self._run.exists():
-            check_run(self._run, run, self._partial)
-        self.unchecked = begun and not self._run.exists()
         self.output.parent.mkdir(parents=True, exist_ok=True)
-        self._journal = Journal(self._partial, fresh=not resume)
+        self._journal = Journal(self._partial)  # nobody else has it from here on
+        begun = self._journal.was_begun
+        try:
+            if not resume and not overwrite and (begun or self.output.exists()):
+                raise left_meanwhile(self.output)
+            if resume and begun and self._run.exists():
+                check_run(self._run, run, self._partial)
+        except OutputError:
+            if begun:
+                self._journal.close()
+            else:
+                self._journal.remove()
+            raise
+        self.unchecked = resume and begun and not self._run.exists()
+        if not resume:
+            self._journal.clear()
         write_run(self._run, run)
 
     def recorded(self) -> Iterator[str]:
@@ -90,8 +104,7 @@ class JsonlWriter:
 
     def finish(self) -> None:
         if self._journal is not None:
-            self._journal.close(sync=True)
-            os.replace(self._partial, self.output)
+            self._journal.rename(self.output)
         self._run.unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -142,6 +155,7 @@ class NpzWriter:
         self._parts = 0  # finished ones
         self._count = 0  # images in the journal of the next
         self._journal: Journal | None = None
+        self._lock: OutputLock | None = None
 
     def leftovers(self) -> list[Path]:
         if not self.output.is_dir():
@@ -155,18 +169,28 @@ class NpzWriter:
                 return found
             found += files
 
-    def open(self, run: dict[str, Any], *, resume: bool) -> None:
+    def open(self, run: dict[str, Any], *, resume: bool, overwrite: bool = True) -> None:
         if self.output.exists() and not self.output.is_dir():
             raise OutputError(f"{self.output}: must be a folder for .npz parts, got a file")
+        self.output.mkdir(parents=True, exist_ok=True)
+        self._lock = OutputLock(self.output / f".{self._name}.lock", self.output)  # before anything is deleted
+        try:
+            self._open(run, resume, overwrite)
+        except OutputError:
+            self.close()
+            raise
+
+    def _open(self, run: dict[str, Any], resume: bool, overwrite: bool) -> None:
         before = self.leftovers()
         if not resume:
+            if before and not overwrite:
+                raise left_meanwhile(self.output)
             for path in before:
                 path.unlink()
         elif self._run.exists():
             check_run(self._run, run, self.output)
         else:
             self.unchecked = bool(before)
-        self.output.mkdir(parents=True, exist_ok=True)
         while self._file(".npz").exists():
             self._file(".partial").unlink(
                 missing_ok=True
@@ -197,7 +221,8 @@ class NpzWriter:
 
     def _pack(self) -> None:
         """The journal becomes the next part."""
-        self._journal.close(sync=True)
+        self._journal.sync()
+        self._journal.close()
         records = list(read_journal(self._journal.path))
         content = io.BytesIO()
         codes = np.array([codes for _, codes in records], dtype=self._dtype)
@@ -210,12 +235,19 @@ class NpzWriter:
         if self._count:
             self._pack()
         else:
-            self._journal.close()
-            self._journal.path.unlink(missing_ok=True)
+            self._journal.remove()
+        self.close()
 
     def close(self) -> None:
         if self._journal is not None:
             self._journal.close()
+        if self._lock is not None:
+            self._lock.release()
+
+
+def left_meanwhile(output: Path) -> OutputError:
+    """The error of an output that wasn't there when the command began."""
+    return OutputError(f"{output}: another run has begun or finished it meanwhile; --overwrite drops that")
 
 
 def _part_of(split: Split) -> str:

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from seed_fast._files import to_disk, writing
 from seed_fast.convert.files import CheckpointError
 from seed_fast.train.optimizer import trainable
 from seed_fast.train.ranks import sharded_like, whole
@@ -46,16 +47,17 @@ def write(
     path = folder / f"step-{step:08d}"
     staging = folder / f".{path.name}.partial"
     _remove_leftovers(folder)
-    staging.mkdir(parents=True)
-    for stem, named in tensors.items():
-        save_file({name: tensor.contiguous() for name, tensor in named.items()}, staging / f"{stem}.safetensors")
-    (staging / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-    for file in [*staging.iterdir(), staging]:
-        _to_disk(file)
-    if path.exists():  # the same step again, after a resume without progress
-        _remove(path)
-    os.rename(staging, path)
-    _to_disk(folder)
+    with writing(path):
+        staging.mkdir(parents=True)
+        for stem, named in tensors.items():
+            save_file({name: tensor.contiguous() for name, tensor in named.items()}, staging / f"{stem}.safetensors")
+        (staging / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+        for file in [*staging.iterdir(), staging]:
+            to_disk(file)
+        if path.exists():  # the same step again, after a resume without progress
+            _remove(path)
+        os.rename(staging, path)
+        to_disk(folder)
     for old in _all(folder)[:-keep]:
         _remove(old)
     return path
@@ -157,11 +159,3 @@ def _remove_leftovers(folder: Path) -> None:
     for pattern in (".step-*.partial", ".step-*.old"):
         for path in folder.glob(pattern):
             shutil.rmtree(path)
-
-
-def _to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

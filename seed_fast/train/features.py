@@ -2,11 +2,12 @@
 
 Stage 1 caches the ViT's output [L, E], stage 2 the causal embeddings [N, C]. Rows are kept by the sample's key, so
 pictures must look the same in every epoch: no augmentation. Each rank appends to files of its own and reads all; a row
-counts once its key is written, so a kill leaves nothing half. One run at a time may fill a folder.
+counts once its key is written, so a kill leaves nothing half. Several runs may fill a folder at a time.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -14,12 +15,12 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
-from seed_fast._files import write_beside
+from seed_fast._files import OutputError, open_locked, write_beside, writing
 from seed_fast.train.batches import Batch
 
 ABOUT = "about.json"
@@ -87,7 +88,7 @@ class FeatureCache:
             write_beside(path, json.dumps(wanted).encode())
         self._parts: dict[str, _Part] = {}
         self._index: dict[str, tuple[Path, int]] = {}
-        self._own = self._part(f"rank-{rank:05d}")
+        self._own, self._lock = self._free_part(f"rank-{rank:05d}")
         self._repair()
         self._refresh()
 
@@ -129,6 +130,16 @@ class FeatureCache:
     def _part(self, name: str) -> _Part:
         return self._parts.setdefault(name, _Part(self.folder / f"{name}.rows", self.folder / f"{name}.keys"))
 
+    def _free_part(self, name: str) -> tuple[_Part, BinaryIO]:
+        """Files that this process alone writes, and what keeps others from them as long as it is open."""
+        for number in itertools.count():
+            part = self._part(f"{name}-{number}" if number else name)
+            try:
+                return part, open_locked(part.keys)
+            except OutputError:  # another run fills the same folder
+                continue
+        raise AssertionError  # not reached
+
     def _repair(self) -> None:
         """Cut off what a kill left half: a key without its end of line, rows without a key."""
         part = self._own
@@ -155,9 +166,9 @@ class FeatureCache:
 
     def _append(self, keys: list[str], rows: Tensor) -> None:
         lines = {key: row for key, row in zip(keys, rows, strict=True)}  # noqa: C416 (a key twice is one row)
-        with open(self._own.rows, "ab") as file:
+        with writing(self._own.rows), open(self._own.rows, "ab") as file:
             file.write(torch.stack(list(lines.values())).contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        with open(self._own.keys, "ab") as file:
+        with writing(self._own.keys), open(self._own.keys, "ab") as file:
             file.write("".join(json.dumps(key) + "\n" for key in lines).encode())
         self._refresh()
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from seed_fast._files import write_beside
+from seed_fast._files import write_beside, writing
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -42,15 +42,17 @@ class MetricsLog:
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line, at once on its way to the file; infinity and NaN, which JSON lacks, as null."""
         known = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, **known}) + "\n")
-        self._file.flush()
+        with writing(self.path):
+            self._file.write(json.dumps({"step": step, **known}) + "\n")
+            self._file.flush()
         if self._events is not None:
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)
 
     def close(self) -> None:
         """End both."""
-        self._file.close()
+        with writing(self.path):
+            self._file.close()
         if self._events is not None:
             self._events.close()
 

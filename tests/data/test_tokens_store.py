@@ -278,3 +278,31 @@ def test_killed_writers_lose_and_repeat_nothing(tmp_path):
     )
     assert json.loads((folder / "index.json").read_text())["samples"] == 1200
     assert kills
+
+
+@pytest.mark.parametrize("how", [{"resume": True}, {"resume": False}, {"resume": False, "overwrite": False}], ids=str)
+def test_a_store_that_is_being_written_is_refused_and_untouched(tmp_path, how):
+    block = [{"kind": "text", "key": "a", "text": "one"}]
+    first = TokensWriter(tmp_path, TINY)
+    first.open(RUN, resume=False)
+    first.append(block, next_place=1)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(OutputError, match="another process is writing it"):
+        TokensWriter(tmp_path, TINY).open(RUN, **how)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    first.append(block, next_place=2)
+    first.finish()
+    assert len(open_tokens(tmp_path)) == 2
+    assert sorted(os.listdir(tmp_path)) == ["index.json", "tokens.00000.safetensors"]
+    with pytest.raises(OutputError, match="another run has begun or finished it meanwhile"):
+        TokensWriter(tmp_path, TINY).open(RUN, resume=False, overwrite=False)
+    assert len(open_tokens(tmp_path)) == 2
+
+
+def test_equal_runs_make_stores_of_equal_bytes(tmp_path):
+    block = [{"kind": "text", "key": str(number), "text": "one " * number} for number in range(1, 9)]
+    stores = []
+    for name in "abcdefgh":
+        write(tmp_path / name, [block, block])
+        stores.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
+    assert all(store == stores[0] for store in stores)

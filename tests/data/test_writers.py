@@ -78,6 +78,49 @@ def test_two_processes_cannot_write_one_output(tmp_path: Path) -> None:
     first.close()
 
 
+@pytest.mark.parametrize("how", [{"resume": True}, {"resume": False}, {"resume": False, "overwrite": False}], ids=str)
+@pytest.mark.parametrize("kind", [JsonlWriter, NpzWriter])
+def test_an_output_that_is_being_written_is_refused_and_untouched(tmp_path: Path, kind: type, how: dict) -> None:
+    output = tmp_path / "codes"
+    first = kind(output)
+    first.open(RUN, resume=False)
+    first.append(PATHS[:3], CODES[:3])
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(OutputError, match=r"codes(\.partial)?: another process is writing it"):
+        kind(output).open(RUN, **how)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    first.append(PATHS[3:], CODES[3:])
+    first.finish()
+    found = parts(output)[0] if kind is NpzWriter else [path for path, _ in read_journal(output)]
+    assert found == PATHS
+
+
+@pytest.mark.parametrize("kind", [JsonlWriter, NpzWriter])
+@pytest.mark.parametrize("finished", [True, False])
+def test_what_came_since_the_command_began_is_not_dropped_unasked(tmp_path: Path, kind: type, finished: bool) -> None:
+    first = kind(tmp_path / "codes")
+    first.open(RUN, resume=False)
+    first.append(PATHS, CODES)
+    if finished:
+        first.finish()
+    first.close()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(OutputError, match="codes: another run has begun or finished it meanwhile"):
+        kind(tmp_path / "codes").open(RUN, resume=False, overwrite=False)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_lock_of_a_killed_process_is_no_lock(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".codes.lock").touch()
+    writer = NpzWriter(tmp_path / "out")
+    writer.open(RUN, resume=True)
+    list(writer.recorded())
+    writer.append(PATHS, CODES)
+    writer.finish()
+    assert sorted(os.listdir(tmp_path / "out")) == ["codes.00000.npz", "codes.run.json"]
+
+
 @pytest.mark.parametrize("kind", [JsonlWriter, NpzWriter])
 def test_a_run_with_another_model_cannot_go_on(tmp_path: Path, kind: type) -> None:
     writer = kind(tmp_path / "codes")

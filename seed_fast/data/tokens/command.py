@@ -225,7 +225,7 @@ def _fill(
                     if first is None and split.count == 1:  # nothing has been made or dropped yet
                         error = OSError if summary.bad_inputs else UsageError
                         raise error("the inputs hold no sample that can be read")
-                    writer.open(run, resume=False)
+                    writer.open(run, resume=False, overwrite=target.overwrite)
                 record(writer, chain([] if first is None else [first], items), summary, progress, **options)
     finally:
         writer.close()

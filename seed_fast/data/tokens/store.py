@@ -212,7 +212,17 @@ def shard_bytes(samples: Sequence[dict[str, Any]], tokenizer: TokenizerIdentity,
         "keys": np.frombuffer(b"".join(keys), dtype=np.uint8),
         "key_ends": _ends(list(map(len, keys))),
     }
-    return save(arrays, metadata={"format": FORMAT, "version": str(VERSION), **about})
+    return _in_order(save(arrays, metadata={"format": FORMAT, "version": str(VERSION), **about}))
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file with its metadata sorted: the library writes them in another order each time."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format aligns the data to 8 bytes
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
 
 
 def _ends(lengths: list[int]) -> np.ndarray:

@@ -14,13 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from seed_fast._files import write_beside
+from seed_fast._files import OutputLock, write_beside
 from seed_fast._text import parse_json
 from seed_fast.data.journal import Journal, OutputError, check_run, write_run
 from seed_fast.data.shards import WHOLE, Split
 from seed_fast.data.tokens.identity import TokenizerIdentity
 from seed_fast.data.tokens.samples import KINDS, SampleProblem, check_parts, to_parts
-from seed_fast.data.tokens.store import Shard, index_bytes, index_name, read_index, shard_bytes
+from seed_fast.data.tokens.store import Shard, StoreError, index_bytes, index_name, read_index, shard_bytes
+from seed_fast.data.writers import left_meanwhile
 
 SHARD_SAMPLES = 10_000
 
@@ -59,6 +60,7 @@ class TokensWriter:
         self._kinds = dict.fromkeys(KINDS, 0)
         self._waiting: list[dict[str, Any]] = []  # samples in the journal
         self._journal: Journal | None = None
+        self._lock: OutputLock | None = None
 
     def leftovers(self) -> list[Path]:
         """What an earlier run has left here, as it is to be deleted: a kill in between must not leave a store."""
@@ -69,20 +71,35 @@ class TokensWriter:
         files = [self._index, *(self.folder / name for name in names), self._run]
         return [path for path in files if path.exists()]
 
-    def open(self, run: dict[str, Any], *, resume: bool) -> None:
+    def open(self, run: dict[str, Any], *, resume: bool, overwrite: bool = True) -> None:
         """Make ready; without `resume` whatever an earlier run has left is dropped.
 
         Args:
             run: what the samples depend on; a resumed run must have the same.
+            overwrite: False: what another run has left is an error (without `resume`), and stays.
 
         Raises:
-            OutputError: the folder belongs to another run, or another process writes it.
+            OutputError: the folder belongs to another run, or another process writes it; nothing is changed.
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise OutputError(f"{self.folder}: must be a folder, got a file")
         self._about = run = {"tokenizer": str(self.tokenizer), **run}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = OutputLock(self.folder / f".{self._stem}.lock", self.folder)  # before anything is deleted
+        try:
+            self._open(run, resume, overwrite)
+        except (OutputError, StoreError):
+            self.close()
+            raise
+        if self.complete:
+            self.close()
+
+    def _open(self, run: dict[str, Any], resume: bool, overwrite: bool) -> None:
         if not resume:
-            for path in self.leftovers():
+            before = self.leftovers()
+            if before and not overwrite:
+                raise left_meanwhile(self.folder)
+            for path in before:
                 path.unlink()
         elif self._run.exists():
             check_run(self._run, run, self.folder)
@@ -93,7 +110,6 @@ class TokensWriter:
                 raise OutputError(f"{self.folder}: made by another run: {index['run']}; --overwrite replaces it")
             self.samples, self.skipped = index["samples"], index["skipped"]
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         while self._file(".safetensors").exists():
             self._file(".partial").unlink(
                 missing_ok=True
@@ -135,15 +151,17 @@ class TokensWriter:
         if self._waiting:
             self._pack()
         else:
-            self._journal.close()
-            self._file(".partial").unlink(missing_ok=True)
+            self._journal.remove()
         write_beside(self._index, index_bytes(self.tokenizer, self._shards, self._kinds, self.skipped, self._about))
         self._run.unlink(missing_ok=True)
+        self.close()
 
     def close(self) -> None:
         """Leave everything for a resumed run."""
         if self._journal is not None:
             self._journal.close()
+        if self._lock is not None:
+            self._lock.release()
 
     def _digest(self) -> str:
         return hashlib.blake2b(json.dumps(self._about, sort_keys=True).encode(), digest_size=16).hexdigest()
@@ -183,7 +201,8 @@ class TokensWriter:
 
     def _pack(self) -> None:
         """The journal becomes the next shard."""
-        self._journal.close(sync=True)
+        self._journal.sync()
+        self._journal.close()
         kinds = {kind: sum(sample["kind"] == kind for sample in self._waiting) for kind in KINDS}
         about = {"run": self._digest(), "kinds": json.dumps(kinds)}
         about |= {"next": str(self.next_place), "skipped": str(self.skipped)}
