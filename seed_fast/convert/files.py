@@ -14,6 +14,7 @@ import re
 import struct
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +22,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from seed_fast._disguise import disguised
+
 PIECE = 64 * 2**20  # bytes copied from one mapping; opening a file again takes a few ms
 _SAFETENSORS_TYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-_WRAPPERS = ("model", "state_dict")  # LAVIS's training code saves {"model": ..., "optimizer": ...}
+# LAVIS's training code saves {"model": ..., "optimizer": ...}, Lightning "state_dict", DeepSpeed "module".
+_WRAPPERS = ("model", "state_dict", "module", "model_state_dict")
+_MOST_WRAPPERS = 8
+_PREFIXES = ("module", "model")  # of all names: DistributedDataParallel, and a model that is a part of another
+_INSERTED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # torch.compile, FSDP, checkpointing
+
+
+_ZIP = b"PK\x03\x04"
 
 
 class CheckpointError(ValueError):
@@ -76,7 +86,19 @@ class TensorFile:
     def _open(self) -> dict[str, Tensor]:
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path}: no such file")
-        return self._open_safetensors() if self.path.suffix == ".safetensors" else self._open_torch()
+        tensors = self._open_safetensors() if self._is_safetensors() else self._open_torch()
+        try:
+            return plain_names(tensors)
+        except ValueError as error:
+            raise CheckpointError(f"{self.path}: {error}") from None
+
+    def _is_safetensors(self) -> bool:
+        """What it is: people give files of one kind the suffix of the other."""
+        with open(self.path, "rb") as file:
+            head = file.read(9)
+        if self.path.suffix == ".safetensors":
+            return not head.startswith((_ZIP, pickle.PROTO))
+        return len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") < self.path.stat().st_size
 
     def _open_safetensors(self) -> dict[str, Tensor]:
         try:
@@ -86,24 +108,29 @@ class TensorFile:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except SafetensorError as error:
             raise CheckpointError(
-                f"{self.path}: must be a whole .safetensors file, got one that doesn't read: {error}"
+                f"{self.path}: must be a whole .safetensors file, got "
+                f"{disguised(self.path) or f'one that does not read: {error}'}"
             ) from None
 
     def _open_torch(self) -> dict[str, Tensor]:
         with open(self.path, "rb") as file:
             head = file.read(4)
-        self.is_mapped = head == b"PK\x03\x04"  # a zip; the legacy format can only be read as a whole
+        # The legacy format can only be read as a whole, and by a name that ends so torch takes it for another one.
+        is_misnamed = self.path.suffix == ".safetensors"
+        self.is_mapped = head == _ZIP and not is_misnamed
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about pickles that torch.save didn't write: they fail right after
-                content = torch.load(self.path, map_location="cpu", weights_only=True, mmap=self.is_mapped)
+                with open(self.path, "rb") if is_misnamed else nullcontext(self.path) as file:
+                    content = torch.load(file, map_location="cpu", weights_only=True, mmap=self.is_mapped)
         except (OSError, MemoryError):
             raise
         except Exception as error:  # whatever a parser of foreign bytes trips over, the file is at fault
+            what = disguised(self.path)
+            if what is not None:
+                raise CheckpointError(f"{self.path}: must be a whole PyTorch checkpoint, got {what}") from None
             raise CheckpointError(f"{self.path}: {_explain(error, is_pickle=head[:1] == pickle.PROTO)}") from error
-        for wrapper in _WRAPPERS:
-            if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-                content = content[wrapper]
+        content = unwrapped(content)
         if not isinstance(content, dict):
             raise CheckpointError(f"{self.path}: must hold a dict of tensors, got {type(content).__name__}")
         tensors = {
@@ -112,6 +139,38 @@ class TensorFile:
         if not tensors:
             raise CheckpointError(f"{self.path}: must hold a dict of tensors, got one without any")
         return tensors
+
+
+def unwrapped(content: Any) -> Any:
+    """The state dict inside of what training code wraps it into, such as {"state_dict": {"model": ...}}."""
+    for _ in range(_MOST_WRAPPERS):
+        if not isinstance(content, Mapping) or any(isinstance(value, Tensor) for value in content.values()):
+            return content
+        inside = next((content[name] for name in _WRAPPERS if isinstance(content.get(name), Mapping)), None)
+        if inside is None:
+            return content
+        content = inside
+    return content
+
+
+def plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by the names of the bare model, without what torch.compile, DistributedDataParallel and FSDP add to them.
+
+    Raises:
+        ValueError: two names become one.
+    """
+    named = {name: ".".join(part for part in name.split(".") if part not in _INSERTED) for name in tensors}
+    while named:
+        prefix = next((each for each in _PREFIXES if all(n.startswith(f"{each}.") for n in named.values())), None)
+        if prefix is None:
+            break
+        named = {name: plain.removeprefix(f"{prefix}.") for name, plain in named.items()}
+    result: dict[str, Tensor] = {}
+    for name, plain in named.items():
+        if plain in result:
+            raise ValueError(f"holds {plain} twice, also as {name}")
+        result[plain] = tensors[name]
+    return result
 
 
 def _explain(error: Exception, *, is_pickle: bool) -> str:

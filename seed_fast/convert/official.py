@@ -10,7 +10,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from seed_fast.convert.files import CheckpointError
+from seed_fast.convert.files import CheckpointError, plain_names, unwrapped
 from seed_fast.convert.names import POSITION_IDS, constant_names, official_names, parameter_shapes
 from seed_fast.model.config import SeedConfig
 from seed_fast.model.tokenizer import SeedTokenizer
@@ -26,13 +26,15 @@ def from_official(
     Tensors are shared with `state_dict` where the type allows it, so that nothing is held twice.
 
     Args:
-        state_dict: official name to tensor. Names that the model doesn't have are left out, and logged once.
+        state_dict: official name to tensor, also wrapped or prefixed as training code leaves it (`module.`, ...). Names
+            that the model doesn't have are left out, and logged once.
         config: the sizes; head counts are not in a state dict.
         dtype: type of the weights. Default: the widest one among the tensors.
 
     Raises:
         CheckpointError (a ValueError): tensors are missing, or have another shape than `config` says.
     """
+    state_dict = plain_names(unwrapped(state_dict))
     names = official_names(config)
     check_tensors({name: tensor.shape for name, tensor in state_dict.items()}, config, source="state dict")
     tensors = {ours: state_dict[official] for ours, official in names.items()}

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from seed_fast.convert.files import CheckpointError
+from seed_fast.convert.files import CheckpointError, plain_names, unwrapped
 from seed_fast.convert.names import POSITION_IDS, SEED_2, rename
 from seed_fast.model.config import SeedConfig
 from seed_fast.model.stage1 import Stage1Model
@@ -67,6 +67,7 @@ def from_official_stage1(
     Raises:
         CheckpointError (a ValueError): tensors are missing, or have another shape than `config` says.
     """
+    state_dict = plain_names(unwrapped(state_dict))
     missing = [name for name in _SIZES.values() if name not in state_dict]
     if missing:
         raise CheckpointError(f"state dict: must be a stage-1 checkpoint, but it lacks {', '.join(missing)}")

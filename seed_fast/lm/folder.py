@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from seed_fast._disguise import refuse_disguised
 from seed_fast._hub import hub_id, language_model_folder
 from seed_fast._text import read_json, shown
 from seed_fast.model.config import MOST
@@ -147,6 +148,7 @@ def read_config(folder: str | Path, base: str | Path | None = None) -> Any:
     if not (Path(folder) / "config.json").is_file():
         raise FileNotFoundError(f"{folder}: must be a folder with a model of transformers, got one without config.json")
     source = Path(folder) / "config.json"
+    refuse_disguised(Path(folder), ("config.json", "*.safetensors", "pytorch_model*.bin"))
     try:
         read_json(source)
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -175,6 +177,7 @@ def read_tokenizer(folder: str | Path) -> Any:
     folder = language_model_folder(folder)
     if not any((Path(folder) / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json", "vocab.json")):
         raise FileNotFoundError(f"{folder}: must hold a tokenizer, got a folder without tokenizer_config.json")
+    refuse_disguised(Path(folder), ("*.json", "merges.txt", "*.model"))
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from seed_fast._disguise import disguised
 from seed_fast._text import read_json, shown
 
 Head = Literal["mlp", "reverse_qformer"]
@@ -185,7 +186,7 @@ class SeedConfig:
         try:
             values = read_json(path)
         except ValueError as error:
-            raise ValueError(f"{path}: not a JSON file: {error}") from None
+            raise ValueError(f"{path}: not a JSON file: {disguised(Path(path), text=True) or error}") from None
         if not isinstance(values, dict):
             raise ValueError(f"{path}: must hold a JSON object of SeedConfig fields, got {type(values).__name__}")
         try:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from seed_fast._disguise import refuse_disguised
 from seed_fast._files import write_beside
 
 MAX_TOKENS = 32  # of a caption, as in the official code; longer ones are cut
@@ -95,6 +96,7 @@ class BertCaptions:
             from transformers import AutoTokenizer
         except ImportError as error:
             raise ImportError("a BERT tokenizer needs transformers: pip install 'seed_fast[train]'") from error
+        refuse_disguised(Path(folder), ("*.json", "vocab.txt"))
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self._tokenizer.add_special_tokens({"bos_token": DEC})
         self.max_tokens = max_tokens

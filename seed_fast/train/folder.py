@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from seed_fast._disguise import disguised
 from seed_fast._files import write_beside
 from seed_fast.convert.files import CheckpointError
 from seed_fast.convert.source import checkpoint_folder
@@ -84,7 +85,7 @@ def load_contrast(folder: str | Path, tokenizer: SeedTokenizer) -> tuple[Stage1M
             max_tokens = int((file.metadata() or {}).get("max_tokens", MAX_TOKENS))
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: must be a whole .safetensors file, got one that doesn't read: {error}"
+            f"{path}: must be a whole .safetensors file, got {disguised(path) or f'one that does not read: {error}'}"
         ) from None
     words, positions, projection = (
         tensors.get(name, torch.empty(1))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from seed_fast import SeedTokenizer
 from seed_fast.convert import CheckpointError, convert
@@ -53,6 +54,45 @@ def test_a_file_that_is_no_checkpoint_is_named(official_folder, name, content):
     (official_folder / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=f"{name}: must be a whole PyTorch checkpoint"):
         SeedTokenizer.from_pretrained(official_folder)
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 2020000000\n"
+INSTEAD = [
+    (LFS, r"a Git LFS pointer: the file itself \(2020000000 bytes\) was not downloaded; `git lfs pull` gets it"),
+    (b"\n<!DOCTYPE html>\n<html><body>Sign in</body></html>", "an HTML page, as a server sends"),
+    (b"<html>404</html>", "an HTML page, as a server sends"),
+    (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "an HTML page, as a server sends"),
+    (b"", "an empty file"),
+    (b"\x1f\x8b\x08\x00 and more", "a file packed with gzip; unpack it"),
+]
+
+
+@pytest.mark.parametrize(("content", "what"), [*INSTEAD, (b"Entry not found", "a text file: 'Entry not found'")])
+@pytest.mark.parametrize("name", ["seed_quantizer.pt", "eva_vit_g.pth"])
+def test_an_error_says_what_was_downloaded_instead_of_weights(official_folder, name, content, what):
+    (official_folder / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{name}: must be a whole PyTorch checkpoint, got {what}"):
+        SeedTokenizer.from_pretrained(official_folder)
+
+
+@pytest.mark.parametrize(("content", "what"), INSTEAD)
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_an_error_says_what_was_downloaded_instead_of_our_files(own_folder, name, content, what):
+    (own_folder / name).write_bytes(content)
+    expected = "not a JSON file: " if name == "config.json" else "must be a whole .safetensors file, got "
+    with pytest.raises(ValueError, match=rf"{name}: {expected}{what}"):
+        SeedTokenizer.from_pretrained(own_folder)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_a_file_is_read_as_what_it_is_whatever_its_suffix(tmp_path, suffix):
+    tensors = {"a": torch.arange(6.0).reshape(2, 3)}
+    save_file(tensors, tmp_path / f"one{suffix}")
+    torch.save(tensors, tmp_path / f"two{suffix}")
+    for name in ("one", "two"):
+        ((key, tensor),) = TensorFile(tmp_path / f"{name}{suffix}").read(["a"])
+        assert key == "a"
+        assert torch.equal(tensor, tensors["a"])
 
 
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.999])

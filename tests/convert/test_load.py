@@ -41,6 +41,39 @@ def test_legacy_pickles_load_like_zip_files(official_folder, seed2, as_loaded):
     assert same_weights(SeedTokenizer.from_pretrained(official_folder), from_official(as_loaded, seed2))
 
 
+WRAPPED = {
+    "DistributedDataParallel": lambda weights: {f"module.{name}": value for name, value in weights.items()},
+    "torch.compile": lambda weights: {f"_orig_mod.{name}": value for name, value in weights.items()},
+    "both": lambda weights: {f"_orig_mod.module.{name}": value for name, value in weights.items()},
+    "both, the other way": lambda weights: {f"module._orig_mod.{name}": value for name, value in weights.items()},
+    "a compiled part": lambda weights: {name.replace("blocks.", "_orig_mod.blocks."): v for name, v in weights.items()},
+    "a part of another model": lambda weights: {f"model.{name}": value for name, value in weights.items()},
+    "DeepSpeed": lambda weights: {"module": weights, "global_steps": 3, "optimizer": None},
+    "Lightning": lambda weights: {"epoch": 3, "state_dict": WRAPPED["a part of another model"](weights)},
+    "twice": lambda weights: {"state_dict": {"model": weights, "step": 1}},
+    "all of it": lambda weights: {"model": {"module": {"state_dict": WRAPPED["both"](weights)}}},
+}
+
+
+@pytest.mark.parametrize("how", WRAPPED)
+def test_what_training_code_wraps_around_a_state_dict_is_taken_off(official_folder, how, seed2, as_loaded, caplog):
+    for path in official_folder.glob("*.pt*"):
+        torch.save(WRAPPED[how](torch.load(path, weights_only=True)), path)
+    expected = from_official(as_loaded, seed2)
+    caplog.clear()
+    assert same_weights(SeedTokenizer.from_pretrained(official_folder), expected)
+    assert "Qformer.cls.predictions.bias" in caplog.text  # surplus is named as ever
+    assert same_weights(from_official(WRAPPED[how](as_loaded), seed2), expected)
+
+
+def test_names_that_become_one_are_an_error(official_folder):
+    path = official_folder / "seed_quantizer.pt"
+    content = torch.load(path, weights_only=True)
+    torch.save(content | {"_orig_mod.query_tokens": content["query_tokens"]}, path)
+    with pytest.raises(ValueError, match=r"seed_quantizer\.pt: holds query_tokens twice, also as _orig_mod\.query_tok"):
+        SeedTokenizer.from_pretrained(official_folder)
+
+
 def test_files_may_lie_in_different_folders(official_folder, tmp_path, as_loaded, seed2):
     eva = (official_folder / "eva_vit_g.pth").rename(tmp_path / "encoder.pth")
     tok = SeedTokenizer.from_pretrained([eva, official_folder / "seed_quantizer.pt"], config=seed2)
