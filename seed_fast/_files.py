@@ -33,13 +33,19 @@ def writing(path: Path) -> Iterator[None]:
             error.filename = str(path)
         raise
     except Exception as error:
-        if type(error).__name__ != "SafetensorError" and "PytorchStreamWriter" not in str(error):
+        code = _system_error_in(error)
+        if code is None:
             raise
+        raise OSError(code, os.strerror(code), str(path)) from error
+
+
+def _system_error_in(error: BaseException) -> int | None:
+    """The number of the system's error behind one of safetensors (in its text) or torch (on the way to it)."""
+    if type(error).__name__ == "SafetensorError":
         code = re.search(r"os error (\d+)", str(error))
-        if code:
-            raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise OSError(errno.EIO, f"cannot be written: {reason}", str(path)) from error
+        return int(code[1]) if code else None
+    behind = error.__context__ if isinstance(error, RuntimeError) else None
+    return behind.errno if isinstance(behind, OSError) else None
 
 
 def open_locked(path: Path, *, wait: bool = False) -> BinaryIO:

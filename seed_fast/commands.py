@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from seed_fast import report
 from seed_fast._outputs import STDOUT, output_file, output_folder
-from seed_fast.data.decode import WorkerDied
-from seed_fast.data.image_processor import ImageError, ImageProcessor, load_image, read_bytes
-from seed_fast.data.journal import OutputError
+from seed_fast._run import (  # noqa: F401 - other commands take them from here
+    EXIT_FAILED,
+    EXIT_SKIPPED,
+    EXIT_USAGE,
+    Stopped,
+    UsageError,
+    run,
+    waiting_for_others,
+)
+from seed_fast._run import complain as _complain
+from seed_fast.data.image_processor import ImageProcessor, load_image, read_bytes
 from seed_fast.data.shards import WHOLE, Split
 from seed_fast.data.writers import JsonlWriter, NpzWriter, StdoutWriter, Writer
 from seed_fast.report import Progress, printable, render
@@ -29,21 +35,8 @@ if TYPE_CHECKING:
     from seed_fast.model.encoder import ImageEncoder
     from seed_fast.model.tokenizer import SeedTokenizer
 
-EXIT_FAILED, EXIT_USAGE, EXIT_SKIPPED = 1, 2, 3
 DTYPES = ("float32", "bfloat16", "float16")
 MOST_WORKERS = 8
-
-
-class UsageError(ValueError):
-    """The options can't be meant like this. Nothing has been done."""
-
-
-class Stopped(BaseException):
-    """SIGINT or SIGTERM came. Not an `Exception`: nothing on the way may take it for a bad image."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
 
 
 @dataclass(frozen=True)
@@ -103,16 +96,7 @@ class RetrievalOptions:
 
 def tokenize(options: TokenizeOptions) -> int:
     """Run `seed-fast tokenize`. Returns the exit code."""
-    with _stopping_signals():
-        try:
-            return _tokenize(options)
-        except (UsageError, OutputError) as error:
-            return _fail(error, EXIT_USAGE)
-        except (WorkerDied, OSError) as error:
-            return _fail(error, EXIT_FAILED)
-        except Stopped as stop:
-            _complain(f"stopped by {signal.Signals(stop.number).name}; what is done is kept, go on with --resume")
-            return 128 + stop.number
+    return run(lambda: _tokenize(options), stopped="what is done is kept, go on with --resume")
 
 
 def _tokenize(options: TokenizeOptions) -> int:
@@ -305,25 +289,19 @@ def _together_with_other_ranks() -> Iterator[None]:
     import torch.distributed as ranks
 
     try:
-        ranks.init_process_group("gloo", timeout=timedelta(minutes=5))
+        with waiting_for_others():
+            ranks.init_process_group("gloo", timeout=timedelta(minutes=5))
     except RuntimeError as error:
         raise OSError(f"torchrun: the ranks did not find each other: {error}") from error
     yield
-    ranks.monitored_barrier(timeout=timedelta(days=30))
-    ranks.destroy_process_group()
+    with waiting_for_others():
+        ranks.monitored_barrier(timeout=timedelta(days=30))
+        ranks.destroy_process_group()
 
 
 def profile(options: ProfileOptions) -> int:
     """Run `seed-fast profile`. Returns the exit code."""
-    with _stopping_signals():
-        try:
-            return _profile(options)
-        except UsageError as error:
-            return _fail(error, EXIT_USAGE)
-        except (ImageError, OSError) as error:
-            return _fail(error, EXIT_FAILED)
-        except Stopped as stop:
-            return 128 + stop.number
+    return run(lambda: _profile(options))
 
 
 def _profile(options: ProfileOptions) -> int:
@@ -366,15 +344,7 @@ def _profile(options: ProfileOptions) -> int:
 
 def eval_retrieval(options: RetrievalOptions) -> int:
     """Run `seed-fast eval retrieval`. Returns the exit code."""
-    with _stopping_signals():
-        try:
-            return _eval_retrieval(options)
-        except UsageError as error:
-            return _fail(error, EXIT_USAGE)
-        except (ValueError, OSError, ImportError, WorkerDied) as error:
-            return _fail(error, EXIT_FAILED)
-        except Stopped as stop:
-            return 128 + stop.number
+    return run(lambda: _eval_retrieval(options))
 
 
 def _eval_retrieval(options: RetrievalOptions) -> int:
@@ -428,72 +398,31 @@ def _eval_retrieval(options: RetrievalOptions) -> int:
 
 def convert(paths: list[str], preset: str | None, dtype: str | None, to_official: bool = False) -> int:
     """Run `seed-fast convert`. Returns the exit code."""
+    return run(lambda: _convert(paths, preset, dtype, to_official), memory="it takes about twice the largest tensor")
+
+
+def _convert(paths: list[str], preset: str | None, dtype: str | None, to_official: bool) -> int:
     if len(paths) < 2:
-        _complain("convert: expected SOURCE... DEST, got one path")
-        return EXIT_USAGE
+        raise UsageError("convert: expected SOURCE... DEST, got one path")
+    *sources, destination = paths
     if to_official:
-        return _export_official(paths, preset, dtype)
+        if len(sources) != 1 or preset or dtype:
+            raise UsageError("convert: --to-official takes SOURCE DEST, and neither --preset nor --dtype")
+        from seed_fast.convert.export import export_official
+
+        print(printable(str(export_official(sources[0], destination))))
+        return 0
     from tqdm import tqdm
 
     from seed_fast.convert import convert as convert_checkpoint
 
-    *sources, destination = paths
-    with tqdm(unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar, _stopping_signals():
+    with tqdm(unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        try:
-            source = sources if len(sources) > 1 else sources[0]
-            folder = convert_checkpoint(source, destination, preset=preset, dtype=dtype, progress=progress)
-        except (ValueError, OSError) as error:
-            return _fail(error, EXIT_FAILED)
-        except Stopped as stop:
-            return 128 + stop.number
+        source = sources if len(sources) > 1 else sources[0]
+        folder = convert_checkpoint(source, destination, preset=preset, dtype=dtype, progress=progress)
     print(printable(str(folder)))
     return 0
-
-
-def _export_official(paths: list[str], preset: str | None, dtype: str | None) -> int:
-    """Run `seed-fast convert --to-official`. Returns the exit code."""
-    if len(paths) != 2 or preset or dtype:
-        _complain("convert: --to-official takes SOURCE DEST, and neither --preset nor --dtype")
-        return EXIT_USAGE
-    from seed_fast.convert.export import export_official
-
-    with _stopping_signals():
-        try:
-            folder = export_official(*paths)
-        except (ValueError, OSError) as error:
-            return _fail(error, EXIT_FAILED)
-        except Stopped as stop:
-            return 128 + stop.number
-    print(printable(str(folder)))
-    return 0
-
-
-@contextmanager
-def _stopping_signals() -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into `Stopped`; a second one ends the process at once."""
-
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        for each in before:
-            signal.signal(each, signal.SIG_DFL)
-        raise Stopped(number)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _fail(error: Exception, code: int) -> int:
-    _complain(f"error: {error}")
-    return code
-
-
-def _complain(text: str) -> None:
-    report.tell(f"seed-fast: {text}")

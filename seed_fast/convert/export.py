@@ -58,7 +58,8 @@ def export_official(source: str | Path, destination: str | Path) -> Path:
         raise NotADirectoryError(f"{destination}: must be a folder, got a file")
     with replace_folder_files(destination) as staging:
         for name, content in contents.items():
-            torch.save(_owned(content), staging / name)
+            with open(staging / name, "wb") as file:  # given a name, torch doesn't say what is wrong with writing
+                torch.save(_owned(content), file)
         (staging / CONFIG).write_text(json.dumps(tok.config.to_dict(), indent=2) + "\n", encoding="utf-8")
     return destination
 

@@ -121,7 +121,7 @@ class StdoutWriter:
     def leftovers(self) -> list[Path]:
         return []
 
-    def open(self, run: dict[str, Any], *, resume: bool) -> None:
+    def open(self, run: dict[str, Any], *, resume: bool, overwrite: bool = True) -> None:
         if resume:
             raise OutputError("-: a run that writes to standard output can't be resumed")
 

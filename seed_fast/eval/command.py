@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seed_fast._files import write_beside
+from seed_fast._run import run
 from seed_fast.commands import UsageError, _complain, _device
-from seed_fast.generate.command import Options, after_checks, check_tokenizer, language_model, one_line_errors
+from seed_fast.generate.command import Options, after_checks, check_tokenizer, language_model
 
 if TYPE_CHECKING:
     from seed_fast.data.shapes import Scene
@@ -30,13 +31,10 @@ class LmOptions(Options):
 
 def eval_lm(options: LmOptions) -> int:
     """Run `seed-fast eval lm`. Returns the exit code."""
-    with one_line_errors() as ended:
-        _eval_lm(options)
-        ended.code = 0
-    return ended.code
+    return run(lambda: _eval_lm(options))
 
 
-def _eval_lm(options: LmOptions) -> None:
+def _eval_lm(options: LmOptions) -> int:
     scenes = _scenes(options.data, options.split)
     if options.output is not None and options.output.exists() and not options.output.is_dir():
         raise UsageError(f"{options.output}: --output must be a folder, got a file")
@@ -66,6 +64,7 @@ def _eval_lm(options: LmOptions) -> None:
     if options.output is not None:
         _write(options.output, found)
     print(json.dumps(found) if options.as_json else table(report), flush=True)
+    return 0
 
 
 def _scenes(data: str, split: str) -> list[Scene]:

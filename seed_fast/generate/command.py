@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from seed_fast._extras import require
+from seed_fast._files import locked_folder, open_locked, rename_locked, write_beside, writing
 from seed_fast._outputs import STDOUT, output_file
+from seed_fast._run import run
 from seed_fast._text import decode_text, parse_json, read_lines, shown
 from seed_fast.commands import (
     DTYPES,
-    EXIT_FAILED,
     EXIT_SKIPPED,
-    EXIT_USAGE,
-    Stopped,
     UsageError,
     _complain,
     _device,
-    _fail,
     _meant,
-    _out_of_memory,
-    _stopping_signals,
 )
 from seed_fast.data.counting import Counting
 from seed_fast.report import Progress
@@ -88,16 +86,12 @@ class DrawOptions(Options):
 
 def caption(options: CaptionOptions) -> int:
     """Run `seed-fast caption`. Returns the exit code."""
-    with one_line_errors() as ended:
-        ended.code = _caption(options)
-    return ended.code
+    return run(lambda: _caption(options))
 
 
 def draw(options: DrawOptions) -> int:
     """Run `seed-fast draw`. Returns the exit code."""
-    with one_line_errors() as ended:
-        ended.code = _draw(options)
-    return ended.code
+    return run(lambda: _draw(options))
 
 
 def _caption(options: CaptionOptions) -> int:
@@ -150,7 +144,8 @@ def _draw(options: DrawOptions) -> int:
 
     progress = Progress(total=len(texts))
     try:
-        with _lines(options.output, progress) as write:
+        alone = locked_folder(options.pictures) if options.pictures is not None else nullcontext()
+        with alone, _lines(options.output, progress) as write:
             for number, batch in enumerate(_batches(texts, options.batch_size)):
                 codes = draw(
                     *speaker,
@@ -261,10 +256,9 @@ class _Painter:
         for picture in paint(
             self.painter, self.tok, codes, steps=self.options.steps, seed=self.options.seed + self.done
         ):
-            name = folder / f"{self.done:06d}.png"
-            beside = name.with_suffix(".tmp")
-            picture.save(beside, format="PNG")
-            os.replace(beside, name)
+            content = io.BytesIO()
+            picture.save(content, format="PNG")
+            write_beside(folder / f"{self.done:06d}.png", content.getvalue())
             self.done += 1
 
 
@@ -272,10 +266,7 @@ def after_checks(options: Options) -> Decoding:
     """How tokens are chosen, if the options can be meant and what they need is installed."""
     if options.dtype not in DTYPES:
         raise UsageError(f"--dtype must be one of {', '.join(DTYPES)}, got {options.dtype!r}")
-    try:
-        import transformers  # noqa: F401
-    except ImportError:
-        raise ImportError("language models need transformers and peft: pip install 'seed_fast[train]'") from None
+    require("transformers", "peft")
     return options.decoding()
 
 
@@ -375,33 +366,15 @@ def _lines(output: Path | None, progress: Progress) -> Iterator[Callable[[dict[s
         yield lambda record: progress.output(json.dumps(record))
         return
     beside = output.with_name(output.name + ".partial")
+    locked = open_locked(beside)
     try:
-        with open(beside, "w", encoding="utf-8") as file:
+        locked.truncate(0)  # of a run that was killed
+        with writing(output), open(locked.fileno(), "w", encoding="utf-8", closefd=False) as file:
             yield lambda record: print(json.dumps(record), file=file, flush=True)
-            os.fsync(file.fileno())
-        os.replace(beside, output)
+            os.fsync(locked.fileno())
+        with writing(output):
+            rename_locked(locked, beside, output)
     finally:
-        beside.unlink(missing_ok=True)
-
-
-class _Ended:
-    code = EXIT_FAILED
-
-
-@contextmanager
-def one_line_errors() -> Iterator[_Ended]:
-    """What can be said in one line is, and becomes the exit code."""
-    ended = _Ended()
-    with _stopping_signals():
-        try:
-            yield ended
-        except UsageError as error:
-            ended.code = _fail(error, EXIT_USAGE)
-        except (ValueError, OSError, ImportError) as error:
-            ended.code = _fail(error, EXIT_FAILED)
-        except Stopped as stop:
-            ended.code = 128 + stop.number
-        except RuntimeError as error:
-            if not isinstance(error, _out_of_memory()):
-                raise
-            _complain("error: the device has no memory for this batch: lower --batch-size")
+        if not locked.closed:
+            locked.close()
+            beside.unlink(missing_ok=True)

@@ -48,12 +48,17 @@ def write(
     staging = folder / f".{path.name}.partial"
     _remove_leftovers(folder)
     with writing(path):
-        staging.mkdir(parents=True)
-        for stem, named in tensors.items():
-            save_file({name: tensor.contiguous() for name, tensor in named.items()}, staging / f"{stem}.safetensors")
-        (staging / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-        for file in [*staging.iterdir(), staging]:
-            to_disk(file)
+        try:
+            staging.mkdir(parents=True)
+            for stem, named in tensors.items():
+                plain = {name: tensor.contiguous() for name, tensor in named.items()}
+                save_file(plain, staging / f"{stem}.safetensors")
+            (staging / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+            for file in [*staging.iterdir(), staging]:
+                to_disk(file)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)  # a full disk gets its room back
+            raise
         if path.exists():  # the same step again, after a resume without progress
             _remove(path)
         os.rename(staging, path)

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from seed_fast._run import run
+
 app = typer.Typer(
     help="Train a tokenizer: stage1 (causal Q-Former, by contrast), then stage2 (quantizer and decoders); or lm.",
     no_args_is_help=True,
@@ -156,13 +158,17 @@ def stage1(
         --init eva_vit_g.pth --init blip2_pretrained.pth --bert bert-base-uncased -o runs/stage1
     """
     given = dict(locals())
-    from seed_fast.train import command, options
 
-    names = ("init", "bert", "projection_dim", "max_tokens", "label_smoothing", "official_gather", "train_vision")
-    extra = {name: given.pop(name) for name in names}
-    extra["init"] = tuple(extra["init"] or ())
-    shared = options.TrainOptions(**_plain(given))
-    raise typer.Exit(command.train_stage1(shared, options.Stage1Options(**extra)))
+    def work() -> int:
+        from seed_fast.train import command, options
+
+        names = ("init", "bert", "projection_dim", "max_tokens", "label_smoothing", "official_gather", "train_vision")
+        extra = {name: given.pop(name) for name in names}
+        extra["init"] = tuple(extra["init"] or ())
+        shared = options.TrainOptions(**_plain(given))
+        return command.train_stage1(shared, options.Stage1Options(**extra))
+
+    raise typer.Exit(run(work))
 
 
 @app.command()
@@ -225,12 +231,14 @@ def stage2(
         --model runs/stage1 --target clip-image:CLIP-ViT-H-14-laion2B-s32B-b79K -o runs/stage2
     """
     given = dict(locals())
-    from seed_fast.train import command, options
 
-    extra = {name: given.pop(name) for name in ("target", "codebook_init", "official_dropout")}
-    raise typer.Exit(
-        command.train_stage2(options.TrainOptions(**_plain(given)), options.Stage2Options(**_plain(extra)))
-    )
+    def work() -> int:
+        from seed_fast.train import command, options
+
+        extra = {name: given.pop(name) for name in ("target", "codebook_init", "official_dropout")}
+        return command.train_stage2(options.TrainOptions(**_plain(given)), options.Stage2Options(**_plain(extra)))
+
+    raise typer.Exit(run(work))
 
 
 def _plain(given: dict[str, Any]) -> dict[str, Any]:

@@ -5,21 +5,23 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from seed_fast._files import OutputError, locked_folder, remove_leftovers
 from seed_fast._hub import hub_id, language_model_folder
-from seed_fast.commands import EXIT_FAILED, EXIT_USAGE, UsageError, _complain, _device
+from seed_fast._run import run
+from seed_fast.commands import UsageError, _device
 from seed_fast.convert.files import TensorFile
 from seed_fast.convert.folder import write_folder
 from seed_fast.convert.names import VIT_PREFIX
 from seed_fast.convert.source import checkpoint_folder
 from seed_fast.convert.stage1 import load_bert, load_official_stage1
 from seed_fast.data.pairs import Pairs, open_pairs
-from seed_fast.data.pool import WorkerDied
+from seed_fast.lm.folder import UNTIED
 from seed_fast.model.config import PRESETS, SeedConfig
 from seed_fast.model.stage1 import Stage1Model
 from seed_fast.model.tokenizer import SeedTokenizer
@@ -43,7 +45,7 @@ BERT_POSITIONS = 512  # rows of BERT's position embedding
 class _Session:
     """What both stages set up alike."""
 
-    def __init__(self, options: TrainOptions) -> None:
+    def __init__(self, options: TrainOptions, held: ExitStack) -> None:
         self.options = options
         device = _device(options.device)
         with _usage():  # before anything is loaded
@@ -53,6 +55,7 @@ class _Session:
         self.ranks = Ranks.join(device)
         with _usage():
             recipe.micro_batch(self.ranks.world)
+        hold_output(self.run.output, self.ranks, held)
         self.fresh = self.ranks.from_first(checkpoint.latest(self.run.checkpoints) is None)
         torch.manual_seed(options.seed)
 
@@ -111,7 +114,7 @@ class _Session:
 
 def train_stage1(options: TrainOptions, extra: Stage1Options) -> int:
     """Run `seed-fast train stage1`. Returns the exit code."""
-    return _guarded(lambda: _stage1(_Session(options), extra))
+    return _guarded(lambda held: _stage1(_Session(options, held), extra))
 
 
 def _stage1(session: _Session, extra: Stage1Options) -> None:
@@ -140,7 +143,7 @@ def _stage1(session: _Session, extra: Stage1Options) -> None:
 
 def train_stage2(options: TrainOptions, extra: Stage2Options) -> int:
     """Run `seed-fast train stage2`. Returns the exit code."""
-    return _guarded(lambda: _stage2(_Session(options), extra))
+    return _guarded(lambda held: _stage2(_Session(options, held), extra))
 
 
 def _stage2(session: _Session, extra: Stage2Options) -> None:
@@ -249,20 +252,44 @@ def _usage() -> Iterator[None]:
         raise UsageError(str(error)) from None
 
 
-def _guarded(work: Callable[[], None]) -> int:
-    finished = False
-    try:
-        work()
-        finished = True
-    except (UsageError, FileExistsError) as error:
-        _complain(f"error: {error}")
-        return EXIT_USAGE
-    except (ValueError, OSError, ImportError, FloatingPointError, WorkerDied) as error:
-        _complain(f"error: {error}")
-        return EXIT_FAILED
-    except torch.cuda.OutOfMemoryError:
-        _complain("error: the device has no memory for a micro-batch: raise --accumulate, or lower --batch-size")
-        return EXIT_FAILED
-    finally:
-        leave(together=finished)
-    return 0
+def hold_output(output: Path, ranks: Ranks, held: ExitStack) -> None:
+    """Keep other runs away from a folder until `held` is left, and remove what killed ones have staged in it.
+
+    Raises:
+        OutputError: another process writes there.
+    """
+    refusal = None
+    if ranks.rank == 0:
+        is_new = not output.exists()
+        try:
+            held.enter_context(locked_folder(output))
+            for folder in (output, output / UNTIED):
+                remove_leftovers(folder)
+        except OutputError as error:
+            refusal = str(error)
+        if is_new:
+            held.callback(_remove_if_empty, output)
+    refusal = ranks.from_first(refusal)
+    if refusal is not None:
+        raise OutputError(refusal)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _guarded(work: Callable[[ExitStack], None]) -> int:
+    """The work of one rank, as a command. Returns its exit code."""
+
+    def among_ranks() -> int:
+        finished = False
+        try:
+            with ExitStack() as held:
+                work(held)
+            finished = True
+        finally:
+            leave(together=finished)
+        return 0
+
+    return run(among_ranks, memory="raise --accumulate, or lower --batch-size", usage=(FileExistsError,))

@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import shutil
+import weakref
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -88,7 +89,8 @@ class FeatureCache:
             write_beside(path, json.dumps(wanted).encode())
         self._parts: dict[str, _Part] = {}
         self._index: dict[str, tuple[Path, int]] = {}
-        self._own, self._lock = self._free_part(f"rank-{rank:05d}")
+        self._own, lock = self._free_part(f"rank-{rank:05d}")
+        self.close = weakref.finalize(self, lock.close)  # let another run have the files of this one
         self._repair()
         self._refresh()
 

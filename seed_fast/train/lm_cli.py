@@ -7,6 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from seed_fast._run import run
 from seed_fast.train.cli import (
     Accumulate,
     Device,
@@ -112,6 +113,10 @@ def lm(
       seed-fast train lm --data shapes/ --model tiny-opt/ --full --length 256 --batch-size 16 -o runs/seed-opt-tiny
     """
     given = dict(locals())
-    from seed_fast.train import lm_command
 
-    raise typer.Exit(lm_command.train_lm(lm_command.LmOptions(**_plain(given))))
+    def work() -> int:
+        from seed_fast.train import lm_command
+
+        return lm_command.train_lm(lm_command.LmOptions(**_plain(given)))
+
+    raise typer.Exit(run(work))

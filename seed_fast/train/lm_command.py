@@ -6,6 +6,7 @@ import inspect
 import json
 import shlex
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from seed_fast.lm.identity import check_identity, read_identity, write_identity
 from seed_fast.lm.model import LanguageModel, Lora, build, save
 from seed_fast.lm.vocabulary import END, Vocabulary
 from seed_fast.train import lm_cli
-from seed_fast.train.command import _guarded, _usage
+from seed_fast.train.command import _guarded, _usage, hold_output
 from seed_fast.train.lm import LOSS_SCALE, LOSS_SCALE_WINDOW, LanguageModelTask
 from seed_fast.train.loop import Loop
 from seed_fast.train.ranks import Ranks
@@ -111,10 +112,10 @@ class LmOptions:
 
 def train_lm(options: LmOptions) -> int:
     """Run `seed-fast train lm`. Returns the exit code."""
-    return _guarded(lambda: _train(options))
+    return _guarded(lambda held: _train(options, held))
 
 
-def _train(options: LmOptions) -> None:
+def _train(options: LmOptions, held: ExitStack) -> None:
     device = _device(options.device)
     with _usage():
         recipe, run, lora, tasks = options.recipe(device), options.run(), options.lora(), parse_tasks(options.tasks)
@@ -136,6 +137,7 @@ def _train(options: LmOptions) -> None:
         raise NoRoom(refusal)
     if options.estimate:
         return
+    hold_output(options.output, ranks, held)
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(options.seed)
     if ranks.rank == 0:

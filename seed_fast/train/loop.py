@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seed_fast._run import stops_handled
 from seed_fast.model import vit
 from seed_fast.model.products import TRAINING_ADVICE, warn_of_slow_half
 from seed_fast.train import checkpoint
@@ -95,6 +96,7 @@ class Loop:
                 progress = Progress(self.step, total, self.recipe.batch_size, self._counted)
                 stack.callback(log.close)
                 stack.callback(progress.close)
+            stack.enter_context(stops_handled())
             stack.enter_context(self._stopping_signals())
             stream = endless(self.batches)
             warn_of_slow_half(self.ranks.device, DTYPES[self.recipe.dtype], TRAINING_ADVICE)

@@ -16,6 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from seed_fast._run import waiting_for_others
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -35,7 +37,8 @@ class Ranks:
         if "TORCHELASTIC_RUN_ID" not in os.environ:
             return cls(0, 1, device)
         try:
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+            with waiting_for_others():
+                dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
         except RuntimeError as error:
             raise OSError(f"torchrun: the ranks did not find each other: {error}") from error
         return cls(dist.get_rank(), dist.get_world_size(), device)
@@ -84,10 +87,11 @@ def leave(*, together: bool) -> None:
     """
     if not dist.is_initialized():
         return
-    if together:
-        dist.barrier()
-    gc.collect()
-    dist.destroy_process_group()
+    with waiting_for_others():
+        if together:
+            dist.barrier()
+        gc.collect()
+        dist.destroy_process_group()
 
 
 class _GatherRows(torch.autograd.Function):

@@ -46,12 +46,29 @@ def test_what_a_kill_left_half_is_computed_again(tmp_path):
         features(batch)
     rows, keys = tmp_path / "c" / "rank-00000.rows", tmp_path / "c" / "rank-00000.keys"
     for torn_rows, torn_keys in ((5, 0), (0, 3), (30, 0), (0, 12)):
+        features.close()
         rows.write_bytes(rows.read_bytes()[: rows.stat().st_size - torn_rows])
         keys.write_bytes(keys.read_bytes()[: keys.stat().st_size - torn_keys])
         features = cache(tmp_path / "c", Counting())
         assert features.count < 16
         assert all(torch.equal(features(batch), Counting()(batch)) for batch in data[:2])
         assert features.count == 16
+
+
+def test_two_runs_fill_one_folder_without_each_others_files(tmp_path):
+    data, first, second = list(ListBatches(8)), Counting(), Counting()
+    one, two = cache(tmp_path / "c", first), cache(tmp_path / "c", second)
+    for batch in data[:2]:
+        one(batch)
+        two(batch)
+    assert (first.batches, second.batches) == (2, 0)
+    for batch in data[2:]:
+        two(batch)
+        assert torch.equal(one(batch), Counting()(batch))
+    one.close()
+    two.close()
+    again = cache(tmp_path / "c", None)
+    assert all(torch.equal(again(batch), Counting()(batch)) for batch in data)
 
 
 def test_a_rank_reads_what_another_rank_computed(tmp_path):

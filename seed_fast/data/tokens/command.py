@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -12,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from seed_fast import commands
-from seed_fast.commands import EXIT_FAILED, EXIT_USAGE, Stopped, UsageError
-from seed_fast.data.journal import OutputError
-from seed_fast.data.pool import WorkerDied
+from seed_fast._run import run
+from seed_fast.commands import EXIT_FAILED, UsageError
 from seed_fast.data.shards import Split
 from seed_fast.data.tokens.identity import TokenizerIdentity
 from seed_fast.data.tokens.record import Item, Summary, record
@@ -90,20 +88,13 @@ def info(stores: list[str], *, verify: bool, as_json: bool) -> int:
 
 
 def _run(target: Target, work: Callable[[Split], int]) -> int:
-    with commands._stopping_signals():
-        try:
-            split = commands._split(target.shard)
-            _check_output(target, split)
-            with commands._together_with_other_ranks():
-                return work(split)
-        except (UsageError, OutputError) as error:
-            return commands._fail(error, EXIT_USAGE)
-        except (WorkerDied, OSError, StoreError) as error:
-            return commands._fail(error, EXIT_FAILED)
-        except Stopped as stop:
-            name = signal.Signals(stop.number).name
-            commands._complain(f"stopped by {name}; what is done is kept, go on with --resume")
-            return 128 + stop.number
+    def checked() -> int:
+        split = commands._split(target.shard)
+        _check_output(target, split)
+        with commands._together_with_other_ranks():
+            return work(split)
+
+    return run(checked, stopped="what is done is kept, go on with --resume")
 
 
 def _check_output(target: Target, split: Split) -> None:

@@ -1,0 +1,38 @@
+"""Packages that only some commands need: which extra of ours has them, and what is said where one is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+
+EXTRAS = {
+    "transformers": "train",
+    "peft": "train",
+    "tensorboard": "train",
+    "diffusers": "draw",
+    "matplotlib": "bench",
+    "faiss": "bench",
+    "zstandard": "zstd",
+    "xformers": "xformers",
+    "skimage": "demo",
+}
+
+
+def require(*names: str) -> None:
+    """Say at once, before anything slow, what isn't installed.
+
+    Raises:
+        ModuleNotFoundError: a package is missing; the message has the line that installs it.
+    """
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise ModuleNotFoundError(_line(name), name=name)
+
+
+def explain(error: ImportError) -> str:
+    """One line for an import that failed: how to install the package, if it is one of ours."""
+    name = (error.name or "").partition(".")[0]
+    return _line(name) if isinstance(error, ModuleNotFoundError) and name in EXTRAS else str(error)
+
+
+def _line(name: str) -> str:
+    return f"this needs {name}, which is not installed: pip install 'seed_fast[{EXTRAS[name]}]'"
