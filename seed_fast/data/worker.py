@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO
 
+from seed_fast.report import open_standard_streams
+
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 READY, BEGUN = "ready", "begun"  # the first answer, and that before the first of each task
 _STOPS = (signal.SIGINT, signal.SIGTERM)
@@ -120,6 +122,7 @@ def main() -> None:
     """
     for each in _STOPS:
         signal.signal(each, signal.SIG_IGN)
+    open_standard_streams()  # standard error may be closed, and a pipe must not get its number
     tasks, answers = _own_pipes()
     _answer(answers, READY)
     received: queue.SimpleQueue[tuple[Any, list[Any]]] = queue.SimpleQueue()
@@ -138,10 +141,7 @@ def _own_pipes() -> tuple[BinaryIO, BinaryIO]:
     tasks, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
-    try:
-        os.dup2(2, 1)
-    except OSError:  # standard error is closed
-        os.dup2(nothing, 1)
+    os.dup2(2, 1)
     os.close(nothing)
     return tasks, answers
 

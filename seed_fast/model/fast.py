@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from seed_fast.model.encoder import ImageEncoder
 from seed_fast.model.fast_form import make_qformer
+from seed_fast.model.fast_state import from_bytes, to_bytes
 from seed_fast.model.fast_vit import FastViT
 from seed_fast.model.graphs import Graphs, Stage, in_parts
 from seed_fast.model.products import PLAN_ADVICE, Linear, computed_in_float32, describe, warn_of_slow_half
@@ -32,6 +33,10 @@ from seed_fast.ops import nearest_code, pack_codebook
 
 if TYPE_CHECKING:
     from seed_fast.model.tokenizer import SeedTokenizer
+
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+STAGES = ("_image_features", "_query_embeddings", "_lookup")
 
 
 class FastLookup:
@@ -64,7 +69,10 @@ class FastTokenizer(ImageEncoder):
         products: what matrix products run in: "torch", "measured", or a value of SEED_FAST_PRODUCTS, which makes the
             same choice again. In half precision rounding, and with it some codes, depend on it.
 
+    It can be pickled and copied, for processes on machines of one kind.
+
     Raises:
+        TypeError: `dtype` is none of these.
         ValueError: `cross_attention` is none of these, or SEED_FAST_PRODUCTS has an unknown value.
 
     Examples:
@@ -87,13 +95,20 @@ class FastTokenizer(ImageEncoder):
         self.config = tokenizer.config
         self.trained = tokenizer.trained
         self._device, self._dtype = tokenizer.device, dtype or tokenizer.dtype
+        if self._dtype not in DTYPES:
+            raise TypeError(f"fast: dtype must be float32, bfloat16 or float16, got {self._dtype}")
         self.products = describe(self._device, self._dtype)
         if computed_in_float32(self._device, self._dtype):
             warn_of_slow_half(self._device, self._dtype, PLAN_ADVICE)
         self.vit = FastViT(tokenizer.vit, tokenizer.vision_norm, self._dtype)
         self.qformer = make_qformer(tokenizer.qformer, self._dtype, self.config.num_tokens, cross_attention)
         self.nearest = FastLookup(tokenizer.quantizer)
-        made = Graphs(self._device) if graphs and self._device.type == "cuda" else None
+        self._graphs = graphs and self._device.type == "cuda"
+        self._make_stages()
+
+    def _make_stages(self) -> None:
+        """The three stages, each from a batch to a batch."""
+        made = Graphs(self._device) if self._graphs else None
 
         def stage(function: Stage, row_shape: tuple[int, ...], dtype: torch.dtype) -> Stage:
             return made.stage(function, row_shape, dtype) if made else partial(in_parts, function)
@@ -102,6 +117,14 @@ class FastTokenizer(ImageEncoder):
         self._image_features = stage(self.vit, (3, side, side), torch.float32)
         self._query_embeddings = stage(self.qformer, (config.num_tokens, config.vit_dim), self._dtype)
         self._lookup = stage(self.nearest, (config.num_codes, config.qformer_dim), torch.float32)
+
+    def __getstate__(self) -> bytes:
+        return to_bytes({name: value for name, value in vars(self).items() if name not in STAGES})
+
+    def __setstate__(self, state: bytes) -> None:
+        """A plan of its own: graphs are captured anew."""
+        vars(self).update(from_bytes(state))
+        self._make_stages()
 
     @property
     def device(self) -> torch.device:

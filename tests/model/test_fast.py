@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 
 import pytest
 import torch
@@ -132,3 +134,27 @@ def test_a_wrong_form_is_named():
         ValueError, match="cross_attention must be 'auto', 'measured', 'absorbed' or 'projected', got 'fused'"
     ):
         SeedTokenizer.from_pretrained("seed-tiny").fast(cross_attention="fused")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("again", [lambda it: pickle.loads(pickle.dumps(it)), copy.deepcopy], ids=["pickle", "copy"])
+def test_a_plan_can_be_pickled_and_copied(dtype, again):
+    tok = SeedTokenizer.from_pretrained("seed-tiny")
+    plan = tok.fast(dtype=dtype)
+    pixels = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    expected = plan.encode(pixels)
+    made = again(plan)
+    assert torch.equal(made.encode(pixels), expected)
+    assert (made.dtype, made.device, made.config) == (plan.dtype, plan.device, plan.config)
+    assert torch.equal(again(made).encode(pixels), expected)
+    made.vit.norm.weight.mul_(2)  # a plan of its own
+    assert torch.equal(plan.encode(pixels), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int8, torch.complex64, "float16"])
+def test_a_dtype_that_a_plan_has_not_is_refused_at_once(dtype):
+    tok = SeedTokenizer.from_pretrained("seed-tiny")
+    with pytest.raises(TypeError, match=rf"^fast: dtype must be float32, bfloat16 or float16, got {dtype}$"):
+        tok.fast(dtype=dtype)
+    with pytest.raises(TypeError, match=r"^fast: dtype must be float32, bfloat16 or float16, got torch.float64$"):
+        tok.double().fast()
