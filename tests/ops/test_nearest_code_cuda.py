@@ -195,3 +195,16 @@ def test_the_compute_70_image_passes_every_test_above():
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:]
     assert " passed" in done.stdout
+
+
+@pytest.mark.slow
+def test_kernels_on_the_host_have_the_exact_answer_for_minutes():
+    program, cmake = "nearest_code_cuda_fuzz_test", Path(sys.executable).with_name("cmake")
+    for step in (["--preset", "asan"], ["--build", "--preset", "asan", "--target", program]):
+        built = subprocess.run([cmake, *step], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert built.returncode == 0, built.stdout[-3000:] + built.stderr[-3000:]
+    seed = str(int.from_bytes(os.urandom(3), "little"))
+    command = [ROOT / "build" / "asan" / program, seed, os.environ.get("FUZZ_SECONDS", "120")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    print(done.stdout)
