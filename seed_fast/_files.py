@@ -79,21 +79,32 @@ def locked_folder(folder: Path) -> Iterator[None]:
     """
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "must be a folder, got a file", str(folder))
+    descriptor = _lock_folder(folder)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _lock_folder(folder: Path) -> int | None:
+    """A descriptor that has the folder as long as it is open; None where folders can't be opened (Windows)."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = _open_folder(folder)
-        if descriptor is None:
-            yield
-            return
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+        except PermissionError:
+            if os.name == "nt":
+                return None
+            raise
         try:
             _lock(descriptor, wait=False)
-            if _is_at(descriptor, folder):
-                yield
-                return
         except BlockingIOError:
-            raise OutputError(f"{folder}: another process is writing it") from None
-        finally:
             os.close(descriptor)
+            raise OutputError(f"{folder}: another process is writing it") from None
+        if _is_at(descriptor, folder):
+            return descriptor
+        os.close(descriptor)  # renamed or removed by who had it, between opening and locking
 
 
 def write_beside(path: Path, content: bytes) -> None:
@@ -209,16 +220,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink()
-
-
-def _open_folder(folder: Path) -> int | None:
-    """For locking; None where folders can't be opened (Windows)."""
-    try:
-        return os.open(folder, os.O_RDONLY)
-    except PermissionError:
-        if os.name == "nt":
-            return None
-        raise
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

@@ -62,3 +62,27 @@ def test_a_signal_leaves_a_resumable_output_and_no_traceback(
     assert (tmp_path / "codes.jsonl.partial").exists()
     assert seed_fast(*command, "--resume").exit_code == 0
     assert [Path(path).name for path in records(tmp_path / "codes.jsonl")] == sorted(os.listdir(many))
+
+
+def test_a_killed_worker_ends_the_run_which_can_be_resumed(
+    many: Path, tmp_path: Path, seed_fast: Callable, records: Callable
+) -> None:
+    command = ("tokenize", many, "-o", tmp_path / "codes.jsonl", "--workers", 1, "--batch-size", 1)
+    partial = tmp_path / "codes.jsonl.partial"
+    arguments = [sys.executable, "-m", "seed_fast", *map(str, command)]
+    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as run:
+        deadline = time.monotonic() + 120
+        while not (partial.exists() and partial.stat().st_size):
+            assert run.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        (worker,) = (int(pid) for tasks in Path(f"/proc/{run.pid}/task").iterdir()
+                     for pid in (tasks / "children").read_text().split())  # fmt: skip
+        os.kill(worker, signal.SIGSTOP)  # it stands in whatever it was at, often in writing a result
+        os.kill(worker, signal.SIGKILL)
+        _, stderr = run.communicate(timeout=60)
+    assert run.returncode == 1, stderr
+    assert f"seed-fast: error: a decoding worker died at {many}/" in stderr.splitlines()[-1]
+    assert stderr.splitlines()[-1].endswith(" or soon after: killed (out of memory?)")
+    assert seed_fast(*command, "--resume").exit_code == 0
+    assert [Path(path).name for path in records(tmp_path / "codes.jsonl")] == sorted(os.listdir(many))
