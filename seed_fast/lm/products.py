@@ -23,15 +23,15 @@ def _takes(x_MK: Tensor, y_NK: Tensor) -> bool:
         return False
     (rows, summed), columns = x_MK.shape, y_NK.shape[0]
     enabled = torch._C._get_mkldnn_enabled()
-    return _is_faster(
-        products.kind_of(rows), summed, columns, x_MK.dtype, products.setting(), torch.get_num_threads(), enabled
-    )
+    kind, transposed = products.kind_of(rows), y_NK.stride(1) != 1
+    state = products.setting(), torch.get_num_threads(), enabled
+    return _is_faster(kind, summed, columns, x_MK.dtype, transposed, *state)
 
 
 @functools.lru_cache(maxsize=4096)  # asked for by every product of a step
-def _is_faster(kind: str, summed: int, columns: int, dtype: torch.dtype, *state: object) -> bool:
+def _is_faster(kind: str, summed: int, columns: int, dtype: torch.dtype, transposed: bool, *state: object) -> bool:
     rows = {"few": 1, "some": products.FEW, "many": products.MANY}[kind]
-    return products.onednn_is_faster(rows, summed, columns, torch.device("cpu"), dtype)
+    return products.onednn_is_faster(rows, summed, columns, torch.device("cpu"), dtype, transposed=transposed)
 
 
 def times(x_MK: Tensor, y_NK: Tensor) -> Tensor:

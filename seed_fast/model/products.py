@@ -25,6 +25,7 @@ import logging
 import platform
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -111,7 +112,7 @@ def float32_gains() -> dict[str, dict[str, dict[str, dict[str, float]]]]:
 
     Returns:
         {"small" | "large" weights: {"few" | "some" | "many" rows: {"gain": {route: factor over torch's own choice},
-        "gelu": the same where GELU follows, "gflops": {route: rate}}}}.
+        "transposed": the same for a matrix [K, N], "gelu": where GELU follows, "gflops": {route: rate}}}}.
     """
     return calibration.answer("float32 products", _measure_float32, _is_gains, again=setting() == "measure")
 
@@ -122,7 +123,7 @@ def _is_gains(found: Any) -> bool:
             float(found[size][rows][part][route]) > 0
             for size, of in SAMPLES.items()
             for rows in of
-            for part, names in (("gain", _plain()), ("gelu", tuple(ROUTES)), ("gflops", tuple(ROUTES)))
+            for part, names in PARTS.items()
             for route in names
         )
     except (KeyError, TypeError, ValueError):
@@ -131,6 +132,9 @@ def _is_gains(found: Any) -> bool:
 
 def _plain() -> tuple[str, ...]:
     return tuple(name for name, route in ROUTES.items() if not route.fused)
+
+
+PARTS = {"gain": _plain(), "transposed": ("mkl", "onednn"), "gelu": tuple(ROUTES), "gflops": tuple(ROUTES)}
 
 
 @torch.no_grad()
@@ -144,16 +148,20 @@ def _measure_float32() -> dict[str, Any]:
             calls: dict[str, Callable[[], object]] = {}
             for name, route in ROUTES.items():
                 used = blocked if route.blocked else shared
-                calls[name] = functools.partial(_run, route, x, used, bias, gelu=True)
+                calls[name] = partial(_run, route, x, used, bias, gelu=True)
                 if not route.fused:
-                    calls[f"{name}, no GELU"] = functools.partial(_run, route, x, used, bias, gelu=False)
-            with_gelu, gelu_gains = calibration.medians({name: calls[name] for name in ROUTES}, "mkl", SECONDS / 2)
+                    calls[f"{name}, no GELU"] = partial(_run, route, x, used, bias, gelu=False)
+            with_gelu, gelu_gains = calibration.medians({name: calls[name] for name in ROUTES}, "mkl", SECONDS / 3)
             plain, gains = calibration.medians(
-                {name: calls[f"{name}, no GELU"] for name in _plain()}, "mkl", SECONDS / 2
+                {name: calls[f"{name}, no GELU"] for name in _plain()}, "mkl", SECONDS / 3
             )
+            columns = torch.randn(k, n, generator=generator)
+            turned = {"mkl": partial(torch.mm, x, columns), "onednn": partial(product, x, columns.t())}
+            _, turned_gains = calibration.medians(turned, "mkl", SECONDS / 3)
             seconds = with_gelu | plain
             table.setdefault(size, {})[rows] = {
                 "gain": {name: round(gain, 3) for name, gain in gains.items()},
+                "transposed": {name: round(gain, 3) for name, gain in turned_gains.items()},
                 "gelu": {name: round(gain, 3) for name, gain in gelu_gains.items()},
                 "gflops": {name: round(2 * m * k * n / taken / 1e9, 1) for name, taken in seconds.items()},
             }
@@ -207,12 +215,26 @@ def kind_of(rows: int) -> str:
     return "few" if rows < FEW else "some" if rows < MANY else "many"
 
 
-def onednn_is_faster(rows: int, summed: int, columns: int, device: torch.device, dtype: torch.dtype) -> bool:
-    """True if `product` of these sizes is to run in oneDNN; where not, torch's own product is to be taken."""
+def onednn_is_faster(
+    rows: int, summed: int, columns: int, device: torch.device, dtype: torch.dtype, *, transposed: bool = False
+) -> bool:
+    """True if `product` of these sizes is to run in oneDNN; where not, torch's own product is to be taken.
+
+    Args:
+        rows: M.
+        summed: K.
+        columns: N.
+        device: where.
+        dtype: of the matrices.
+        transposed: the second matrix is a transposed view, which costs oneDNN more on some processors.
+    """
     if not onednn_takes(device, dtype):
         return False
-    if dtype != torch.float32:
+    if dtype != torch.float32 or setting() in ROUTES:
         return setting() != "mkl"
+    if transposed:
+        size = "large" if summed * columns >= LARGE else "small"
+        return ROUTES[_fastest(float32_gains()[size][kind_of(rows)]["transposed"])].onednn
     return choices(summed, columns)[kind_of(rows)].onednn
 
 

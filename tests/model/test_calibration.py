@@ -108,22 +108,34 @@ def test_two_that_ask_at_once_leave_one_whole_file(tmp_path):
     assert os.listdir(path.parent) == ["x.json"]
 
 
-def test_the_faster_call_gains_and_the_baseline_does_not():
-    import time
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that calls turn forward."""
 
-    calls = {"slow": lambda: time.sleep(0.004), "fast": lambda: time.sleep(0.001)}
+    class Clock:
+        now = 0.0
+
+        def call(self, seconds):
+            def turn():
+                self.now += seconds
+
+            return turn
+
+    clock = Clock()
+    monkeypatch.setattr(calibration.time, "perf_counter", lambda: clock.now)
+    return clock
+
+
+def test_the_faster_call_gains_and_the_baseline_does_not(clock):
+    calls = {"slow": clock.call(0.004), "fast": clock.call(0.001)}
     seconds, gains = calibration.medians(calls, "slow", 0.05)
-    assert gains["slow"] == 1
-    assert gains["fast"] > 1.5
-    assert seconds["fast"] < seconds["slow"]
+    assert gains == pytest.approx({"slow": 1, "fast": 4})
+    assert seconds == pytest.approx({"slow": 0.004, "fast": 0.001})
 
 
-def test_a_slow_call_does_not_hold_up_a_plan():
-    import time
-
-    start = time.perf_counter()
-    calibration.medians({"slow": lambda: time.sleep(0.3)}, "slow", 0.1)
-    assert time.perf_counter() - start < 2
+def test_a_slow_call_does_not_hold_up_a_plan(clock):
+    calibration.medians({"slow": clock.call(30.0)}, "slow", 0.1)
+    assert clock.now == pytest.approx(90), "one to warm up, one to see how long it takes, one that counts"
 
 
 @pytest.mark.skipif(not products.onednn_takes(torch.device("cpu"), torch.float32), reason="no oneDNN here")

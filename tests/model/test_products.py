@@ -38,7 +38,7 @@ def measured(monkeypatch):
 
     def set_gains(**gains):
         every = {name: gains.get(name, 1.0) for name in ROUTES}
-        kind = {"gain": every, "gelu": every, "gflops": every}
+        kind = dict.fromkeys(products.PARTS, every)
         table = {size: dict.fromkeys(rows, kind) for size, rows in products.SAMPLES.items()}
         monkeypatch.setattr(products, "float32_gains", lambda: table)
 
@@ -159,7 +159,7 @@ def test_blocks_are_for_every_number_of_rows_or_none(measured):
     measured(**{"onednn": 1.2, "onednn-blocked": 1.4})
     table = products.float32_gains()
     worse = dict.fromkeys(ROUTES, 1.0)
-    table["small"]["many"] = {"gain": worse, "gelu": worse, "gflops": worse}
+    table["small"]["many"] = dict.fromkeys(products.PARTS, worse)
     found = products.choices(64, 64, shared=False)
     assert found == {"few": Route(True), "some": Route(True), "many": products.MKL}
 
@@ -167,7 +167,7 @@ def test_blocks_are_for_every_number_of_rows_or_none(measured):
 @needs_onednn
 def test_the_number_of_rows_chooses_the_route(measured, monkeypatch):
     measured(onednn=1.2)
-    products.float32_gains()["small"]["few"] = dict.fromkeys(("gain", "gelu", "gflops"), dict.fromkeys(ROUTES, 1.0))
+    products.float32_gains()["small"]["few"] = dict.fromkeys(products.PARTS, dict.fromkeys(ROUTES, 1.0))
     seen = []
     real = products._linear
     monkeypatch.setattr(products, "_linear", lambda x, *rest: seen.append(len(x)) or real(x, *rest))
@@ -176,6 +176,15 @@ def test_the_number_of_rows_chooses_the_route(measured, monkeypatch):
     for rows in (1, products.FEW, products.MANY):
         linear(torch.ones(rows, 8))
     assert seen == [products.FEW, products.MANY]
+
+
+@needs_onednn
+def test_training_asks_for_transposed_matrices_apart(measured):
+    measured(onednn=1.2)
+    table = products.float32_gains()
+    table["small"]["some"] = {**table["small"]["some"], "transposed": {"mkl": 1.0, "onednn": 0.6}}
+    takes = [products.onednn_is_faster(512, 64, 64, CPU, torch.float32, transposed=turned) for turned in (False, True)]
+    assert takes == [True, False]
 
 
 def test_a_wrong_setting_is_named(monkeypatch):
