@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import glob
 import json
+import logging
 import os
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +23,7 @@ from seed_fast.data.shards import IMAGE_SUFFIXES, SHARD_SUFFIXES, Entry, ShardEr
 from seed_fast.data.tar_pairs import ShardsSource
 
 CAPTION_FILES = ("captions.jsonl", "captions.tsv", "captions.json", "metadata.jsonl")  # of a folder
+log = logging.getLogger("seed_fast.data")
 SPLITS = ("train", "val", "test")
 
 
@@ -150,7 +153,8 @@ def _folder(path: Path, split: str, image_root: str | os.PathLike[str] | None) -
     if lists:
         return _list(lists[0], split, image_root)
     images, texts, tars = [], 0, []
-    for file in walk(str(path), (*IMAGE_SUFFIXES, *SHARD_SUFFIXES, ".txt"), _raise):
+    problems: list[str] = []  # PATH: reason
+    for file in walk(str(path), (*IMAGE_SUFFIXES, *SHARD_SUFFIXES, ".txt"), problems.append):
         if file.lower().endswith(IMAGE_SUFFIXES):
             images.append(os.path.relpath(file, path))
         elif file.lower().endswith(SHARD_SUFFIXES):
@@ -158,17 +162,18 @@ def _folder(path: Path, split: str, image_root: str | os.PathLike[str] | None) -
         else:
             texts += 1
     if images and texts:
-        return ListSource(path, (Record(image, (), None) for image in images), text_beside=True)
+        unusable = (Record(line.partition(": ")[0], (), line.partition(": ")[2]) for line in problems)
+        return ListSource(path, chain((Record(image, (), None) for image in images), unusable), text_beside=True)
     if tars and not images:
+        for line in problems:
+            log.warning("bad input: %s", line)
         return ShardsSource(tars)
+    if problems:
+        raise DataError(problems[0])
     raise DataError(
         f"{path}: expected tar shards, or images with {', '.join(CAPTION_FILES[:-1])} or a .txt beside each; "
         f"got {len(images)} images, {texts} .txt files and {len(tars)} shards"
     )
-
-
-def _raise(problem: str) -> None:
-    raise DataError(problem)
 
 
 def _list(path: Path, split: str, image_root: str | os.PathLike[str] | None) -> ListSource:

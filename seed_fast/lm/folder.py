@@ -14,6 +14,8 @@ from seed_fast.model.config import MOST
 
 ADAPTER_CONFIG = "adapter_config.json"
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings")
+_JSON_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
+_JSON_FILES += ("added_tokens.json", "model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SIZES += ("ffn_dim", "intermediate_size")  # of OPT, and of LLaMA
 FURTHEST_UP = 2  # a base that is further away is named by its whole path
 UNTIED = "base"  # inside an adapter's folder: its base, where it needs one of its own
@@ -149,8 +151,8 @@ def read_config(folder: str | Path, base: str | Path | None = None) -> Any:
         raise FileNotFoundError(f"{folder}: must be a folder with a model of transformers, got one without config.json")
     source = Path(folder) / "config.json"
     refuse_disguised(Path(folder), ("config.json", "*.safetensors", "pytorch_model*.bin"))
+    _check_json(Path(folder))
     try:
-        read_json(source)
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except OSError:
         raise
@@ -171,6 +173,7 @@ def read_tokenizer(folder: str | Path) -> Any:
 
     Raises:
         FileNotFoundError: there is none.
+        ValueError: its files are damaged.
     """
     from transformers import AutoTokenizer
 
@@ -178,7 +181,27 @@ def read_tokenizer(folder: str | Path) -> Any:
     if not any((Path(folder) / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json", "vocab.json")):
         raise FileNotFoundError(f"{folder}: must hold a tokenizer, got a folder without tokenizer_config.json")
     refuse_disguised(Path(folder), ("*.json", "merges.txt", "*.model"))
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    _check_json(Path(folder))
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ImportError):
+        raise
+    except Exception as error:  # transformers and tokenizers raise many kinds on files that are no tokenizer's
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{folder}: must hold a tokenizer of transformers, got: {reason[:200]}") from error
+
+
+def _check_json(folder: Path) -> None:
+    """Read what transformers will read without a limit of depth or a name in its errors."""
+    for name in _JSON_FILES:
+        path = folder / name
+        if path.is_file():
+            try:
+                content = read_json(path)
+            except ValueError as error:
+                raise ValueError(f"{path}: not a JSON file: {error}") from None
+            if not isinstance(content, dict):
+                raise ValueError(f"{path}: must hold a JSON object, got {shown(content)}")
 
 
 def has_weights(folder: str | Path) -> bool:

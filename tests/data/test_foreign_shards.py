@@ -219,3 +219,15 @@ def test_a_link_to_itself_does_not_lose_its_folder(tmp_path: Path) -> None:
     paths, problems = listed(tmp_path)
     assert [Path(path).name for path in paths] == ["a.jpg", "gone.jpg", "loop.jpg", "b.jpg"]
     assert problems == [f"{tmp_path}/{name}: a link that leads nowhere" for name in ("away", "folder")]
+
+
+def test_bad_links_do_not_lose_a_data_set(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.txt"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    (tmp_path / "away").symlink_to("/no/such/folder")
+    (tmp_path / "self").symlink_to(".")
+    source = open_source(str(tmp_path))
+    samples = [source.sample(number, 0) for number in range(len(source))]
+    assert [sample.key for sample in samples] == [f"{tmp_path}/{name}" for name in ("a.jpg", "loop.jpg", "away")]
+    assert samples[-1].problem == "a link that leads nowhere"

@@ -10,7 +10,7 @@ import pytest
 from seed_fast import SeedConfig, limits
 from seed_fast._text import decode_text, parse_json, read_lines, shown
 from seed_fast.data.lists import DataError, read_list
-from seed_fast.lm.folder import adapter_config, read_config
+from seed_fast.lm.folder import adapter_config, read_config, read_tokenizer
 
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-32")  # the last three write a byte order mark
 RECORDS = [{"image": "a.jpg", "caption": "ein Hund, größer"}, {"image": "b.jpg", "caption": "猫"}]
@@ -85,7 +85,7 @@ def test_deep_configs_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"adapter_config\.json: not a JSON file: nested too deep"):
         adapter_config(tmp_path)
     (tmp_path / "adapter_config.json").unlink()
-    with pytest.raises(ValueError, match=r"config\.json: must be the config of a language model, got: nested too deep"):
+    with pytest.raises(ValueError, match=r"config\.json: not a JSON file: nested too deep"):
         read_config(tmp_path)
 
 
@@ -106,6 +106,15 @@ def test_a_size_that_nobody_can_mean_is_refused_at_once(field: str, tmp_path: Pa
     (tmp_path / "config.json").write_text(json.dumps(SeedConfig().to_dict() | {field: SIZES[field]}))
     with pytest.raises(ValueError, match=rf"config\.json: SeedConfig: {field} must be "):
         SeedConfig.from_file(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json", "generation_config.json"])
+def test_deep_files_of_a_language_model_are_named(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    (tmp_path / name).write_bytes(DEEP)
+    with pytest.raises(ValueError, match=rf"{name}: not a JSON file: nested too deep"):
+        read_tokenizer(tmp_path)
 
 
 LM = {"model_type": "opt", "hidden_size": 8, "num_attention_heads": 2, "ffn_dim": 8, "vocab_size": 9}
