@@ -12,7 +12,7 @@ from typing import Any
 
 from seed_fast import commands
 from seed_fast._run import run
-from seed_fast.commands import EXIT_FAILED, UsageError
+from seed_fast.commands import UsageError
 from seed_fast.data.shards import Split
 from seed_fast.data.tokens.identity import TokenizerIdentity
 from seed_fast.data.tokens.record import Item, Summary, record
@@ -75,14 +75,15 @@ def import_(options: ImportOptions) -> int:
 
 def info(stores: list[str], *, verify: bool, as_json: bool) -> int:
     """Run `seed-fast tokens info`. Returns the exit code."""
-    try:
-        store = open_tokens(stores)
-        if verify:
-            for sample in store:
-                _verify(sample, store)
-        found = _facts(store)
-    except StoreError as error:
-        return commands._fail(error, EXIT_FAILED)
+    return run(lambda: _info(stores, verify=verify, as_json=as_json))
+
+
+def _info(stores: list[str], *, verify: bool, as_json: bool) -> int:
+    store = open_tokens(stores)
+    if verify:
+        for sample in store:
+            _verify(sample, store)
+    found = _facts(store)
     print(json.dumps(found) if as_json else _table(found, store), flush=True)
     return 0
 
