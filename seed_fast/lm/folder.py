@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seed_fast._disguise import refuse_disguised
+from seed_fast._disguise import disguised, refuse_disguised
 from seed_fast._hub import hub_id, language_model_folder
 from seed_fast._text import read_json, shown
 from seed_fast.model.config import MOST
@@ -131,7 +131,7 @@ def adapter_config(folder: str | Path) -> dict[str, Any]:
     try:
         saved = read_json(path)
     except ValueError as error:
-        raise ValueError(f"{path}: not a JSON file: {error}") from None
+        raise ValueError(f"{path}: not a JSON file: {disguised(path, text=True) or error}") from None
     if not isinstance(saved, dict):
         raise ValueError(f"{path}: must hold a JSON object, got {shown(saved)}")
     return saved
@@ -180,7 +180,7 @@ def read_tokenizer(folder: str | Path) -> Any:
     folder = language_model_folder(folder)
     if not any((Path(folder) / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json", "vocab.json")):
         raise FileNotFoundError(f"{folder}: must hold a tokenizer, got a folder without tokenizer_config.json")
-    refuse_disguised(Path(folder), ("*.json", "merges.txt", "*.model"))
+    refuse_disguised(Path(folder), ("*.json", "merges.txt", "*.model", "adapter_model.*"))
     _check_json(Path(folder))
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
