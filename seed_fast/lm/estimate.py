@@ -40,6 +40,8 @@ class Estimate:
     flops_per_token: float
     tokens_per_s: float  # over all ranks
     checkpointed: bool
+    host_loading: int  # of a machine's own memory, by all of its ranks, while they read the model
+    host_saving: int  # the same while a checkpoint is written
 
     @property
     def total(self) -> int:
@@ -66,6 +68,8 @@ class Estimate:
             f"memory per device: {_size(self.total)} of {_size(self.available)}: weights {_size(self.weights)}, "
             f"gradients {_size(self.gradients)}, optimizer {_size(self.optimizer)}, activations {_size(kept)} "
             f"({_size(other)} {which} --checkpoint-activations), logits {_size(self.logits)}",
+            f"memory of each machine, beside its devices': {_size(self.host_loading)} while the model is read, "
+            f"{_size(self.host_saving)} while a checkpoint is written",
             f"about {self.tokens_per_s:,.0f} tokens/s, at {REACHED:.0%} of the measured rate of matrix products",
         ]
 
@@ -90,6 +94,7 @@ def estimate(
     tokens: int,
     device: torch.device,
     world: int = 1,
+    local_world: int = 1,
     fsdp: bool = False,
     checkpointed: bool = False,
 ) -> Estimate:
@@ -104,6 +109,7 @@ def estimate(
         tokens: of a micro-batch on one rank, padding not counted.
         device: is measured.
         world: ranks.
+        local_world: of them, those on this machine.
         fsdp: whether they share weights, gradients and moments.
         checkpointed: whether activations are computed again.
     """
@@ -114,6 +120,9 @@ def estimate(
     per_token = activations_per_token(config, size, lora)
     layers, width = config.num_hidden_layers, config.hidden_size
     rows = words + codebook_size + 2
+    whole = frozen + 4 * trainable
+    in_parts = fsdp and lora is None and world > 1  # then the first rank alone reads it, and hands out parts
+    parameter_and_moments = 3 * 4 * trainable
     chunk = min(tokens, chunk_rows(rows)) * rows * (4 if size == 4 else 4 + size)
     new_rows = codebook_size + 2 if lora else rows
     flops = 4.0 * products + 2.0 * learning + (2.0 * products if checkpointed else 0.0)
@@ -131,6 +140,9 @@ def estimate(
         flops_per_token=flops,
         tokens_per_s=REACHED * rate / flops * world,
         checkpointed=checkpointed,
+        host_loading=whole if in_parts else whole * local_world,
+        # Sharded: one of the three at a time, as numbers and as bytes of a file. Otherwise every rank gathers all.
+        host_saving=2 * 4 * trainable * local_world // world if fsdp else parameter_and_moments * local_world,
     )
 
 

@@ -38,7 +38,7 @@ from seed_fast.lm.folder import (
 )
 from seed_fast.lm.identity import write_identity
 from seed_fast.lm.vocabulary import Vocabulary, add_image_words
-from seed_fast.train import optimizer
+from seed_fast.train import optimizer, sharded
 from seed_fast.train.ranks import whole
 
 
@@ -206,6 +206,9 @@ def save(
         about: what the model card says of the training, as titles and texts.
     """
     adapted = hasattr(model, "peft_config")
+    if not adapted and sharded.is_sharded(model):
+        _save_sharded(model, tokenizer, Path(folder), write=write, identity=identity, about=about)
+        return
     named = optimizer.trainable(model) if adapted else model.state_dict().items()
     tensors = {name: whole(value) for name, value in named} | dict(extra or {})
     if not write:
@@ -221,6 +224,53 @@ def save(
             _name_base(staging / ADAPTER_CONFIG, *base_reference(name, Path(folder)))
         card = model_card(Path(folder), model.config, len(tokenizer), base=name or None, identity=identity, about=about)
         (staging / CARD).write_text(card, encoding="utf-8")
+
+
+def _save_sharded(
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    *,
+    write: bool,
+    identity: TokenizerIdentity | None,
+    about: Mapping[str, str] | None,
+) -> None:
+    """`save` for a model that no rank holds whole."""
+    if not write:
+        sharded.stream_model(None, model)
+        return
+    with replace_folder_files(folder) as staging:
+        sharded.stream_model(staging, model)
+        model.config.architectures, model.config.dtype = [type(model).__name__], next(model.parameters()).dtype
+        model.config.save_pretrained(staging)
+        if model.can_generate():
+            model.generation_config.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+        if identity is not None:
+            write_identity(staging, identity)
+        card = model_card(folder, model.config, len(tokenizer), base=None, identity=identity, about=about)
+        (staging / CARD).write_text(card, encoding="utf-8")
+
+
+def build_empty(folder: str | Path, *, codebook_size: int = 8192) -> LanguageModel:
+    """What `build` with `full` gives, without storage: on the meta device, for ranks that get their part from another.
+
+    Args:
+        folder: as for `build`.
+        codebook_size: number of codes.
+
+    Raises:
+        FileNotFoundError, ValueError: the folder isn't such a model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config, tokenizer = read_config(folder), read_tokenizer(folder)
+    vocabulary = add_image_words(tokenizer, codebook_size)
+    config.vocab_size = max(config.vocab_size, len(tokenizer))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model.tie_weights()
+    return LanguageModel(model.train(), tokenizer, vocabulary)
 
 
 def load(

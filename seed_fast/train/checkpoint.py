@@ -5,6 +5,10 @@
     average.safetensors     the moving average of the weights, where the run keeps one
     state.json              step, data position, loss scale, recipe
 
+of a sharded model instead of the first three, each rank's part of all of them (`seed_fast.train.sharded`):
+
+    model/, optimizer.<state>/, average/    shard-00001-....safetensors and so on, by names of parameters
+
 No pickle. A folder is written beside, forced to the disk and renamed; a kill at any moment leaves the one before.
 """
 
@@ -14,7 +18,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +49,32 @@ def write(
         state: what else must come back; for JSON.
         keep: how many to keep, at least 1.
     """
-    path = folder / f"step-{step:08d}"
-    staging = folder / f".{path.name}.partial"
+    with staged(folder, step, state, keep) as staging:
+        for stem, named in tensors.items():
+            plain = {name: tensor.contiguous() for name, tensor in named.items()}
+            save_file(plain, staging / f"{stem}.safetensors")
+    return folder / f"step-{step:08d}"
+
+
+def staging_of(folder: Path, step: int) -> Path:
+    """Where `staged` gathers the files of a checkpoint."""
+    return folder / f".step-{step:08d}.partial"
+
+
+@contextmanager
+def staged(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> Iterator[Path]:
+    """A folder for the tensors of a checkpoint, which at the end gets its name; arguments as of `write`.
+
+    All but the `keep` newest checkpoints are dropped then. If something is raised, those that are there stay.
+    """
+    path, staging = folder / f"step-{step:08d}", staging_of(folder, step)
     _remove_leftovers(folder)
     with writing(path):
         try:
             staging.mkdir(parents=True)
-            for stem, named in tensors.items():
-                plain = {name: tensor.contiguous() for name, tensor in named.items()}
-                save_file(plain, staging / f"{stem}.safetensors")
+            yield staging
             (staging / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-            for file in [*staging.iterdir(), staging]:
+            for file in [*staging.rglob("*"), staging]:
                 to_disk(file)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)  # a full disk gets its room back
@@ -65,7 +85,6 @@ def write(
         to_disk(folder)
     for old in _all(folder)[:-keep]:
         _remove(old)
-    return path
 
 
 def latest(folder: Path) -> Path | None:

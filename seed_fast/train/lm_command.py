@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import shlex
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,9 +24,9 @@ from seed_fast.lm.batches import SampleSource, SequenceBatches, parse_tasks
 from seed_fast.lm.estimate import Estimate, estimate
 from seed_fast.lm.folder import UNTIED, is_adapter, read_config, read_tokenizer
 from seed_fast.lm.identity import check_identity, read_identity, write_identity
-from seed_fast.lm.model import LanguageModel, Lora, build, save
+from seed_fast.lm.model import LanguageModel, Lora, build, build_empty, save
 from seed_fast.lm.vocabulary import END, Vocabulary
-from seed_fast.train import lm_cli
+from seed_fast.train import lm_cli, sharded
 from seed_fast.train.command import _guarded, _usage, hold_output
 from seed_fast.train.lm import LOSS_SCALE, LOSS_SCALE_WINDOW, LanguageModelTask
 from seed_fast.train.loop import Loop
@@ -142,10 +144,25 @@ def _train(options: LmOptions, held: ExitStack) -> None:
     torch.manual_seed(options.seed)
     if ranks.rank == 0:
         write_identity(options.output, source.tokenizer)
-    language = _build(options, source.codebook_size, lora, DTYPES[recipe.dtype], ranks)
+    in_parts = options.full and options.fsdp and ranks.world > 1
+    if in_parts:
+        language = build_empty(options.model, codebook_size=source.codebook_size)
+    else:
+        language = _build(options, source.codebook_size, lora, DTYPES[recipe.dtype], ranks)
     task = LanguageModelTask(
         language, checkpoint_activations=options.checkpoint_activations, codebook=codebook
-    ).to(device)  # fmt: skip
+    )  # fmt: skip
+    fill: Callable[[torch.nn.Module], None] | None = None
+    if in_parts:
+        wholes = [_whole_model(options, source.codebook_size) if ranks.rank == 0 else None]
+        if wholes[0] is not None:
+            language.model.config, language.model.generation_config = wholes[0].config, wholes[0].generation_config
+
+        def fill(task: torch.nn.Module) -> None:  # and let go of the whole model
+            sharded.fill(task, language.model, wholes.pop(), device)
+
+    else:
+        task.to(device)
 
     def batches(data: SampleSource, **how: bool) -> SequenceBatches:
         return SequenceBatches(
@@ -159,7 +176,7 @@ def _train(options: LmOptions, held: ExitStack) -> None:
     about = {"model": str(options.model), "lora": asdict(lora) if lora else None, "codebook": options.codebook}
     loop = Loop(
         task, batches(source), recipe, run, ranks, validation=validation, about=about, units=task.blocks,
-        loss_scale=(LOSS_SCALE, LOSS_SCALE_WINDOW), gives_up=False, counted="rows",
+        loss_scale=(LOSS_SCALE, LOSS_SCALE_WINDOW), gives_up=False, counted="rows", fill=fill,
     )  # fmt: skip
     _say(ranks, f"{options.steps} steps of {recipe.batch_size} rows of {options.length} tokens, in {recipe.dtype}, "
                 f"from step {loop.step}")  # fmt: skip
@@ -181,6 +198,7 @@ def _estimate(options: LmOptions, recipe: Recipe, codebook_size: int, tokens: in
     return estimate(
         config, words=words, codebook_size=codebook_size, lora=options.lora(), dtype=DTYPES[recipe.dtype],
         tokens=tokens, device=ranks.device, world=ranks.world, fsdp=options.fsdp,
+        local_world=int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world)),
         checkpointed=options.checkpoint_activations,
     )  # fmt: skip
 
@@ -200,6 +218,11 @@ def _build(
         ranks.from_first(None)
     assert made is not None
     return made
+
+
+def _whole_model(options: LmOptions, codebook_size: int) -> Any:
+    """The model as one process would train it: rank 0 alone holds it, until all ranks have their parts."""
+    return build(options.model, codebook_size=codebook_size, full=True).model
 
 
 def _check_tokenizers(options: LmOptions, codes: TokenizerIdentity, ranks: Ranks) -> Tensor | None:

@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from seed_fast._run import stops_handled
 from seed_fast.model import vit
 from seed_fast.model.products import TRAINING_ADVICE, warn_of_slow_half
-from seed_fast.train import checkpoint
+from seed_fast.train import checkpoint, sharded
 from seed_fast.train.batches import Batch, Batches, endless
 from seed_fast.train.metrics import MetricsLog, Progress
-from seed_fast.train.optimizer import MovingAverage, adamw, trainable
+from seed_fast.train.optimizer import MovingAverage, adamw, begin_states, trainable
 from seed_fast.train.ranks import Ranks, sharded_like, synchronise, whole, wrap
 from seed_fast.train.recipe import DTYPES, Recipe, Run
 
@@ -50,6 +50,7 @@ class Loop:
         loss_scale: where float16's loss scale starts, and after how many steps without an overflow it doubles.
         gives_up: whether a float16 run whose loss stays lost ends; otherwise it goes on skipping steps.
         counted: what `recipe.batch_size` counts, for the log.
+        fill: gives the task, which then is on the meta device, its values once it is sharded.
 
     Raises:
         FileExistsError: the output holds another run's checkpoints, and `run.resume` is off.
@@ -70,12 +71,15 @@ class Loop:
         loss_scale: tuple[float, int] = (2.0**16, 2000),
         gives_up: bool = True,
         counted: str = "images",
+        fill: Callable[[nn.Module], None] | None = None,
     ) -> None:
         self.task, self.batches, self.validation = task, batches, validation
         self.recipe, self.run, self.ranks = recipe, run, ranks
         # As JSON gives it back, so that the two can be compared.
         self._about = json.loads(json.dumps({**asdict(recipe), **(about or {})}))
         self._module = wrap(task, ranks, fsdp=run.fsdp, units=units)
+        if fill is not None:
+            fill(task)
         self.optimizer = adamw(task, recipe.weight_decay, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps)
         self.scaler = torch.amp.GradScaler(
             ranks.device.type, loss_scale[0], growth_interval=loss_scale[1], enabled=recipe.dtype == "float16"
@@ -191,20 +195,40 @@ class Loop:
 
     def save(self) -> None:
         """Write a checkpoint. Every rank must call."""
-        tensors = {
-            "model": checkpoint.model_tensors(self.task),
-            "optimizer": checkpoint.optimizer_tensors(self.task, self.optimizer),
-        }
-        if self.average:
-            tensors["average"] = {name: whole(value) for name, value in self.average.average.items()}
         state = {
             "step": self.step,
             "recipe": self._about,
             "loss_scale": self.scaler.state_dict(),
             "data": self.ranks.of_all(self.batches.state_dict()),
         }
+        if sharded.is_sharded(self.task) and sharded.can_write_parts():
+            with ExitStack() as stack:
+                staging = checkpoint.staging_of(self.run.checkpoints, self.step)
+                if self.ranks.rank == 0:
+                    named = checkpoint.staged(self.run.checkpoints, self.step, state, self.run.keep)
+                    stack.enter_context(named)
+                self.ranks.from_first(None)  # the folder is there
+                sharded.write_parts(staging, self._parts())  # ends on all ranks together
+            return
+        tensors = {
+            "model": checkpoint.model_tensors(self.task),
+            "optimizer": checkpoint.optimizer_tensors(self.task, self.optimizer),
+        }
+        if self.average:
+            tensors["average"] = {name: whole(value) for name, value in self.average.average.items()}
         if self.ranks.rank == 0:
             checkpoint.write(self.run.checkpoints, self.step, tensors, state, self.run.keep)
+
+    def _parts(self) -> dict[str, Tensor]:
+        """All that a checkpoint holds, by name, as it lies on this rank."""
+        parameters = dict(trainable(self.task))
+        tensors = {f"model/{name}": p.detach() for name, p in parameters.items()}
+        tensors |= {f"model/{name}": buffer for name, buffer in self.task.named_buffers()}
+        for name, p in parameters.items():
+            tensors |= {f"optimizer.{key}/{name}": value for key, value in self.optimizer.state.get(p, {}).items()}
+        if self.average:
+            tensors |= {f"average/{name}": value for name, value in self.average.average.items()}
+        return tensors
 
     def _restore(self) -> None:
         """Go on from the newest checkpoint, if there is one."""
@@ -218,12 +242,16 @@ class Loop:
         state = checkpoint.read_state(path)
         _compare(self._about, state["recipe"], path)
         self.step = state["step"]
-        checkpoint.load_model(self.task, checkpoint.read_tensors(path, "model"), source=path)
-        checkpoint.load_optimizer(self.task, self.optimizer, checkpoint.read_tensors(path, "optimizer"))
-        if self.average:
-            average = checkpoint.read_tensors(path, "average")
-            for name, value in self.average.average.items():
-                value.copy_(sharded_like(average[name], value))
+        if sharded.has_parts(path):
+            begin_states(self.optimizer)
+            sharded.read_parts(path, self._parts())
+        else:
+            checkpoint.load_model(self.task, checkpoint.read_tensors(path, "model"), source=path)
+            checkpoint.load_optimizer(self.task, self.optimizer, checkpoint.read_tensors(path, "optimizer"))
+            if self.average:
+                average = checkpoint.read_tensors(path, "average")
+                for name, value in self.average.average.items():
+                    value.copy_(sharded_like(average[name], value))
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["loss_scale"])
         positions = state["data"]

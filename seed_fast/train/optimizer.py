@@ -34,6 +34,17 @@ def adamw(
     return torch.optim.AdamW(parameter_groups(module, weight_decay), lr=lr, betas=betas, eps=eps, fused=True)
 
 
+def begin_states(optimizer: torch.optim.Optimizer) -> None:
+    """Give a fused AdamW the state that its first step would make, so that a checkpoint can be read into it."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            optimizer.state[p] = {
+                "step": torch.zeros((), dtype=torch.float32, device=p.device),
+                "exp_avg": torch.zeros_like(p, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(p, memory_format=torch.preserve_format),
+            }
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Linear warmup, then a cosine from `peak` to `floor`.

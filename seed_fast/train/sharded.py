@@ -1,0 +1,157 @@
+"""Models that no process holds whole: how their parts are filled, written and read.
+
+FSDP2 keeps a part of each parameter on each rank. A model is built without storage on all ranks; rank 0 alone reads it,
+and hands out one parameter at a time. Checkpoints are written by torch.distributed.checkpoint, each rank its own part,
+as safetensors, and can be read on any number of ranks. The finished model is streamed into an ordinary folder of
+transformers, one parameter at a time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from seed_fast.convert.files import CheckpointError, Entry, write_safetensors
+from seed_fast.train.ranks import whole
+
+SHARD_BYTES = 4 << 30  # of a file of the finished model
+_PARTS = "shard-*.safetensors"
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """True if a parameter lies in parts on several ranks."""
+    return any(hasattr(p, "full_tensor") for p in module.parameters())
+
+
+def can_write_parts() -> bool:
+    """True if this torch writes sharded checkpoints as safetensors (2.9 does)."""
+    try:
+        from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def fill(root: nn.Module, module: nn.Module, source: nn.Module | None, device: torch.device) -> None:
+    """Give a sharded module without storage the values of rank 0's `source`. Every rank must call.
+
+    Args:
+        root: what was sharded, on the meta device.
+        module: it, or what it is around.
+        source: the same as `module`, whole, on the CPU; rank 0's alone is read.
+        device: where the parts will be.
+    """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+    root.to_empty(device=device)
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(module, source.state_dict() if source is not None else {}, options=options)
+    values = dict(source.named_buffers()) if source is not None else {}
+    for name, buffer in module.named_buffers():  # those that no state dict has, such as LLaMA's frequencies
+        if name in values:
+            buffer.copy_(values[name])
+        dist.broadcast(buffer, src=0)
+
+
+def write_parts(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write this rank's parts of `tensors` below `folder`, which is there. Every rank must call.
+
+    A rank makes the bytes of a file before it writes them, so each group of tensors, such as one of AdamW's two
+    moments, has a folder of its own: in memory are the bytes of one group's parts.
+    """
+    from torch.distributed.checkpoint import HuggingFaceStorageWriter, save
+
+    for group, members in _groups(tensors).items():
+        save(members, storage_writer=HuggingFaceStorageWriter(str(folder / group), save_distributed=True))
+
+
+def has_parts(folder: Path) -> bool:
+    """True if `write_parts` has written a checkpoint's tensors there."""
+    return any(folder.glob(f"*/{_PARTS}"))
+
+
+def read_parts(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Read what each of `tensors` needs, in place, whatever number of ranks wrote it. Every rank must call.
+
+    Raises:
+        CheckpointError: a tensor is missing, surplus or has another shape, or a file is damaged.
+    """
+    from torch.distributed.checkpoint import HuggingFaceStorageReader, load
+
+    for group, members in _groups(tensors).items():
+        place = folder / group
+        try:
+            stored = HuggingFaceStorageReader(str(place)).read_metadata().state_dict_metadata
+            _compare(place, members, {name: list(entry.size) for name, entry in stored.items()})
+            load(members, storage_reader=HuggingFaceStorageReader(str(place)))
+        except CheckpointError:
+            raise
+        except Exception as error:  # readers, planners and the exchange between ranks raise kinds of their own
+            reason = (" ".join(str(error).split()) or type(error).__name__)[:300]
+            raise CheckpointError(f"{place}: must be part of a whole checkpoint, got: {reason}") from error
+
+
+def _groups(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """By what stands before the first slash of a name, and the names without it."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    for full_name, tensor in tensors.items():
+        group, _, name = full_name.partition("/")
+        groups.setdefault(group, {})[name] = tensor
+    return groups
+
+
+def _compare(place: Path, wanted: Mapping[str, Tensor], stored: Mapping[str, list[int]]) -> None:
+    for name in sorted(wanted.keys() ^ stored.keys()):
+        raise CheckpointError(
+            f"{place}: {'lacks' if name in wanted else 'has a surplus'} {name}: made by another model or options"
+        )
+    for name, tensor in wanted.items():
+        if stored[name] != list(tensor.shape):
+            raise CheckpointError(f"{place}: {name} must be {list(tensor.shape)}, got {stored[name]}")
+
+
+def stream_model(folder: Path | None, model: Any, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write the weights of a sharded model as transformers reads them. Every rank must call.
+
+    In memory is one whole parameter at a time.
+
+    Args:
+        folder: where to, for the rank that writes; None for all others.
+        model: of transformers.
+        shard_bytes: files are no larger, but for a parameter that is.
+    """
+    named = dict(model.named_parameters())  # a matrix that serves twice comes once, as transformers stores it
+    if folder is None:
+        for p in named.values():
+            whole(p)
+        return
+    groups: list[dict[str, Entry]] = [{}]
+    size = 0
+    for name, p in named.items():
+        count = p.numel() * p.element_size()
+        if groups[-1] and size + count > shard_bytes:
+            groups.append({})
+            size = 0
+        groups[-1][name] = Entry(p.shape, p.dtype)
+        size += count
+
+    def tensors(names: Mapping[str, Entry]) -> Iterator[tuple[str, Tensor]]:
+        for name in names:
+            yield name, whole(named[name])
+
+    files = ["model.safetensors"]
+    if len(groups) > 1:
+        files = [f"model-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
+    for file, entries in zip(files, groups, strict=True):
+        write_safetensors(folder / file, entries, tensors(entries), {"format": "pt"})
+    if len(groups) > 1:
+        places = {name: file for file, entries in zip(files, groups, strict=True) for name in entries}
+        total = sum(p.numel() * p.element_size() for p in named.values())
+        index = {"metadata": {"total_size": total}, "weight_map": places}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
