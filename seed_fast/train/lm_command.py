@@ -142,8 +142,6 @@ def _train(options: LmOptions, held: ExitStack) -> None:
     hold_output(options.output, ranks, held)
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(options.seed)
-    if ranks.rank == 0:
-        write_identity(options.output, source.tokenizer)
     in_parts = options.full and options.fsdp and ranks.world > 1
     if in_parts:
         language = build_empty(options.model, codebook_size=source.codebook_size)
@@ -178,6 +176,8 @@ def _train(options: LmOptions, held: ExitStack) -> None:
         task, batches(source), recipe, run, ranks, validation=validation, about=about, units=task.blocks,
         loss_scale=(LOSS_SCALE, LOSS_SCALE_WINDOW), gives_up=False, counted="rows", fill=fill,
     )  # fmt: skip
+    if ranks.rank == 0:  # for a resumed run; not before it is known that the folder is this run's
+        write_identity(options.output, source.tokenizer)
     _say(ranks, f"{options.steps} steps of {recipe.batch_size} rows of {options.length} tokens, in {recipe.dtype}, "
                 f"from step {loop.step}")  # fmt: skip
     if not loop():

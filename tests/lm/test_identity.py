@@ -144,6 +144,9 @@ def test_training_refuses_codes_of_another_tokenizer(trained):
         assert "elsewhere (weights b2" in result.output
         assert "Traceback" not in result.output
         assert not (trained / options[2]).exists()
+    result = train(trained, "elsewhere", "base", "adapter")
+    assert result.exit_code == 2, result.output  # another run's folder
+    assert read_identity(trained / "adapter") == HERE
     result = train(trained, "elsewhere", "base", "adapter", "--resume", "--steps", 3)
     assert result.exit_code == 1, result.output
     assert "elsewhere (weights b2" in result.output
