@@ -199,7 +199,7 @@ def _check_json(folder: Path) -> None:
             try:
                 content = read_json(path)
             except ValueError as error:
-                raise ValueError(f"{path}: not a JSON file: {error}") from None
+                raise ValueError(f"{path}: not a JSON file: {disguised(path, text=True) or error}") from None
             if not isinstance(content, dict):
                 raise ValueError(f"{path}: must hold a JSON object, got {shown(content)}")
 

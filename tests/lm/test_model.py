@@ -302,3 +302,19 @@ def test_what_is_no_such_model_is_named(tmp_path):
     with pytest.raises(ValueError, match="rank must be at least 1, got 0"):
         Lora(rank=0)
     assert Vocabulary.of_tokenizer(build(base(tmp_path / "last"), codebook_size=2).tokenizer).codebook_size == 2
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 7\n", "a Git LFS pointer: the file itself"),
+        (b"<!DOCTYPE html><html>Sign in</html>", "an HTML page"),
+    ],
+    ids=["pointer", "page"],
+)
+def test_an_error_says_what_was_downloaded_instead_of_a_file(tmp_path, name, content, what):
+    folder = base(tmp_path / "opt")
+    (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name}: .*{what}"):
+        build(folder, codebook_size=CODEBOOK)
