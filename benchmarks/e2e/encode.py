@@ -251,6 +251,7 @@ QFORMER = _benchmark(
     (
         Bar("1.25x the plain modules", "seed-2, B=8", FAST["float32"], (PLAIN,), 1.25),
         Bar("2.3x the plain modules in float32", "seed-2, B=8", FAST["bfloat16"], (PLAIN,), 2.3),
+        Bar("1.2x the plain modules", "seed-2, B=1", FAST["float32"], (PLAIN,), 1.2),
     ),
     ("seed-2, B=8",),
     tuple(_fast(dtype, "projected") for dtype in ("float32", "bfloat16")),
@@ -259,6 +260,10 @@ ENCODE = _benchmark(
     "encode",
     (
         Bar("2.1x the plain modules in float32", "seed-2, B=1", FAST["bfloat16"], (PLAIN,), 2.1),
+        *(
+            Bar("no slower than the plain modules", f"{preset}, B={n}", FAST["float32"], (PLAIN,), 1)
+            for preset, n in ((TINY, 1), (TINY, 64), ("seed-2", 1), ("seed-2", 8))
+        ),
         *_gpu_bars(),
     ),
     ("seed-2, B=8", "seed-2, B=256, float16"),

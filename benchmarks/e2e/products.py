@@ -1,4 +1,4 @@
-"""The plan's matrix products on this CPU, by torch's own choice and by oneDNN: `python -m benchmarks.e2e.products`.
+"""The plan's matrix products on this CPU, by every library: `python -m benchmarks.e2e.products`.
 
 GFLOP/s of CPU time per thread, which other programs on the machine disturb less than wall time.
 """
@@ -9,13 +9,13 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from seed_fast import SeedConfig
-from seed_fast.model.products import Linear, onednn_takes
+from seed_fast.model.products import ROUTES, blocks, onednn_takes, run
 
 ROUNDS = 5
 
@@ -42,13 +42,12 @@ def shapes(config: SeedConfig, images: int) -> dict[str, tuple[int, int, int]]:
 
 @torch.no_grad()
 def rates(rows: int, summed: int, columns: int, dtype: torch.dtype) -> dict[str, float]:
-    """{provider: GFLOP/s}: the fastest of interleaved rounds."""
-    x, own, bias = (torch.randn(size).to(dtype) for size in ((rows, summed), (columns, summed), (columns,)))
-    shared = torch.nn.Parameter(own)
-    calls: dict[str, Callable[[Tensor], object]] = {"torch": lambda x: F.linear(x, shared, bias)}
-    if onednn_takes(x.device, dtype):
-        kinds = {"oneDNN": (shared, False), "in blocks": (own, False), "and GELU": (own, True)}
-        calls |= {name: Linear(weight, bias, dtype, gelu=gelu) for name, (weight, gelu) in kinds.items()}
+    """{library: GFLOP/s of the product and its GELU}: the fastest of interleaved rounds."""
+    x, weight, bias = (torch.randn(size).to(dtype) for size in ((rows, summed), (columns, summed), (columns,)))
+    calls: dict[str, Callable[[Tensor], object]] = {}
+    for name, route in ROUTES.items():
+        if not route.onednn or onednn_takes(x.device, dtype):
+            calls[name] = partial(run, route, weight=blocks(weight) if route.blocked else weight, bias=bias, gelu=True)
     fewest = dict.fromkeys(calls, float("inf"))
     for _ in range(ROUNDS):
         for name, call in calls.items():

@@ -144,13 +144,13 @@ def _measure_float32() -> dict[str, Any]:
     for size, shapes in SAMPLES.items():
         for rows, (m, k, n) in shapes.items():
             x, weight, bias = (torch.randn(of, generator=generator) for of in ((m, k), (n, k), (n,)))
-            shared, blocked = nn.Parameter(weight), torch.ops.mkldnn._reorder_linear_weight(weight)
+            shared, blocked = nn.Parameter(weight), blocks(weight)
             calls: dict[str, Callable[[], object]] = {}
             for name, route in ROUTES.items():
                 used = blocked if route.blocked else shared
-                calls[name] = partial(_run, route, x, used, bias, gelu=True)
+                calls[name] = partial(run, route, x, used, bias, gelu=True)
                 if not route.fused:
-                    calls[f"{name}, no GELU"] = partial(_run, route, x, used, bias, gelu=False)
+                    calls[f"{name}, no GELU"] = partial(run, route, x, used, bias, gelu=False)
             with_gelu, gelu_gains = calibration.medians({name: calls[name] for name in ROUTES}, "mkl", SECONDS / 3)
             plain, gains = calibration.medians(
                 {name: calls[f"{name}, no GELU"] for name in _plain()}, "mkl", SECONDS / 3
@@ -323,7 +323,14 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> 
     return out
 
 
-def _run(route: Route, x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool) -> Tensor:
+def blocks(weight: Tensor) -> Tensor:
+    """A weight in oneDNN's blocks."""
+    out: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
+    return out
+
+
+def run(route: Route, x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool) -> Tensor:
+    """x W^T + b, and GELU of it, by a route that the weight lies right for."""
     if route.onednn:
         if gelu and route.fused:
             return _linear(x, weight, bias, "gelu")
@@ -356,7 +363,7 @@ class Linear:
             else:
                 self.routes = dict.fromkeys(ROWS, Route(True, blocked=not shared, fused=True))
             if self.routes["few"].blocked:
-                self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight)
+                self.weight = blocks(self.weight)
         self._few, self._some, self._many = self.routes.values()
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -364,10 +371,10 @@ class Linear:
         rows = x.numel() // self.summed
         route = self._few if rows < FEW else self._some if rows < MANY else self._many
         if self.widened:
-            return _run(route, x.float(), _wide(self.weight), self.bias, gelu=self.gelu).to(self.dtype)
+            return run(route, x.float(), _wide(self.weight), self.bias, gelu=self.gelu).to(self.dtype)
         if self.fused:
-            return bias_gelu(_run(route, x, self.weight, None, gelu=False), self.bias, inplace=True)
-        return _run(route, x, self.weight, self.bias, gelu=self.gelu)
+            return bias_gelu(run(route, x, self.weight, None, gelu=False), self.bias, inplace=True)
+        return run(route, x, self.weight, self.bias, gelu=self.gelu)
 
 
 def _wide(weight: Tensor) -> Tensor:
