@@ -12,6 +12,7 @@ from torch import Tensor
 
 from seed_fast import __version__
 from seed_fast._files import STAGING, staging_folder, writing
+from seed_fast._text import printable
 from seed_fast.convert.files import Entry, write_safetensors
 from seed_fast.model.config import SeedConfig
 
@@ -49,7 +50,7 @@ def write_folder(
     with writing(folder), staging_folder(folder / STAGING if folder.exists() else beside) as staging:
         write_safetensors(staging / WEIGHTS, entries, tensors, {"format": "pt", "trained": json.dumps(trained)})
         _write_text(staging / CONFIG, json.dumps(config.to_dict(), indent=2) + "\n")
-        _write_text(staging / CARD, model_card(folder.name, config, entries, trained=trained))
+        _write_text(staging / CARD, model_card(printable(folder.name), config, entries, trained=trained))
         if staging.parent == folder:
             for name in (CARD, CONFIG, WEIGHTS):
                 os.replace(staging / name, folder / name)
