@@ -79,10 +79,10 @@ T from_double(double x) {
 
 f32 flush(f32 x) { return std::abs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; }
 
-// The result of an instruction that may err by `relative`.
-f32 approximate(double exact, double relative, const Warp& warp, int lane) {
+// The result of an instruction that may err by `relative`; a function of its operands, as it is on a GPU.
+f32 approximate(double exact, double relative, const Warp& warp) {
   if (warp.block->settings.arithmetic != Arithmetic::worst || !std::isfinite(exact)) return static_cast<f32>(exact);
-  const bool up = scramble(warp.at_pc + static_cast<u32>(lane) * 977, bit_cast<u32>(static_cast<f32>(exact))) & 1;
+  const bool up = scramble(warp.block->settings.seed, bit_cast<u32>(static_cast<f32>(exact))) & 1;
   return static_cast<f32>(exact * (1 + (up ? relative : -relative)));
 }
 
@@ -343,7 +343,7 @@ Entry approximation() {
     const f32* const from = warp.slot<f32>(in.slots[1]);
     each_lane(active, [&](int lane) {
       const f32 x = flushes ? flush(from[lane]) : from[lane];
-      const f32 result = approximate(function(x), std::ldexp(1.0, -bits), warp, lane);
+      const f32 result = approximate(function(x), std::ldexp(1.0, -bits), warp);
       to[lane] = flushes ? flush(result) : result;
     });
   };
@@ -354,7 +354,7 @@ Entry approximate_quotient() {
   const Execute execute = [](Warp& warp, const Instruction& in, u32 active) {
     each_lane(active, [&](int lane) {
       const double exact = static_cast<double>(warp.slot<f32>(in.slots[1])[lane]) / warp.slot<f32>(in.slots[2])[lane];
-      warp.slot<f32>(in.slots[0])[lane] = approximate(exact, 0x1p-22, warp, lane);  // two units in the last place
+      warp.slot<f32>(in.slots[0])[lane] = approximate(exact, 0x1p-22, warp);  // two units in the last place
     });
   };
   return {execute, {4, 4, 4}};
@@ -551,19 +551,22 @@ void store(Warp& warp, const Instruction& in, u32 active) {
   const auto count = static_cast<std::size_t>(in.read) - 1;
   each_lane(active, [&](int lane) {
     warp.lane = lane;
-    const uint64_t address = address_at(warp, in, count, lane);
-    const Place place = warp.block->access(warp, in.space, address, static_cast<u32>(in.width * count), Use::write);
-    u8* to = place.bytes;
-    for (std::size_t i = 0; i < count; ++i, to += in.width) {
-      if (!(warp.defined[in.slots[i]] >> lane & 1)) {
-        if (place.global || place.undefined == nullptr)
-          throw Fault("stores a value that was never set" +
-                      (warp.undefined_load.empty()
-                           ? ""
-                           : ", or comes of memory that nobody has written: " + warp.undefined_load));
-        std::memset(place.undefined + i * in.width, 1, in.width);
+    u8 bytes[32];
+    for (std::size_t i = 0; i < count; ++i) {
+      std::memcpy(bytes + i * in.width, warp.slot<u8>(in.slots[i]) + std::size_t(lane) * in.widths[i], in.width);
+    }
+    const auto size = static_cast<u32>(in.width * count);
+    const Place place = warp.block->access(warp, in.space, address_at(warp, in, count, lane), size, Use::write, bytes);
+    std::memcpy(place.bytes, bytes, size);
+    for (std::size_t i = 0; i < count; ++i) {
+      if (warp.defined[in.slots[i]] >> lane & 1) continue;
+      if (place.global || place.undefined == nullptr) {
+        throw Fault("stores a value that was never set" +
+                    (warp.undefined_load.empty()
+                         ? ""
+                         : ", or comes of memory that nobody has written: " + warp.undefined_load));
       }
-      std::memcpy(to, warp.slot<u8>(in.slots[i]) + std::size_t(lane) * in.widths[i], in.width);
+      std::memset(place.undefined + i * in.width, 1, in.width);
     }
   });
 }
@@ -745,20 +748,22 @@ void copy_predicate(Warp& warp, const Instruction& in, u32 active) {
   defined = (defined & ~active) | (warp.defined[in.slots[1]] & active);
 }
 
-// Bytes of all parts one after another, from operands to results.
+// Bytes of all parts one after another, from operands to results. options[0]: parts of the results that are left out,
+// options[1]: bytes of a part.
 void repack(Warp& warp, const Instruction& in, u32 active) {
   each_lane(active, [&](int lane) {
-    u8 bytes[16];
+    u8 bytes[32];
     std::size_t at = 0;
     for (int i = 0; i < in.read; ++i) {
       const auto index = static_cast<std::size_t>(in.written + i);
       std::memcpy(bytes + at, warp.slot<u8>(in.slots[index]) + std::size_t(lane) * in.widths[index], in.widths[index]);
       at += in.widths[index];
     }
-    at = 0;
-    for (std::size_t i = 0; i < static_cast<std::size_t>(in.written); ++i) {
-      std::memcpy(warp.slot<u8>(in.slots[i]) + std::size_t(lane) * in.widths[i], bytes + at, in.widths[i]);
-      at += in.widths[i];
+    std::size_t part = 0;
+    for (std::size_t i = 0; i < static_cast<std::size_t>(in.written); ++i, ++part) {
+      while (in.options[0] >> part & 1) ++part;
+      u8* const to = warp.slot<u8>(in.slots[i]) + std::size_t(lane) * in.widths[i];
+      std::memcpy(to, bytes + part * in.options[1], in.widths[i]);
     }
   });
 }
@@ -769,14 +774,17 @@ void read_move(Statement& statement, Instruction& into) {
   if (width < 0 || arguments.size() != 2) statement.refuse("no such move");
   const bool packs = arguments[0].kind == Argument::vector || arguments[1].kind == Argument::vector;
   const auto results = elements(arguments[0]), operands = elements(arguments[1]);
-  for (const Argument& element : results) {
-    if (element.kind != Argument::sink) {
-      result(statement, into, element);
+  for (std::size_t part = 0; part < results.size(); ++part) {
+    if (results[part].kind == Argument::sink) {
+      into.options[0] = static_cast<u8>(into.options[0] | 1u << part);
     } else {
-      statement.refuse("a part of a vector is left out");
+      result(statement, into, results[part]);
     }
   }
-  for (const Argument& element : operands) operand(statement, into, element, width / static_cast<int>(operands.size()));
+  into.options[1] = static_cast<u8>(static_cast<std::size_t>(width) / results.size());
+  for (const Argument& element : operands) {
+    operand(statement, into, element, width / static_cast<int>(operands.size()));
+  }
   into.settles = !packs;
   into.execute = packs        ? repack
                  : width == 0 ? copy_predicate

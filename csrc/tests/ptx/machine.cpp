@@ -106,22 +106,30 @@ Toucher Block::toucher(const Warp& warp) const {
           static_cast<uint32_t>(program->code[warp.at_pc].line),
           launch_time,
           block_time,
-          time};
+          time,
+          settings.copies_allowed};
 }
 
-Place Block::access(Warp& warp, Space space, uint64_t address, uint32_t count, Use use) {
+Place Block::access(Warp& warp, Space space, uint64_t address, uint32_t count, Use use, const uint8_t* written) {
   if (space == Space::generic) {
     space = address & kSharedWindow ? Space::shared : address & kLocalWindow ? Space::local : Space::global;
     address &= ~(kSharedWindow | kLocalWindow);
   }
   if (address % count != 0) throw Fault("misaligned: " + std::to_string(count) + " bytes at " + hexadecimal(address));
+  const auto same = [&](const Segment& segment) {
+    const uint64_t from = address - segment.base;
+    return written != nullptr && settings.copies_allowed && segment.count_undefined(from, count) == 0 &&
+           std::memcmp(segment.bytes + from, written, count) == 0;
+  };
   const auto inside = [&](const Segment& segment, uint64_t size) {
     if (address <= size && count <= size - address) return;
     throw Fault("out of bounds: " + std::to_string(count) + " bytes at " + hexadecimal(address) + " of " +
                 segment.name + ", which has " + std::to_string(size));
   };
   switch (space) {
-    case Space::shared: inside(shared, shared.size); return shared.use(address, count, use, toucher(warp));
+    case Space::shared:
+      inside(shared, shared.size);
+      return shared.use(address, count, use, toucher(warp), same(shared));
     case Space::param: inside(parameters, parameters.size); return parameters.use(address, count, use, toucher(warp));
     case Space::local: {
       const uint64_t each = static_cast<uint64_t>(kernel->local_bytes);
@@ -136,7 +144,7 @@ Place Block::access(Warp& warp, Space space, uint64_t address, uint32_t count, U
     throw Fault("out of bounds: " + std::to_string(count) + " bytes at " + hexadecimal(address) +
                 " of global memory, " + (found ? "across the end of " + found->name : global->describe(address)));
   }
-  return found->use(address, count, use, toucher(warp));
+  return found->use(address, count, use, toucher(warp), same(*found));
 }
 
 uint8_t* Block::access_defined(Warp& warp, Space space, uint64_t address, uint32_t count, Use use) {

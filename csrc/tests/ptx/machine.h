@@ -22,6 +22,9 @@ enum class Arithmetic { exact, truncating, worst };
 struct Settings {
   unsigned seed = 0;
   Arithmetic arithmetic = Arithmetic::exact;
+  // Triton lets several threads hold copies of an element, and all of them store theirs: no race where it is the value
+  // that is there already, nor between lanes of a warp in one store, whose copies may differ in the last bit.
+  bool copies_allowed = false;
 };
 
 struct Extent {
@@ -75,8 +78,8 @@ struct Block {
   Segment shared, local, parameters;
   uint32_t launch_time = 0, block_time = 0, time = 0;
 
-  // The `count` bytes at an address, checked; the lane is warp.lane.
-  Place access(Warp& warp, Space space, uint64_t address, uint32_t count, Use use);
+  // The `count` bytes at an address, checked; the lane is warp.lane. `written`: what a write is about to put there.
+  Place access(Warp& warp, Space space, uint64_t address, uint32_t count, Use use, const uint8_t* written = nullptr);
   // The same for bytes that must have been written.
   uint8_t* access_defined(Warp& warp, Space space, uint64_t address, uint32_t count, Use use);
   Toucher toucher(const Warp& warp) const;

@@ -27,11 +27,14 @@ bool ordered_by_warp(uint16_t other, uint16_t other_time, const Toucher& who) {
 }
 
 // Compares with what happened to one word since `since`, and notes the use.
-void note(Segment& segment, History& word, uint64_t address, unsigned bytes, Use use, const Toucher& who) {
+void note(Segment& segment, History& word, uint64_t address, unsigned bytes, Use use, const Toucher& who, bool same) {
   const uint32_t since = segment.one_block ? who.block_time : who.launch_time;
   const char* const doing = use == Use::read ? "reads" : use == Use::write ? "writes" : "atomically updates";
-  const bool both_atomic = use == Use::atomic && (word.writer & kAtomic);
-  if (word.write_time >= since && (word.writer >> kBytesShift & bytes) && !both_atomic) {
+  const bool harmless = same || (use == Use::atomic && (word.writer & kAtomic));
+  // Of lanes that store to one place in one instruction one wins, where that is allowed at all.
+  const bool at_once = who.collisions_allowed && use == Use::write && word.write_line == who.line &&
+                       (word.writer & kThread) / 32 == who.thread / 32 && word.write_time == who.time;
+  if (word.write_time >= since && (word.writer >> kBytesShift & bytes) && !harmless && !at_once) {
     const bool other_block = word.write_time < who.block_time;
     const bool other_thread =
         (word.writer & kThread) != who.thread && !ordered_by_warp(word.writer, word.write_warp_time, who);
@@ -77,7 +80,7 @@ std::string hexadecimal(uint64_t value) {
   return text;
 }
 
-Place Segment::use(uint64_t address, uint32_t count, Use use, const Toucher& who) {
+Place Segment::use(uint64_t address, uint32_t count, Use use, const Toucher& who, bool same) {
   const uint64_t from = address - base;
   if (use != Use::read && read_only)
     throw Fault("writes " + name + " at " + hexadecimal(address) + ", which is read-only");
@@ -88,7 +91,7 @@ Place Segment::use(uint64_t address, uint32_t count, Use use, const Toucher& who
     for (uint64_t word = from / 4; word <= (from + count - 1) / 4; ++word) {
       const uint64_t first = std::max(from, word * 4) - word * 4,
                      last = std::min(from + count, word * 4 + 4) - word * 4;
-      note(*this, history[word], base + word * 4 + first, (1u << last) - (1u << first), use, who);
+      note(*this, history[word], base + word * 4 + first, (1u << last) - (1u << first), use, who, same);
     }
   }
   return {bytes + from, undefined.empty() ? nullptr : &undefined[from], watched && !one_block};

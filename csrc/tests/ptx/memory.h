@@ -21,6 +21,7 @@ struct Toucher {
   uint16_t warp_time;
   uint32_t line;
   uint32_t launch_time, block_time, time;
+  bool collisions_allowed;  // between lanes of a warp in one store
 };
 
 // A word of four bytes: its last write, its last read, and its last read by an earlier block.
@@ -49,7 +50,8 @@ struct Segment {
   std::vector<History> history;    // per four bytes, made at the first use
 
   // The bytes at an address, which is inside; throws Fault for a use that is wrong.
-  Place use(uint64_t address, uint32_t count, Use use, const Toucher& who);
+  // `same`: bytes that a write leaves as they are; it does not race with another write.
+  Place use(uint64_t address, uint32_t count, Use use, const Toucher& who, bool same = false);
   void define(uint64_t from, uint64_t count, bool defined);
   uint64_t count_undefined(uint64_t from, uint64_t count) const;
 };

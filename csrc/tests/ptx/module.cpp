@@ -38,6 +38,7 @@ void launch(const std::string& text, const std::string& kernel, std::array<unsig
   std::unique_ptr<Program>& program = loose_programs()[text];
   if (!program) program = Program::parse(text);
   const auto* bytes = reinterpret_cast<const uint8_t*>(parameters.data());
+  machine().settings.copies_allowed = true;
   machine().launch(*program, kernel, {grid[0], grid[1], grid[2]}, {threads, 1, 1}, shared_bytes,
                    {bytes, bytes + parameters.size()});
 }
@@ -77,7 +78,7 @@ std::vector<Coverage> coverage() {
 void configure(unsigned seed, const std::string& tensor_cores, int architecture) {
   const std::map<std::string, Arithmetic> known = {
       {"exact", Arithmetic::exact}, {"truncating", Arithmetic::truncating}, {"worst", Arithmetic::worst}};
-  machine().settings = {seed, known.at(tensor_cores)};
+  machine().settings = {seed, known.at(tensor_cores), false};
   set_architecture(architecture);
 }
 

@@ -38,7 +38,7 @@ inline std::vector<uint64_t> run(const Snippet& snippet, std::vector<uint64_t> i
   in.resize(count, in.empty() ? 0 : in.back());
   std::vector<uint64_t> out(count, 0);
   Machine machine;
-  machine.settings = {snippet.seed, snippet.arithmetic};
+  machine.settings = {snippet.seed, snippet.arithmetic, false};
   const auto add = [&](std::vector<uint64_t>& array, const char* name, bool read_only) {
     Segment segment;
     segment.name = name, segment.base = reinterpret_cast<uint64_t>(array.data()), segment.size = 8 * count;
