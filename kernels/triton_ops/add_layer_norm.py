@@ -38,7 +38,7 @@ def add_layer_norm_fwd_kernel(
     value = tl.load(x + row * stride_xn + dims * stride_xd, mask=inside, other=0.0).to(tl.float32)
     value += tl.load(delta + row * stride_deltan + dims * stride_deltad, mask=inside, other=0.0).to(tl.float32)
     value = value.to(x.dtype.element_ty).to(tl.float32)  # as the stream holds it
-    share = 1.0 / D.to(tl.float32)
+    share = 1.0 / tl.cast(D, tl.float32)
 
     # A mean as an offset from the first element, so that a constant row has variance 0.
     start = tl.sum(tl.where(dims == 0, value, 0.0), axis=0)
@@ -72,5 +72,5 @@ def add_layer_norm_fwd(
         x, delta, weight, bias, y if stream is None else stream, y, eps, d, *x.stride(), *delta.stride(),
         weight.stride(0), bias.stride(0), 0 if stream is None else stream.stride(0), y.stride(0),
         HAS_STREAM=stream is not None, POST_NORM=post_norm, PADDED_D=padded,
-        num_warps=max(1, min(16, padded // 512)),
+        num_warps=max(1, min(16, padded // 512)), enable_fp_fusion=True,
     )  # fmt: skip

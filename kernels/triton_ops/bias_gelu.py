@@ -36,5 +36,6 @@ def bias_gelu_fwd(x: Tensor, bias: Tensor, y: Tensor) -> None:
     block_n, block_d = 4, min(1024, max(16, triton.next_power_of_2(d)))
     if n > 0:
         bias_gelu_fwd_kernel[(triton.cdiv(n, block_n), triton.cdiv(d, block_d))](
-            x, bias, y, n, d, *x.stride(), bias.stride(0), y.stride(0), BLOCK_N=block_n, BLOCK_D=block_d, num_warps=4
-        )
+            x, bias, y, n, d, *x.stride(), bias.stride(0), y.stride(0), BLOCK_N=block_n, BLOCK_D=block_d, num_warps=4,
+            enable_fp_fusion=True,
+        )  # fmt: skip

@@ -67,7 +67,7 @@ def vector_quantize_bwd_z_kernel(
     entry = tl.where((ids_N >= 0)[:, None], entry.to(tl.float32), float("nan"))
     value = tl.load(z + rows[:, None] * stride_zn + dims[None, :] * stride_zd, mask=inside, other=0.0)
     above = tl.load(grad_z_q + rows[:, None] * stride_gn + dims[None, :] * stride_gd, mask=inside, other=0.0)
-    scale = tl.load(grad_commit).to(tl.float64) * 2.0 / (N.to(tl.float64) * D)
+    scale = tl.load(grad_commit).to(tl.float64) * 2.0 / (tl.cast(N, tl.float64) * D)
     difference = entry.to(tl.float64) - value.to(tl.float32).to(tl.float64)
     gradient = (above.to(tl.float32).to(tl.float64) - scale * difference).to(tl.float32)
     tl.store(grad_z + rows[:, None] * D + dims[None, :], gradient.to(grad_z.dtype.element_ty), mask=inside)
@@ -102,7 +102,7 @@ def vector_quantize_bwd_codebook_kernel(
         inside = (slots < end)[:, None] & (dims < D)[None, :]
         value = tl.load(z + rows[:, None] * stride_zn + dims[None, :] * stride_zd, mask=inside, other=0.0)
         total += tl.sum(tl.where(inside, entry[None, :] - value.to(tl.float32).to(tl.float64), 0.0), axis=0)
-    scale = tl.load(grad_codebook_loss).to(tl.float64) * 2.0 / (N.to(tl.float64) * D)
+    scale = tl.load(grad_codebook_loss).to(tl.float64) * 2.0 / (tl.cast(N, tl.float64) * D)
     gradient = (scale * total).to(tl.float32).to(grad_codebook.dtype.element_ty)
     tl.store(grad_codebook + entry_at * D + dims, gradient, mask=dims < D)
 

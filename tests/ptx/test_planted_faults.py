@@ -69,76 +69,44 @@ def test_swapped_registers_of_a_fragment_are_found(which):
         attend_once()
 
 
+def finds(fault: str, source: str, kernel: str, pattern: str, replacement: str, run=attend_once) -> None:
+    with planted(source, kernel, pattern, replacement), pytest.raises((ptx.Fault, AssertionError), match=fault):
+        run()
+
+
 def test_a_shuffle_for_too_few_lanes_is_found():
-    # The mask is a register: the shuffle gets one of half the warp instead.
-    shuffle = (r"shfl\.sync\.bfly\.b32\s+([^;]*), %r\d+;", r"shfl.sync.bfly.b32 \1, 0x0000ffff;")
-    with (
-        planted("attention_sm70", ATTENTION, *shuffle),
-        pytest.raises(ptx.Fault, match=r"is not in its own mask of lanes 0xffff"),
-    ):
-        attend_once()
+    pattern, replacement = r"shfl\.sync\.bfly\.b32\s+([^;]*), %r\d+;", r"shfl.sync.bfly.b32 \1, 0x0000ffff;"
+    finds("is not in its own mask of lanes 0xffff", "attention_sm70", ATTENTION, pattern, replacement)
 
 
 def test_a_shuffle_between_the_wrong_lanes_is_found():
-    shuffle = (r"shfl\.sync\.bfly\.b32\s+(%r\d+\|%p\d+, %r\d+), (%r\d+)", r"shfl.sync.bfly.b32 \1, 16")
-    with planted("attention_sm70", ATTENTION, *shuffle), pytest.raises(AssertionError, match="wrong attention"):
-        attend_once()
+    pattern = r"shfl\.sync\.bfly\.b32\s+(%r\d+\|%p\d+, %r\d+), (%r\d+)"
+    finds("wrong attention", "attention_sm70", ATTENTION, pattern, r"shfl.sync.bfly.b32 \1, 16")
 
 
 def test_a_lane_that_skips_a_shuffle_is_found():
-    closed = (
-        r"\n\s*(shfl\.sync\.bfly[^;]*;)",
-        "\n{ .reg .u32 %lane; .reg .pred %odd; mov.u32 %lane, %laneid; setp.eq.u32 %odd, %lane, 7;\n@!%odd \\1 }",
-    )
-    with (
-        planted("attention_sm70", ATTENTION, *closed),
-        pytest.raises(ptx.Fault, match=r"deadlock; threads .* wait at line"),
-    ):
-        attend_once()
+    skip = "{ .reg .pred %skip; .reg .u32 %lane; mov.u32 %lane, %laneid; setp.eq.u32 %skip, %lane, 7; @!%skip"
+    pattern, replacement = r"\n\s*(shfl\.sync\.bfly[^;]*;)", f"\n{skip} \\1 }}"
+    finds(r"deadlock; threads .* wait at line", "attention_sm70", ATTENTION, pattern, replacement)
 
 
 def test_a_load_beyond_the_codebook_is_found():
-    with (
-        planted(
-            "nearest_code_pack",
-            "pack_entries_kernel",
-            r"ld\.global\.f32\s+(%f\d+), \[(%rd\d+)\]",
-            r"ld.global.f32 \1, [\2+1048576]",
-        ),
-        pytest.raises(ptx.Fault, match="out of bounds: 4 bytes at 0x.* behind the end of"),
-    ):
-        search()
+    pattern, replacement = r"ld\.global\.f32\s+(%f\d+), \[(%rd\d+)\]", r"ld.global.f32 \1, [\2+1048576]"
+    fault = r"out of bounds: 4 bytes at 0x.* behind the end of"
+    finds(fault, "nearest_code_pack", "pack_entries_kernel", pattern, replacement, search)
 
 
 def test_a_misaligned_access_is_found():
-    with (
-        planted(
-            "nearest_code_sm70",
-            SCREEN,
-            r"ld\.shared\.v4\.u32\s+([^;]*)\[(%r\w*)(\+\d+)?\]",
-            r"ld.shared.v4.u32 \1[\2+2]",
-        ),
-        pytest.raises(ptx.Fault, match="misaligned: 16 bytes"),
-    ):
-        search()
+    pattern, replacement = r"ld\.shared\.v4\.u32\s+([^;]*)\[(%r\w*)(\+\d+)?\]", r"ld.shared.v4.u32 \1[\2+2]"
+    finds("misaligned: 16 bytes", "nearest_code_sm70", SCREEN, pattern, replacement, search)
 
 
 def test_a_store_into_an_input_is_found():
-    with (
-        planted(
-            "nearest_code",
-            "nearest_code_finish_kernel",
-            r"ld\.global\.f32\s+(%f\d+), \[(%rd\d+)\]",
-            r"mov.f32 \1, 0f00000000; st.global.f32 [\2], \1",
-        ),
-        pytest.raises(ptx.Fault, match="which is read-only"),
-    ):
-        search()
+    pattern = r"ld\.global\.f32\s+(%f\d+), \[(%rd\d+)\]"
+    replacement = r"mov.f32 \1, 0f00000000; st.global.f32 [\2], \1"
+    finds("which is read-only", "nearest_code", "nearest_code_finish_kernel", pattern, replacement, search)
 
 
 def test_a_missing_store_is_found():
-    with (
-        planted("attention_sm70", ATTENTION, r"st\.shared\.v4\.u32[^;]*;", ""),
-        pytest.raises(ptx.Fault, match="memory that nobody has written: line"),
-    ):
-        attend_once()
+    fault = "memory that nobody has written: line"
+    finds(fault, "attention_sm70", ATTENTION, r"st\.shared\.v4\.u32[^;]*;", "")

@@ -31,11 +31,8 @@ class Launcher:
 
     def __call__(self, x: int, y: int, z: int, stream: int, text: str, *rest: Any) -> None:
         arguments = rest[4:]  # behind packed metadata, launch metadata and two hooks
-        values = [
-            value
-            for kind, value in zip(self.types, arguments, strict=True)
-            if kind != "constexpr" and value is not None
-        ]
+        given = zip(self.types, arguments, strict=True)
+        values = [value for kind, value in given if kind != "constexpr" and value is not None]
         places = ptx.parameters(text, self.metadata.name)
         values += [0] * (len(places) - len(values))  # scratch memory, which these kernels don't use
         packed = bytearray(places[-1][0] + places[-1][1])

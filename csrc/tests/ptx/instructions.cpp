@@ -291,9 +291,42 @@ f32 add_ftz(f32 a, f32 b) { return flush(flush(a) + flush(b)); }
 f32 sub_ftz(f32 a, f32 b) { return flush(flush(a) - flush(b)); }
 f32 mul_ftz(f32 a, f32 b) { return flush(flush(a) * flush(b)); }
 f32 fma_ftz(f32 a, f32 b, f32 c) { return flush(std::fma(flush(a), flush(b), flush(c))); }
+f32 min_ftz(f32 a, f32 b) { return flush(float_min(flush(a), flush(b))); }
+f32 max_ftz(f32 a, f32 b) { return flush(float_max(flush(a), flush(b))); }
+f32 abs_ftz(f32 a) { return flush(std::abs(a)); }
+f32 neg_ftz(f32 a) { return flush(-a); }
 f32 saturate(f32 x) { return x > 0 ? std::min(x, 1.0f) : 0.0f; }
 f32 add_sat(f32 a, f32 b) { return saturate(a + b); }
 f32 fma_sat(f32 a, f32 b, f32 c) { return saturate(std::fma(a, b, c)); }
+
+// 16-bit numbers, alone or as the two halves of a register; double holds sums and products of them exactly.
+struct pair16 {
+  u16 low, high;
+};
+template <class T>
+T short_add(T a, T b) {
+  return from_double<T>(to_double(a) + to_double(b));
+}
+template <class T>
+T short_sub(T a, T b) {
+  return from_double<T>(to_double(a) - to_double(b));
+}
+template <class T>
+T short_mul(T a, T b) {
+  return from_double<T>(to_double(a) * to_double(b));
+}
+template <class T>
+T short_fma(T a, T b, T c) {
+  return from_double<T>(std::fma(to_double(a), to_double(b), to_double(c)));
+}
+template <class T, T (*function)(T, T)>
+pair16 both(pair16 a, pair16 b) {
+  return {function(T{a.low}, T{b.low}).bits, function(T{a.high}, T{b.high}).bits};
+}
+template <class T>
+pair16 both_fma(pair16 a, pair16 b, pair16 c) {
+  return {short_fma(T{a.low}, T{b.low}, T{c.low}).bits, short_fma(T{a.high}, T{b.high}, T{c.high}).bits};
+}
 
 template <auto function>
 struct Lanes;
@@ -367,6 +400,9 @@ const std::unordered_map<std::string, Entry>& arithmetic() {
       ONE(name, function, s32), ONE(name, function, s64)
 #define BITS(name, function) \
   {name ".b16", lanes<&function<u16>>()}, {name ".b32", lanes<&function<u32>>()}, {name ".b64", lanes<&function<u64>>()}
+#define SHORTS(name, function)                                                      \
+  {name ".f16", lanes<&function<f16>>()}, {name ".bf16", lanes<&function<bf16>>()}, \
+      {name ".f16x2", lanes<&both<f16, function<f16>>>()}, {name ".bf16x2", lanes<&both<bf16, function<bf16>>>()}
 #define FLOATS(name, function) ONE(name, function, f32), ONE(name, function, f64)
   static const std::unordered_map<std::string, Entry> table = {
       WORDS("add", add),
@@ -430,7 +466,18 @@ const std::unordered_map<std::string, Entry>& arithmetic() {
       {"sub.ftz.f32", lanes<&sub_ftz>()},
       {"mul.ftz.f32", lanes<&mul_ftz>()},
       {"fma.ftz.f32", lanes<&fma_ftz>()},
+      SHORTS("add", short_add),
+      SHORTS("sub", short_sub),
+      SHORTS("mul", short_mul),
+      {"fma.f16", lanes<&short_fma<f16>>()},
+      {"fma.bf16", lanes<&short_fma<bf16>>()},
+      {"fma.f16x2", lanes<&both_fma<f16>>()},
+      {"fma.bf16x2", lanes<&both_fma<bf16>>()},
       {"add.sat.f32", lanes<&add_sat>()},
+      {"min.ftz.f32", lanes<&min_ftz>()},
+      {"max.ftz.f32", lanes<&max_ftz>()},
+      {"abs.ftz.f32", lanes<&abs_ftz>()},
+      {"neg.ftz.f32", lanes<&neg_ftz>()},
       {"fma.sat.f32", lanes<&fma_sat>()},
       {"ex2.approx.ftz.f32", approximation<power_of_two, true, 22>()},
       {"ex2.approx.f32", approximation<power_of_two, false, 22>()},
@@ -454,6 +501,7 @@ const std::unordered_map<std::string, Entry>& arithmetic() {
 #undef WORDS
 #undef BITS
 #undef FLOATS
+#undef SHORTS
   return table;
 }
 

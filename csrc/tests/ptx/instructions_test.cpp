@@ -204,6 +204,11 @@ TEST(binary16_rounds_to_even_and_overflows_to_infinity) {
   }
 }
 
+TEST(sixteen_bits_round_once) {
+  CHECK_EQUAL(word("add.rn.f16x2", "0x3c003c00, 0x10004000"), 0x3c004200u);  // 1 + 2^-11: to even; 1 + 2
+  CHECK_EQUAL(word("fma.rn.bf16x2", "0x3f803f80, 0x40003f80, 0x3f800000"), 0x40403f80u);
+}
+
 TEST(two_numbers_become_one_register_the_first_on_top) {
   CHECK_EQUAL(word("cvt.rn.f16x2.f32", literal(1.0f) + ", " + literal(2.0f)), 0x3c004000u);
   CHECK_EQUAL(word("cvt.rn.bf16x2.f32", literal(1.0f) + ", " + literal(2.0f)), 0x3f804000u);
