@@ -28,16 +28,23 @@ inline Floats rounded(Floats value, DType dtype) {
   return load(bits, 0, dtype);
 }
 
-void norm_row(const AddLayerNorm& p, int64_t row, float* values) {
+// `any`: the types are known at run time alone, and these stand for nothing.
+template <bool any, DType delta_dtype = DType::float32>
+void norm_row_of(const AddLayerNorm& p, int64_t row, float* values) {
+  // Copies: a store could be to the problem itself, for all that the compiler knows.
   const int64_t D = p.D, whole = D - D % kWidth;
+  const DType x_type = any ? p.x.dtype : DType::float32, delta_type = any ? p.delta.dtype : delta_dtype;
+  const DType y_type = any ? p.y.dtype : delta_dtype;
   const float share = 1.0f / float(D);
+  const float *const weight = p.weight, *const bias = p.bias;
   const void* const x = row_of(p.x, row);
   const void* const delta = row_of(p.delta, row);
-  void* const stream = p.stream.data == nullptr ? nullptr : row_of(p.stream, row);
   void* const y = row_of(p.y, row);
+  void* const sum_to = p.stream.data == nullptr || p.post_norm ? nullptr : row_of(p.stream, row);
+  void* const norm_to = p.stream.data == nullptr || !p.post_norm ? nullptr : row_of(p.stream, row);
 
   const auto sum_at = [&](int64_t at) {
-    return rounded(load_as_float(x, at, p.x.dtype) + load_as_float(delta, at, p.delta.dtype), p.x.dtype);
+    return rounded(load_as_float(x, at, x_type) + load_as_float(delta, at, delta_type), x_type);
   };
 
   // The sum, and a first mean, as an offset from the first element. Each value counts with its share, so that no sum
@@ -47,9 +54,9 @@ void norm_row(const AddLayerNorm& p, int64_t row, float* values) {
   for (int64_t begin = 0; begin < whole; begin += kRun) {
     Floats part = {};
     for (int64_t at = begin; at < least(begin + kRun, whole); at += kWidth) {
-      const Floats value = rounded(load(x, at, p.x.dtype) + load(delta, at, p.delta.dtype), p.x.dtype);
+      const Floats value = rounded(load(x, at, x_type) + load(delta, at, delta_type), x_type);
       store(values + at, value);
-      if (stream != nullptr && !p.post_norm) store(stream, at, p.x.dtype, value);
+      if (sum_to != nullptr) store(sum_to, at, x_type, value);
       part += (value - start) * share;
     }
     offsets += part;
@@ -58,7 +65,7 @@ void norm_row(const AddLayerNorm& p, int64_t row, float* values) {
   float rest = 0;
   for (int64_t at = whole; at < D; ++at) {
     values[at] = sum_at(at);
-    if (stream != nullptr && !p.post_norm) store_from_float(stream, at, p.x.dtype, values[at]);
+    if (sum_to != nullptr) store_from_float(sum_to, at, x_type, values[at]);
     rest += (values[at] - start) * share;
   }
   mean += rest;
@@ -69,7 +76,6 @@ void norm_row(const AddLayerNorm& p, int64_t row, float* values) {
     Floats lacking = {}, square = {};
     for (int64_t at = begin; at < least(begin + kRun, whole); at += kWidth) {
       const Floats difference = load(values + at) - mean;
-      store(values + at, difference);
       lacking += difference * share;
       square += difference * difference;
     }
@@ -78,25 +84,32 @@ void norm_row(const AddLayerNorm& p, int64_t row, float* values) {
   }
   float lack = total(lacks), square = total(squares);
   for (int64_t at = whole; at < D; ++at) {
-    values[at] -= mean;
-    lack += values[at] * share;
-    square += values[at] * values[at];
+    const float difference = values[at] - mean;
+    lack += difference * share;
+    square += difference * difference;
   }
   square *= share;
   const float variance = square - lack * lack;  // of squares that overflow: infinity
   const float scale = 1.0f / std::sqrt((variance > 0 ? variance : square < __builtin_inff() ? 0.0f : square) + p.eps);
 
-  const bool both = stream != nullptr && p.post_norm;
   for (int64_t at = 0; at < whole; at += kWidth) {
-    const Floats norm = (load(values + at) - lack) * scale * load(p.weight + at) + load(p.bias + at);
-    store(y, at, p.y.dtype, norm);
-    if (both) store(stream, at, p.x.dtype, norm);
+    const Floats norm = (load(values + at) - mean - lack) * scale * load(weight + at) + load(bias + at);
+    store(y, at, y_type, norm);
+    if (norm_to != nullptr) store(norm_to, at, x_type, norm);
   }
   for (int64_t at = whole; at < D; ++at) {
-    const float norm = (values[at] - lack) * scale * p.weight[at] + p.bias[at];
-    store_from_float(y, at, p.y.dtype, norm);
-    if (both) store_from_float(stream, at, p.x.dtype, norm);
+    const float norm = (values[at] - mean - lack) * scale * weight[at] + bias[at];
+    store_from_float(y, at, y_type, norm);
+    if (norm_to != nullptr) store_from_float(norm_to, at, x_type, norm);
   }
+}
+
+// The plan's types get code of their own.
+void norm_row(const AddLayerNorm& p, int64_t row, float* values) {
+  if (p.x.dtype != DType::float32 || p.delta.dtype != p.y.dtype || p.y.dtype == DType::float16)
+    return norm_row_of<true>(p, row, values);
+  if (p.y.dtype == DType::float32) return norm_row_of<false, DType::float32>(p, row, values);
+  norm_row_of<false, DType::bfloat16>(p, row, values);
 }
 
 }  // namespace

@@ -29,15 +29,16 @@ inline Floats exact_gelu(Floats x) {
 }
 
 void gelu_row(const BiasGelu& p, const float* bias, int64_t row) {
-  const int64_t bytes = p.x_dtype == DType::float32 ? 4 : 2, whole = p.D - p.D % kWidth;
+  // Copies: a store could be to the problem itself, for all that the compiler knows.
+  const DType type = p.x_dtype;
+  const int64_t bytes = type == DType::float32 ? 4 : 2, D = p.D, whole = D - D % kWidth;
   const char* const x = static_cast<const char*>(p.x) + row * p.x_stride * bytes;
   char* const y = static_cast<char*>(p.y) + row * p.y_stride * bytes;
-  for (int64_t at = 0; at < whole; at += kWidth)
-    store(y, at, p.x_dtype, exact_gelu(load(x, at, p.x_dtype) + load(bias + at)));
+  for (int64_t at = 0; at < whole; at += kWidth) store(y, at, type, exact_gelu(load(x, at, type) + load(bias + at)));
   Floats rest = {};
-  for (int64_t at = whole; at < p.D; ++at) rest[at - whole] = load_as_float(x, at, p.x_dtype) + bias[at];
+  for (int64_t at = whole; at < D; ++at) rest[at - whole] = load_as_float(x, at, type) + bias[at];
   rest = exact_gelu(rest);
-  for (int64_t at = whole; at < p.D; ++at) store_from_float(y, at, p.x_dtype, rest[at - whole]);
+  for (int64_t at = whole; at < D; ++at) store_from_float(y, at, type, rest[at - whole]);
 }
 
 }  // namespace
