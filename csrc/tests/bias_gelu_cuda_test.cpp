@@ -35,7 +35,7 @@ std::string planned(const Case& c) {
 TEST(every_width_and_type_gives_the_gelu_of_the_sum) {
   const struct {
     int rows, columns;
-  } sizes[] = {{1, 1}, {3, 8}, {5, 31}, {9, 96}, {2, 1024}, {3, 1032}, {700, 16}};
+  } sizes[] = {{1, 1}, {3, 8}, {5, 31}, {9, 96}, {2, 1024}, {3, 1032}, {2701, 16}};
   for (const auto& size : sizes) {
     for (const DType type : kTypes) {
       for (const DType bias_type : kTypes) compare({size.rows, size.columns, type, bias_type}, launch);

@@ -56,8 +56,9 @@ def quick() -> Iterator[Case]:
 def named() -> Iterator[Case]:
     yield from quick()
     for kind in (F32, F16, BF16):
-        for n, d in ((1, 8), (1, 1), (700, 16), (9, 1032), (33, 264)):
+        for n, d in ((1, 8), (1, 1), (2701, 8), (9, 1032), (33, 264)):
             yield make(f"{n} {d} {kind}", n, d, kind)
+        yield make(f"several rows a block, unaligned, {kind}", 2701, 3, kind)
         for bias_type in (F32, F16, BF16):
             yield make(f"mixed {kind} {bias_type}", 5, 40, kind, bias_type, gap=3, offset=1)
         yield make(f"aligned rows with gaps, {kind}", 5, 64, kind, gap=8, offset=8)
