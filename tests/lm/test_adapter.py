@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 
 from seed_fast.lm.adapter import LoraLinear, TokenRows, keep_mask, use_fast_layers
 from seed_fast.lm.model import Lora, build
+from seed_fast.testing import error_ratio
 from tests.lm.tiny import CODEBOOK, base
 
 
@@ -41,15 +44,16 @@ def test_logits_gradients_and_state_dict_are_those_of_peft(tmp_path, family):
     model, _, vocabulary = make(tmp_path, family)
     ids = torch.tensor([[2, 7, *vocabulary.image([3, 1, 3]), 9], [2, 5, 6, 7, 8, 9, 10, vocabulary.first_code]])
     logits, expected = gradients(model, ids)
+    true_logits, true = gradients(copy.deepcopy(model).double(), ids)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     kinds = {name: type(module) for name, module in model.named_modules()}
     changed = use_fast_layers(model)
     assert changed == sum(kind in (PeftLinear, TrainableTokensLayer) for kind in kinds.values()) > 12
     fast, found = gradients(model, ids)
-    torch.testing.assert_close(fast, logits, rtol=1e-5, atol=1e-5)
+    assert error_ratio(fast, logits, true_logits) <= 2
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5 * float(value.abs().max()), msg=name)
+        assert torch.equal(found[name], value) or error_ratio(found[name], value, true[name]) <= 3, name
     after = model.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[name], before[name]) for name in before)

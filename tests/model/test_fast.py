@@ -14,6 +14,7 @@ from seed_fast.convert import from_official
 from seed_fast.model import fast_attention, fast_form
 from seed_fast.ops import backend
 from seed_fast.profile.cost import costs
+from seed_fast.testing import error_ratio
 
 SMALL = {"image_size": 28, "vit_dim": 32, "vit_depth": 2, "vit_heads": 2, "vit_ffn_dim": 48, "codebook_size": 300}
 FORMS = ["absorbed", "projected"]
@@ -40,9 +41,12 @@ def test_float32_codes_are_those_of_the_plain_modules(preset, cross_attention):
     tok = small(preset)
     plan = tok.fast(cross_attention=cross_attention)
     pixels = torch.randn(5, 3, tok.config.image_size, tok.config.image_size)
-    features, plain = plan.image_features(pixels), tok.image_features(pixels)
-    torch.testing.assert_close(features, plain, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(plan.query_embeddings(plain), tok.query_embeddings(plain), rtol=1e-5, atol=1e-5)
+    exact = copy.deepcopy(tok).double()
+    with torch.no_grad():
+        features, plain = plan.image_features(pixels), tok.image_features(pixels)
+        assert error_ratio(features, plain, exact.image_features(pixels.double())) <= 2
+        embeddings = plan.query_embeddings(plain), tok.query_embeddings(plain)
+        assert error_ratio(*embeddings, exact.query_embeddings(plain.double())) <= 2
     assert torch.equal(plan.encode(pixels), tok.encode(pixels))
     assert torch.equal(plan.encode(pixels[:1]), tok.encode(pixels)[:1])
 
