@@ -2,8 +2,15 @@
 // splits. It also takes the float16 inputs that attention_sm70.cu can't load, because their rows are not aligned.
 //
 // A block takes a tile of 32 or 96 queries of one head (257 are three of 96) and walks over the keys, 32 at a time.
-// Scores stay in registers, weights pass through shared memory, sums are rescaled whenever a row's largest score grows (Milakov and
-// Gimelshein 2018, arXiv:1805.02867). Thread (i, j) of 16 x 8 owns rows i, i + 16, ... and keys j, j + 8, ...
+// Scores stay in registers, weights pass through shared memory, sums are rescaled whenever a row's largest score grows
+// (Milakov and Gimelshein 2018, arXiv:1805.02867). Thread (i, j) of 16 x 8 owns rows i, i + 16, ... and keys j, j + 8,
+// ...
+//
+// What keeps its error within twice that of separate products and a softmax in float32:
+//   - scores are not scaled until the largest of their row is subtracted. That difference is exact where it matters, so
+//     a large score or an offset that all keys share costs no bits;
+//   - weights come from a polynomial: ex2.approx may err by four times as much as one rounding does;
+//   - scores and outputs are sums of sums of 32 products each.
 //
 // architectures: 70 75
 #include "attention.h"
@@ -15,14 +22,13 @@ using device::barrier;
 using device::infinity;
 using device::maximum;
 using device::multiply_add;
-using device::power_of_two;
 using device::shuffle_xor;
 using device::thread_index;
 
 constexpr int kTileKeys = 32;
-constexpr int kDepth = 32;              // dimensions held in shared memory at a time
-constexpr int kVectors = kDepth / 4;    // of four floats
-constexpr int kPitch = kDepth + 4;      // odd in 16-byte units: eight rows at one depth lie in different banks
+constexpr int kDepth = 32;            // dimensions held in shared memory at a time
+constexpr int kVectors = kDepth / 4;  // of four floats
+constexpr int kPitch = kDepth + 4;    // odd in 16-byte units: eight rows at one depth lie in different banks
 
 SEED_FAST_DEVICE float4 load4(const float* from) { return *reinterpret_cast<const float4*>(from); }
 
@@ -38,8 +44,8 @@ struct UnalignedFloat : Aligned {
 struct UnalignedHalf {
   using Element = unsigned short;
   static SEED_FAST_DEVICE float4 load(const unsigned short* from) {
-    return float4{device::float_from_half(from[0]), device::float_from_half(from[1]),
-                  device::float_from_half(from[2]), device::float_from_half(from[3])};
+    return float4{device::float_from_half(from[0]), device::float_from_half(from[1]), device::float_from_half(from[2]),
+                  device::float_from_half(from[3])};
   }
   static SEED_FAST_DEVICE void store(unsigned short* to, const float4& value) {
     unsigned* const pairs = reinterpret_cast<unsigned*>(to);
@@ -81,12 +87,30 @@ SEED_FAST_DEVICE void add_scaled(float weight, const float4& value, float (&sum)
   sum[3] = multiply_add(weight, value.w, sum[3]);
 }
 
+// 2^(difference * |scale|) within 1.3 * 2^-24 of itself, for a difference <= 0; 0 where it is below 2^-125. NaN stays
+// NaN. With scale 0 differences are 0, or -infinity for a key that is not seen. 2^x = 2^n 2^f with |f| <= 1/2, and 2^f
+// = 1 + f p(f), p fitted for the least largest relative error.
+SEED_FAST_DEVICE float weight_of(float difference, float scale) {
+  constexpr float kRound = 0x1.8p23f;  // adding it leaves the nearest integer in the low bits
+  const float steepness = scale == 0 ? 1 : scale < 0 ? -scale : scale;
+  const float shifted = multiply_add(difference, steepness, kRound);
+  const float f = multiply_add(difference, steepness, kRound - shifted);
+  float power = multiply_add(0x1.416b5ep-13f, f, 0x1.5f083p-10f);
+  power = multiply_add(power, f, 0x1.3b2dep-7f);
+  power = multiply_add(power, f, 0x1.c6af7cp-5f);
+  power = multiply_add(power, f, 0x1.ebfbdcp-3f);
+  power = multiply_add(power, f, 0x1.62e43p-1f);
+  power = multiply_add(power, f, 1);
+  const float scaled = device::float_from_bits(device::float_bits(power) + (device::float_bits(shifted) << 23));
+  return shifted < kRound - 125 ? 0 : scaled;
+}
+
 // kTile: queries. kChunks: head width in units of 32, rounded up.
 template <class Type, int kTile, int kChunks>
 SEED_FAST_DEVICE void attend(const Problem& problem) {
   using Element = typename Type::Element;
   constexpr int kRows = kTile / 16, kKeys = kTileKeys / 8;  // of one thread
-  constexpr int kWeightPitch = kTileKeys + 8;  // four rows times eight keys lie in different banks
+  constexpr int kWeightPitch = kTileKeys + 8;               // four rows times eight keys lie in different banks
   SEED_FAST_SHARED(float, q_or_weights, [kTile * kWeightPitch]);
   SEED_FAST_SHARED(float, k_or_v, [kTileKeys * kPitch]);
   const int i = thread_index() / 8, j = thread_index() % 8;
@@ -99,6 +123,7 @@ SEED_FAST_DEVICE void attend(const Problem& problem) {
   const Element* const q = start(problem.q) + first_row * problem.q.stride_l;
   const Element *const k = start(problem.k), *const v = start(problem.v);
   const int end = problem.causal && problem.lk > first_row + kTile ? first_row + kTile : problem.lk;
+  const float sign = problem.scale > 0 ? 1.0f : problem.scale < 0 ? -1.0f : 0.0f;
 
   float sums[kRows][kChunks][4] = {}, total[kRows] = {}, largest[kRows];
   SEED_FAST_UNROLL
@@ -118,9 +143,10 @@ SEED_FAST_DEVICE void attend(const Problem& problem) {
       stage<Type, kPitch>(k + first_key * problem.k.stride_l + depth, problem.k.stride_l, problem.lk - first_key,
                           problem.d - depth, k_or_v);
       barrier();
-      const int part = problem.d - depth < kDepth ? problem.d - depth : kDepth;
+      const int columns = problem.d - depth < kDepth ? problem.d - depth : kDepth;
+      float part[kRows][kKeys] = {};
       SEED_FAST_NO_UNROLL
-      for (int at = 0; at < part; at += 4) {
+      for (int at = 0; at < columns; at += 4) {
         float4 q_part[kRows];
         SEED_FAST_UNROLL
         for (int r = 0; r < kRows; ++r) q_part[r] = load4(q_or_weights + (i + 16 * r) * kPitch + at);
@@ -128,12 +154,18 @@ SEED_FAST_DEVICE void attend(const Problem& problem) {
         for (int c = 0; c < kKeys; ++c) {
           const float4 k_part = load4(k_or_v + (j + 8 * c) * kPitch + at);
           SEED_FAST_UNROLL
-          for (int r = 0; r < kRows; ++r) score[r][c] = dot(q_part[r], k_part, score[r][c]);
+          for (int r = 0; r < kRows; ++r) part[r][c] = dot(q_part[r], k_part, part[r][c]);
         }
+      }
+      SEED_FAST_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        SEED_FAST_UNROLL
+        for (int c = 0; c < kKeys; ++c) score[r][c] += part[r][c];
       }
     }
     barrier();  // nobody reads queries where the weights go
     const int keys = end - first_key < kTileKeys ? end - first_key : kTileKeys;
+    float rescale[kRows];
     SEED_FAST_UNROLL
     for (int r = 0; r < kRows; ++r) {
       const int row = first_row + i + 16 * r;
@@ -141,25 +173,21 @@ SEED_FAST_DEVICE void attend(const Problem& problem) {
       float peak = largest[r];
       SEED_FAST_UNROLL
       for (int c = 0; c < kKeys; ++c) {
-        score[r][c] = first_key + j + 8 * c < visible ? score[r][c] * problem.scale : -infinity();
+        score[r][c] = first_key + j + 8 * c < visible ? score[r][c] * sign : -infinity();
         peak = maximum(peak, score[r][c]);
       }
       for (int mask = 1; mask < 8; mask *= 2) peak = maximum(peak, shuffle_xor(peak, mask));
       const float shift = peak == -infinity() ? 0 : peak;  // no score to speak of yet: weights 0, not NaN
-      const float rescale = power_of_two(largest[r] - shift);
+      rescale[r] = weight_of(largest[r] - shift, problem.scale);
       largest[r] = peak;
-      total[r] *= rescale;
+      float part = 0;
       SEED_FAST_UNROLL
       for (int c = 0; c < kKeys; ++c) {
-        const float weight = power_of_two(score[r][c] - shift);
-        total[r] += weight;
+        const float weight = weight_of(score[r][c] - shift, problem.scale);
+        part += weight;
         q_or_weights[(i + 16 * r) * kWeightPitch + j + 8 * c] = weight;
       }
-      SEED_FAST_UNROLL
-      for (int chunk = 0; chunk < kChunks; ++chunk) {
-        SEED_FAST_UNROLL
-        for (int c = 0; c < 4; ++c) sums[r][chunk][c] *= rescale;
-      }
+      total[r] = multiply_add(total[r], rescale[r], part);
     }
     SEED_FAST_UNROLL
     for (int chunk = 0; chunk < kChunks; ++chunk) {
@@ -167,6 +195,7 @@ SEED_FAST_DEVICE void attend(const Problem& problem) {
       stage<Type, kDepth>(v + first_key * problem.v.stride_l + chunk * kDepth, problem.v.stride_l,
                           problem.lk - first_key, problem.d - chunk * kDepth, k_or_v);
       barrier();
+      float part[kRows][4] = {};
       SEED_FAST_NO_UNROLL
       for (int key = 0; key < keys; key += 4) {
         const float* const values = k_or_v + key * kDepth + 4 * j;
@@ -175,11 +204,16 @@ SEED_FAST_DEVICE void attend(const Problem& problem) {
         SEED_FAST_UNROLL
         for (int r = 0; r < kRows; ++r) {
           const float4 weights = load4(q_or_weights + (i + 16 * r) * kWeightPitch + key);
-          add_scaled(weights.x, value[0], sums[r][chunk]);
-          add_scaled(weights.y, value[1], sums[r][chunk]);
-          add_scaled(weights.z, value[2], sums[r][chunk]);
-          add_scaled(weights.w, value[3], sums[r][chunk]);
+          add_scaled(weights.x, value[0], part[r]);
+          add_scaled(weights.y, value[1], part[r]);
+          add_scaled(weights.z, value[2], part[r]);
+          add_scaled(weights.w, value[3], part[r]);
         }
+      }
+      SEED_FAST_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        SEED_FAST_UNROLL
+        for (int c = 0; c < 4; ++c) sums[r][chunk][c] = multiply_add(sums[r][chunk][c], rescale[r], part[r][c]);
       }
     }
   }
@@ -195,22 +229,22 @@ SEED_FAST_DEVICE void attend(const Problem& problem) {
     for (int chunk = 0; chunk < kChunks; ++chunk) {
       const int column = chunk * kDepth + 4 * j;
       if (column >= problem.d) continue;
-      const float(&sum)[4] = sums[r][chunk];
+      const float (&sum)[4] = sums[r][chunk];
       Type::store(out + column, float4{sum[0] / total[r], sum[1] / total[r], sum[2] / total[r], sum[3] / total[r]});
     }
   }
 }
 
-#define SEED_FAST_ATTENTION(type, name, tile, width, blocks)                                 \
-  SEED_FAST_KERNEL(128, blocks)                                                              \
+#define SEED_FAST_ATTENTION(type, name, tile, width, blocks) \
+  SEED_FAST_KERNEL(128, blocks)                              \
   attention_fwd_##name##_w##width##_kernel(const Problem problem) { attend<type, tile, width / kDepth>(problem); }
 SEED_FAST_ATTENTION(Aligned, float32_rows32, 32, 32, 5)
 SEED_FAST_ATTENTION(Aligned, float32_rows32, 32, 64, 5)
 SEED_FAST_ATTENTION(Aligned, float32_rows32, 32, 96, 4)
 SEED_FAST_ATTENTION(Aligned, float32_rows32, 32, 128, 4)
 SEED_FAST_ATTENTION(Aligned, float32_rows96, 96, 32, 3)
-SEED_FAST_ATTENTION(Aligned, float32_rows96, 96, 64, 3)
-SEED_FAST_ATTENTION(Aligned, float32_rows96, 96, 96, 3)
+SEED_FAST_ATTENTION(Aligned, float32_rows96, 96, 64, 2)
+SEED_FAST_ATTENTION(Aligned, float32_rows96, 96, 96, 2)
 SEED_FAST_ATTENTION(Aligned, float32_rows96, 96, 128, 2)
 SEED_FAST_ATTENTION(UnalignedFloat, float32_unaligned, 32, 32, 5)
 SEED_FAST_ATTENTION(UnalignedFloat, float32_unaligned, 32, 64, 5)

@@ -35,7 +35,13 @@ struct Operand {
   std::vector<uint16_t> halves;
 
   Operand(DType dtype, int B, int L, int H, int D, int gap = 0, int offset = 0)
-      : dtype(dtype), L(L), H(H), D(D), stride_l((D + gap) * H), stride_h(D + gap), stride_b(stride_l * L),
+      : dtype(dtype),
+        L(L),
+        H(H),
+        D(D),
+        stride_l((D + gap) * H),
+        stride_h(D + gap),
+        stride_b(stride_l * L),
         offset(offset) {
     const size_t size = static_cast<size_t>(offset + B * stride_b - (B > 0 ? gap : 0));
     dtype == DType::float32 ? floats.assign(size, ~0u) : halves.assign(size, 0xffff);
@@ -80,20 +86,22 @@ inline Operand random_operand(const Case& c, int L, unsigned seed, float magnitu
 struct Inputs {
   Operand q, k, v;
   explicit Inputs(const Case& c)
-      : q(random_operand(c, c.shape.Lq, 1, c.magnitude)), k(random_operand(c, c.shape.Lk, 2, 1)),
+      : q(random_operand(c, c.shape.Lq, 1, c.magnitude)),
+        k(random_operand(c, c.shape.Lk, 2, 1)),
         v(random_operand(c, c.shape.Lk, 3, 1)) {}
 };
 
-#define SEED_FAST_KERNELS(prefix, width)                                                       \
+#define SEED_FAST_KERNELS(prefix, width) \
   {"attention_fwd_" #prefix "_w" #width "_kernel", attention_fwd_##prefix##_w##width##_kernel}
-#define SEED_FAST_WIDTHS(prefix, odd)                                                                   \
-  SEED_FAST_KERNELS(prefix, 32), SEED_FAST_KERNELS(prefix, 64), SEED_FAST_KERNELS(prefix, odd),         \
+#define SEED_FAST_WIDTHS(prefix, odd)                                                           \
+  SEED_FAST_KERNELS(prefix, 32), SEED_FAST_KERNELS(prefix, 64), SEED_FAST_KERNELS(prefix, odd), \
       SEED_FAST_KERNELS(prefix, 128)
 inline const std::map<std::string, void (*)(Problem)>& kernels() {
   static const std::map<std::string, void (*)(Problem)> all = {
-      SEED_FAST_WIDTHS(float32_rows32, 96), SEED_FAST_WIDTHS(float32_rows96, 96), SEED_FAST_WIDTHS(float32_unaligned, 96),
-      SEED_FAST_WIDTHS(float16_unaligned, 96),
-      SEED_FAST_WIDTHS(sm70_keys32, 88),    SEED_FAST_WIDTHS(sm70_keys288, 88),   SEED_FAST_WIDTHS(sm70_many, 88)};
+      SEED_FAST_WIDTHS(float32_rows32, 96),    SEED_FAST_WIDTHS(float32_rows96, 96),
+      SEED_FAST_WIDTHS(float32_unaligned, 96), SEED_FAST_WIDTHS(float16_unaligned, 96),
+      SEED_FAST_WIDTHS(sm70_keys32, 88),       SEED_FAST_WIDTHS(sm70_keys288, 88),
+      SEED_FAST_WIDTHS(sm70_many, 88)};
   return all;
 }
 #undef SEED_FAST_WIDTHS
@@ -141,11 +149,12 @@ inline std::vector<double> softmax_row(const Case& c, const Inputs& in, bool pla
   return out;
 }
 
-// The error against the definition is at most twice what plain arithmetic of the dtype makes, and no output is left out.
-// Returns the name of the kernel.
-inline std::string check_case(const Case& c) {
+// The error against the definition is at most twice what plain arithmetic of the dtype makes, and no output is left
+// out. `edit` changes the random inputs. Returns the name of the kernel.
+inline std::string check_case(const Case& c, const std::function<void(Inputs&)>& edit = nullptr) {
   const Shape& s = c.shape;
-  const Inputs in(c);
+  Inputs in(c);
+  if (edit) edit(in);
   std::string kernel;
   const Operand out = attend(c, in, &kernel);
   double error = 0, plain_error = 0, largest = 0;

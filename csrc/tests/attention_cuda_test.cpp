@@ -34,8 +34,16 @@ TEST(every_kernel_runs_at_its_full_width_and_below) {
 TEST(odd_lengths_with_and_without_causality) {
   for (DType dtype : kDtypes)
     for (bool causal : {false, true})
-      for (const auto& [lq, lk] : {std::pair{1, 1}, {1, 300}, {3, 7}, {31, 33}, {33, 31}, {65, 97}, {97, 65}, {40, 289},
-                                   {130, 20}, {5, 193}}) {
+      for (const auto& [lq, lk] : {std::pair{1, 1},
+                                   {1, 300},
+                                   {3, 7},
+                                   {31, 33},
+                                   {33, 31},
+                                   {65, 97},
+                                   {97, 65},
+                                   {40, 289},
+                                   {130, 20},
+                                   {5, 193}}) {
         check_case({{1, lq, lk, 1, 24}, dtype, causal});
       }
 }
@@ -49,13 +57,15 @@ TEST(rows_with_gaps_and_unaligned_rows) {
 TEST(alignment_decides_about_tensor_cores_alone) {
   for (int gap : {0, 4, 8}) {
     const std::string kernel = check_case({{2, 9, 9, 2, 16}, DType::float16, false, 0.125f, 1, gap});
-    CHECK_EQUAL(kernel, gap == 4 ? "attention_fwd_float16_unaligned_w32_kernel" : "attention_fwd_sm70_keys32_w32_kernel");
+    CHECK_EQUAL(kernel,
+                gap == 4 ? "attention_fwd_float16_unaligned_w32_kernel" : "attention_fwd_sm70_keys32_w32_kernel");
   }
 }
 
 TEST(one_unaligned_stride_of_one_operand_is_enough_unless_its_axis_has_one_element) {
   for (DType dtype : kDtypes) {
-    const auto loose = [&](int64_t B, int64_t L, int64_t H, int operand, int64_t data, int64_t b, int64_t l, int64_t h) {
+    const auto loose = [&](int64_t B, int64_t L, int64_t H, int operand, int64_t data, int64_t b, int64_t l,
+                           int64_t h) {
       AttentionTensor x[3];
       for (AttentionTensor& tensor : x) tensor = {nullptr, 64, 64, 64, 1};
       x[operand] = {reinterpret_cast<const void*>(data), b, l, h, 1};
@@ -77,6 +87,76 @@ TEST(large_and_tiny_scores) {
     for (float magnitude : {0.0f, 1e-3f, 100.0f, 3000.0f})
       for (int lq : {20, 97}) check_case({{1, lq, 300, 1, 32}, dtype, false, 0.125f, magnitude});
   check_case({{1, 20, 300, 1, 32}, DType::float32, false, 0.125f, 1e30f});
+}
+
+// All of q and k is 0 but the first column, so that scores are what is set here, without rounding.
+void set_scores(Inputs& in, float query, const std::function<float(int64_t)>& key) {
+  for (Operand* x : {&in.q, &in.k})
+    for (int64_t l = 0; l < x->L; ++l)
+      for (int64_t h = 0; h < x->H; ++h)
+        for (int64_t d = 0; d < x->D; ++d) x->set(0, l, h, d, d > 0 ? 0 : x == &in.q ? query : key(l));
+}
+
+constexpr std::pair<int, int> kLengths[] = {{32, 32}, {32, 257}, {97, 130}};
+
+TEST(large_scores_that_differ_by_little_lose_no_bits) {
+  for (DType dtype : kDtypes)
+    for (const auto& [lq, lk] : kLengths) {
+      // Scaled scores of 1024 and more, -4 .. 3 apart; then 512 and 8 apart; then negative ones.
+      const auto near = [](int64_t l) { return static_cast<float>(1024 + l * 5 % 8 - 4); };
+      check_case({{1, lq, lk, 1, 32}, dtype, true, 0x1p-10f}, [&](Inputs& in) { set_scores(in, 1024, near); });
+      check_case({{1, lq, lk, 1, 64}, dtype, false, 0.125f},
+                 [](Inputs& in) { set_scores(in, 64, [](int64_t l) { return static_cast<float>(64 + l * 3 % 8); }); });
+      check_case({{1, lq, lk, 1, 32}, dtype, false, 0x1p-10f}, [&](Inputs& in) { set_scores(in, -1024, near); });
+      check_case({{1, lq, lk, 1, 32}, dtype, false, -0x1p-10f}, [&](Inputs& in) { set_scores(in, 1024, near); });
+    }
+}
+
+TEST(scores_that_grow_fall_or_share_an_offset) {
+  for (DType dtype : kDtypes)
+    for (const auto& [lq, lk] : kLengths)
+      for (float slope : {8.0f, -8.0f, 64.0f}) {
+        const auto line = [&, lk = lk](int64_t l) { return slope * static_cast<float>(l) / static_cast<float>(lk); };
+        check_case({{1, lq, lk, 1, 64}, dtype, false}, [&](Inputs& in) { set_scores(in, 3, line); });
+        check_case({{1, lq, lk, 2, 64}, dtype, false}, [&](Inputs& in) {
+          for (Operand* x : {&in.q, &in.k})
+            for (int64_t l = 0; l < x->L; ++l)
+              for (int64_t h = 0; h < 2; ++h) x->set(0, l, h, 0, x == &in.q ? 10 : slope);
+        });
+      }
+}
+
+TEST(one_key_has_all_the_weight_or_all_have_the_same) {
+  for (DType dtype : kDtypes)
+    for (const auto& [lq, lk] : kLengths)
+      for (float peak : {0.0f, 20.0f, 300.0f})
+        check_case({{1, lq, lk, 1, 32}, dtype, false, 1},
+                   [&, lk = lk](Inputs& in) { set_scores(in, 1, [&](int64_t l) { return l == lk / 2 ? peak : 0; }); });
+}
+
+TEST(long_rows_of_values_of_one_sign) {
+  for (DType dtype : kDtypes)
+    for (const auto& [lq, lk] : {std::pair{32, 1100}, {70, 700}})
+      check_case({{1, lq, lk, 1, 32}, dtype, false}, [](Inputs& in) {
+        for (int64_t l = 0; l < in.v.L; ++l)
+          for (int64_t d = 0; d < 32; ++d) in.v.set(0, l, 0, d, std::abs(in.v.get(0, l, 0, d)));
+      });
+}
+
+TEST(any_shape_and_scale) {
+  std::mt19937 random(5);
+  const auto draw = [&](int low, int high) {
+    return low + static_cast<int>(random() % static_cast<unsigned>(high - low + 1));
+  };
+  for (int i = 0; i < 60; ++i) {
+    const float magnitude = std::ldexp(1.0f, draw(-3, 3));
+    check_case({{1, draw(20, 110), draw(1, 300), 1, 8 * draw(2, 16)},
+                kDtypes[i % 3 == 0],
+                draw(0, 1) == 1,
+                draw(0, 3) == 0 ? -0.3f : 0.125f,
+                magnitude,
+                8 * draw(0, 1)});
+  }
 }
 
 TEST(negative_and_zero_scale) {
@@ -155,9 +235,9 @@ TEST(plan_covers_every_query_once) {
         const AttentionTensor x{nullptr, 0, 0, 0, 1};
         const Plan plan(x, x, x, nullptr, dtype, 3, lq, lk, 5, 64, false, 1);
         CHECK(kernels().count(plan.kernel));
-        const int64_t rows = dtype == DType::float32           ? (lq <= 64 ? 32 : 96)
+        const int64_t rows = dtype == DType::float32        ? (lq <= 64 ? 32 : 96)
                              : plan.kernel.find("many") + 1 ? kManyRows
-                                                               : kFewRows;
+                                                            : kFewRows;
         CHECK_EQUAL(plan.problem.query_blocks, (lq + rows - 1) / rows);
         CHECK_EQUAL(plan.blocks, 15 * static_cast<int64_t>(plan.problem.query_blocks));
       }

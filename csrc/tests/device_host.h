@@ -18,8 +18,8 @@
 #define SEED_FAST_DEVICE inline
 #define SEED_FAST_DEVICE_NOINLINE inline
 #define SEED_FAST_KERNEL(threads, blocks) inline void
-#define SEED_FAST_SHARED(type, name, extents)  \
-  alignas(16) static type name extents;        \
+#define SEED_FAST_SHARED(type, name, extents) \
+  alignas(16) static type name extents;       \
   seed_fast::device::host::enter_shared(&name, sizeof name)
 #define SEED_FAST_UNROLL
 #define SEED_FAST_NO_UNROLL
@@ -47,8 +47,8 @@ class KernelError : public std::logic_error {
 };
 
 // Runs the kernel once per thread of a grid of grid_x * grid_y blocks, one block after another. Seed 0: threads take
-// turns in order; odd: in an order drawn from the seed; even: a warp runs ahead until it has to wait for the block, then
-// another one, in an order of warps drawn from the seed. Throws KernelError, or what the kernel throws.
+// turns in order; odd: in an order drawn from the seed; even: a warp runs ahead until it has to wait for the block,
+// then another one, in an order of warps drawn from the seed. Throws KernelError, or what the kernel throws.
 void launch(int grid_x, int grid_y, int threads, unsigned seed, const std::function<void()>& kernel);
 
 // What the running thread asks for.
@@ -130,7 +130,14 @@ inline float minimum(float a, float b) { return std::fmin(a, b); }
 inline float maximum(float a, float b) { return std::fmax(a, b); }
 inline float square_root(float a) { return std::sqrt(a); }
 inline double square_root(double a) { return std::sqrt(a); }
-inline float power_of_two(float value) { return value < -126 ? 0 : std::exp2(value); }
+// Errs, by up to what is documented for the GPU's instruction: differently for neighbouring values, the same for the
+// same.
+inline float power_of_two(float value) {
+  if (value < -126) return 0;
+  const unsigned mixed = float_bits(value) * 2654435761u;
+  const double error = (mixed >> 8) * 0x1p-23 - 1;  // in -1 .. 1; leaves room for the rounding to float
+  return static_cast<float>(std::exp2(static_cast<double>(value)) * (1 + 0.75 * 0x1p-22 * error));
+}
 
 inline void mma_m8n8k4(float (&c)[8], const unsigned (&a)[2], const unsigned (&b)[2], int line = __builtin_LINE()) {
   host::Fragment all{{a[0], a[1]}, {b[0], b[1]}, {}};
