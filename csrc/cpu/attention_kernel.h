@@ -5,20 +5,26 @@
 // the scalar path.
 #include "attention_layout.h"
 #include "lanes.h"
-#if SEED_FAST_PAIRS
+#if SEED_FAST_LANES >= 8
 #include <immintrin.h>
 #endif
 
 namespace seed_fast {
 namespace {
 
-constexpr int kVectors = 4;       // registers of V in a tile at most
-constexpr int kTallest = 12;      // rows of a tile at most
-constexpr int kValueKeys = 64;    // keys of V that stay in the L1 cache while all queries pass
+// Registers of V in a tile at most. With 16 registers in all, 4 rows of 3 are the most that leave one for the weight.
+constexpr int kVectors = SEED_FAST_TILE < 16 ? 3 : 4;
+constexpr int kTallest = 12;    // rows of a tile at most
+constexpr int kScoreKeys = 48;  // keys of K that stay in the L1 cache while all queries pass; whole tiles
+constexpr int kValueKeys = 64;  // the same of V
 constexpr float kInfinity = __builtin_inff();
 constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 constexpr int rows_of(int vectors) { return int(least(kTallest, SEED_FAST_TILE / vectors)); }
+// Rows of the next tile: the last two are alike, because one of few sums waits for each of them.
+constexpr int64_t next_rows(int64_t left, int64_t most) {
+  return left > most && left < 2 * most ? (left + 1) / 2 : least(left, most);
+}
 static_assert(kBlock % kWidth == 0, "a block is whole registers");
 
 typedef float Quad __attribute__((vector_size(4 * sizeof(float)), aligned(2), may_alias));
@@ -59,27 +65,45 @@ void score_tile(const float* queries, int64_t depth, const char* keys, int64_t s
 }
 
 template <int R, int N>
-void score_rest(int64_t rows, const float* queries, int64_t depth, const char* keys, int64_t stride, float scale,
+void score_rows(int64_t rows, const float* queries, int64_t depth, const char* keys, int64_t stride, float scale,
                 float* scores) {
   if constexpr (R > 0) {
     if (rows == R) return score_tile<R, N>(queries, depth, keys, stride, scale, scores);
-    score_rest<R - 1, N>(rows, queries, depth, keys, stride, scale, scores);
+    score_rows<R - 1, N>(rows, queries, depth, keys, stride, scale, scores);
   }
 }
+
+// Rows that are wanted soon, on their way to the cache: of one head they lie far apart, and no hardware sees that
+// coming.
+inline void fetch(const char* rows, int64_t stride, int64_t count, int64_t bytes) {
+  for (int64_t row = 0; row < count; ++row)
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(rows + row * stride + at);
+}
+
+// What to fetch while scores are computed: the next keys of `count`, and the same rows of V. Null: nothing.
+struct Coming {
+  const char* values = nullptr;
+  int64_t stride = 0, count = 0;
+};
 
 // Scores of keys [begin, end) against N registers of queries.
 template <int N>
 void score(const float* queries, int64_t depth, const char* keys, int64_t stride, int64_t begin, int64_t end,
-           float scale, float* scores) {
-  constexpr int kRows = rows_of(N);
-  for (; begin + kRows <= end; begin += kRows)
-    score_tile<kRows, N>(queries, depth, keys + begin * stride, stride, scale, scores + begin * kBlock);
-  score_rest<kRows - 1, N>(end - begin, queries, depth, keys + begin * stride, stride, scale, scores + begin * kBlock);
+           float scale, float* scores, const Coming& coming) {
+  while (begin < end) {
+    const int64_t rows = next_rows(end - begin, rows_of(N));
+    if (coming.values != nullptr) {
+      fetch(keys + (begin + rows) * stride, stride, least(rows, coming.count - begin - rows), depth * 4);
+      fetch(coming.values + begin * coming.stride, coming.stride, rows, depth * 4);
+    }
+    score_rows<rows_of(N), N>(rows, queries, depth, keys + begin * stride, stride, scale, scores + begin * kBlock);
+    begin += rows;
+  }
 }
 
 // What happens to a row of the output around a sum over keys: out = (before * factor + sum) * inverse.
 struct RowUpdate {
-  const float* before;   // [rows, D], or null for zeros
+  const float* before;  // [rows, D], or null for zeros
   int64_t before_stride;
   const float* factor;   // [rows], or null for ones
   const float* inverse;  // [rows], or null for ones
@@ -120,11 +144,11 @@ void value_tile(const float* weights, int64_t depth, const char* values, int64_t
 }
 
 template <int R, int N>
-void value_rest(int64_t rows, const float* weights, int64_t depth, const char* values, int64_t stride, int64_t last,
+void value_some(int64_t rows, const float* weights, int64_t depth, const char* values, int64_t stride, int64_t last,
                 const RowUpdate& row, int64_t first_row, int64_t first_word) {
   if constexpr (R > 0) {
     if (rows == R) return value_tile<R, N>(weights, depth, values, stride, last, row, first_row, first_word);
-    value_rest<R - 1, N>(rows, weights, depth, values, stride, last, row, first_row, first_word);
+    value_some<R - 1, N>(rows, weights, depth, values, stride, last, row, first_row, first_word);
   }
 }
 
@@ -132,11 +156,11 @@ void value_rest(int64_t rows, const float* weights, int64_t depth, const char* v
 template <int N, class Visible>
 void value_rows(const float* weights, const Visible& visible, const char* values, int64_t stride, int64_t rows,
                 int64_t last, const RowUpdate& row, int64_t first_word) {
-  constexpr int kRows = rows_of(N);
-  int64_t r = 0;
-  for (; r + kRows <= rows; r += kRows)
-    value_tile<kRows, N>(weights, visible(r + kRows - 1), values, stride, last, row, r, first_word);
-  value_rest<kRows - 1, N>(rows - r, weights, visible(rows - 1), values, stride, last, row, r, first_word);
+  for (int64_t first = 0; first < rows;) {
+    const int64_t some = next_rows(rows - first, rows_of(N));
+    value_some<rows_of(N), N>(some, weights, visible(first + some - 1), values, stride, last, row, first, first_word);
+    first += some;
+  }
 }
 
 // One block of keys against all queries, in groups of registers that are as even as can be.
@@ -180,13 +204,18 @@ void softmax_lanes(float* scores, int64_t count, int64_t diagonal, float* larges
   // Where every score so far is -infinity, 0 stands in for it: -infinity - -infinity would be NaN too early.
   const Floats reference = best == splat(-kInfinity) ? Floats{} : best;
   const Floats rescale = exponential(before - reference);
-  Floats total = load(sum) * rescale, part = {};
+  Floats total = load(sum) * rescale, part = {}, lost = {};
+  // Sums of sums keep the rounding error of many keys as small as that of few; what a sum rounds off is kept (Knuth's
+  // two-sum), or many small weights would be lost beside a large one.
+  const auto flush = [&] {
+    const Floats was = total;
+    total += part;
+    const Floats added = total - was;
+    lost += (was - (total - added)) + (part - added);
+    part = Floats{};
+  };
   for (k = 0; k < visible; k += kPair) {
-    if (k % 32 == 0) {
-      // Sums of sums keep the rounding error of many keys as small as that of few.
-      total += part;
-      part = Floats{};
-    }
+    if (k % 32 == 0) flush();
 #if SEED_FAST_PAIRS
     // Rounded to bfloat16, two keys to a word; the sum is of what is kept, so that the weights add up to 1.
     Bits pair = {};
@@ -205,7 +234,8 @@ void softmax_lanes(float* scores, int64_t count, int64_t diagonal, float* larges
   }
   for (k = (visible + kPair - 1) / kPair; k < (count + kPair - 1) / kPair; ++k) store(scores + k * kBlock, Floats{});
   store(largest, best);
-  store(sum, total + part);
+  flush();
+  store(sum, total + lost);
   store(factor, rescale);
 }
 
@@ -235,17 +265,40 @@ void transpose(const char* rows, int64_t stride, int64_t count, int64_t depth, f
     }
 }
 
+// 16-bit rows with a contiguous last axis, a register at a time; D is a multiple of 8.
+#if SEED_FAST_LANES >= 8
+inline Floats floats_from_halves(const uint16_t* from) {
+#if SEED_FAST_LANES == 16
+  return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#else
+  return (Floats)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#endif
+}
+inline void halves_from_floats(uint16_t* to, Floats from) {
+#if SEED_FAST_LANES == 16
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph((__m512)from, _MM_FROUND_TO_NEAREST_INT));
+#else
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph((__m256)from, _MM_FROUND_TO_NEAREST_INT));
+#endif
+}
+#endif
+
 // [count, D] of any type and stride -> float32 [count, D].
 void widen(const AttentionProblem& problem, const AttentionOperand& from, const char* rows, int64_t count, float* out) {
   const int64_t D = problem.D;
   for (int64_t row = 0; row < count; ++row) {
     const char* at = rows + row * from.stride_l;
+    int64_t d = 0;
     if (problem.dtype == DType::bfloat16 && from.stride_d == 2) {
       const uint16_t* bits = reinterpret_cast<const uint16_t*>(at);
-      for (int64_t d = 0; d < D; ++d) out[row * D + d] = bits_to_float(uint32_t(bits[d]) << 16);
-    } else {
-      for (int64_t d = 0; d < D; ++d) out[row * D + d] = load_as_float(at + d * from.stride_d, 0, problem.dtype);
+      for (; d < D; ++d) out[row * D + d] = bits_to_float(uint32_t(bits[d]) << 16);
     }
+#if SEED_FAST_LANES >= 8
+    if (problem.dtype == DType::float16 && from.stride_d == 2)
+      for (; d + kWidth <= D; d += kWidth)
+        store(out + row * D + d, floats_from_halves(reinterpret_cast<const uint16_t*>(at) + d));
+#endif
+    for (; d < D; ++d) out[row * D + d] = load_as_float(at + d * from.stride_d, 0, problem.dtype);
   }
 }
 
@@ -267,11 +320,16 @@ void pair_rows(const char* rows, int64_t stride, int64_t count, int64_t D, float
 // float32 [rows, D] -> out [rows, H, D] of the problem's type.
 void narrow(const AttentionProblem& p, const float* from, int64_t rows, int64_t offset) {
   uint16_t* const out = reinterpret_cast<uint16_t*>(p.out) + offset;
-  for (int64_t row = 0; row < rows; ++row)
-    for (int64_t d = 0; d < p.D; ++d) {
-      const float value = from[row * p.D + d];
-      out[row * p.H * p.D + d] = p.dtype == DType::bfloat16 ? float_to_bfloat16(value) : float_to_half(value);
-    }
+  for (int64_t row = 0; row < rows; ++row) {
+    const float* const values = from + row * p.D;
+    uint16_t* const to = out + row * p.H * p.D;
+    int64_t d = 0;
+#if SEED_FAST_LANES >= 8
+    if (p.dtype == DType::float16)
+      for (; d + kWidth <= p.D; d += kWidth) halves_from_floats(to + d, load(values + d));
+#endif
+    for (; d < p.D; ++d) to[d] = p.dtype == DType::bfloat16 ? float_to_bfloat16(values[d]) : float_to_half(values[d]);
+  }
 }
 
 inline const char* at(const AttentionOperand& x, int64_t b, int64_t l, int64_t h) {
@@ -286,6 +344,7 @@ void attend(const AttentionProblem& p, int64_t item, AttentionScratch& scratch) 
   const bool in_place = SEED_FAST_PAIRS || (p.dtype == DType::float32 && p.contiguous);
   const int64_t depth = D / kPair;  // words per row of Q and K
 
+  const bool fetches = in_place && !SEED_FAST_PAIRS;
   if (in_place) {
     transpose(at(p.q, b, first, h), p.q.stride_l, queries, depth, scratch.queries);
   } else {
@@ -321,15 +380,21 @@ void attend(const AttentionProblem& p, int64_t item, AttentionScratch& scratch) 
     const auto reach = [&](int64_t lane) {
       return p.causal ? most(0, least(count, first + lane + kWidth - chunk)) : count;
     };
-    for (int64_t lane = 0; lane < lanes; lane += 2 * kWidth) {
-      const bool two = lane + kWidth < lanes;
-      const int64_t both = reach(lane);
-      if (two) {
-        score<2>(scratch.queries + lane, depth, key, key_stride, 0, both, p.scale, scratch.scores + lane);
-        score<1>(scratch.queries + lane + kWidth, depth, key, key_stride, both, reach(lane + kWidth), p.scale,
-                 scratch.scores + lane + kWidth);
-      } else {
-        score<1>(scratch.queries + lane, depth, key, key_stride, 0, both, p.scale, scratch.scores + lane);
+    for (int64_t begin = 0; begin < count; begin += kScoreKeys) {
+      const int64_t end = least(count, begin + kScoreKeys);
+      for (int64_t lane = 0; lane < lanes; lane += 2 * kWidth) {
+        const bool two = lane + kWidth < lanes;
+        const int64_t both = least(end, reach(lane));
+        const float* const q = scratch.queries + lane;
+        float* const scores = scratch.scores + lane;
+        const Coming coming{lane == 0 && fetches ? value : nullptr, value_stride, count};
+        if (two) {
+          score<2>(q, depth, key, key_stride, begin, both, p.scale, scores, coming);
+          score<1>(q + kWidth, depth, key, key_stride, most(begin, both), least(end, reach(lane + kWidth)), p.scale,
+                   scores + kWidth, Coming{});
+        } else {
+          score<1>(q, depth, key, key_stride, begin, both, p.scale, scores, coming);
+        }
       }
     }
     for (int64_t lane = 0; lane < lanes; lane += kWidth)

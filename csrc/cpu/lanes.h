@@ -60,7 +60,7 @@ inline void store(void* base, int64_t index, DType dtype, Floats value) {
 
 // e^x to about one unit in the last place for x <= 0; NaN stays NaN, what would be subnormal is 0.
 // e^x = 2^n e^r, |r| <= log(2) / 2, and e^r = 1 + r + r^2 p(r) with p fitted for the least largest relative error.
-inline Floats exponential(Floats x) {
+__attribute__((always_inline)) inline Floats exponential(Floats x) {
   constexpr float kRound = 0x1.8p23f;  // adding it leaves the nearest integer in the low bits
   const Floats shifted = x * 1.44269504f + kRound;
   const Floats n = shifted - kRound;
