@@ -1,7 +1,8 @@
 """attention in Triton, for sm_80 and newer: one program per (batch, head, block of queries).
 
 Keys pass in blocks with a running maximum. Up to BLOCK_KEYS keys (every 32 x 32 layer) are one block, and the softmax
-is then the plain one, on chip; a last block of few keys is masked, so 257 keys read 257 rows.
+is then the plain one, on chip; a last block of few keys is masked, so 257 keys read 257 rows. Scores are scaled after
+the largest of their row is subtracted, a difference that is exact where it matters: large scores lose no bits.
 """
 
 from __future__ import annotations
@@ -54,6 +55,9 @@ def attention_fwd_kernel(
     if UPCAST:
         q_tile = q_tile.to(tl.float32)
 
+    # A score's sign, by which the largest is found, and what remains of the scale; with scale 0 every score is 0.
+    sign = tl.where(scale > 0, 1.0, tl.where(scale < 0, -1.0, 0.0))
+    steepness = tl.where(scale == 0, 1.0, tl.abs(scale))
     largest = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
     total = tl.full((BLOCK_Q,), 0.0, tl.float32)
     acc = tl.full((BLOCK_Q, PADDED_D), 0.0, tl.float32)
@@ -67,7 +71,7 @@ def attention_fwd_kernel(
         v_tile = tl.load(v_rows + dims[None, :] * stride_vd, mask=kv_mask, other=0.0)
         if UPCAST:
             k_tile, v_tile = k_tile.to(tl.float32), v_tile.to(tl.float32)
-        scores = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee") * scale
+        scores = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee") * sign
         visible = (keys < Lk)[None, :]
         if CAUSAL:
             visible = visible & (keys[None, :] <= rows[:, None])
@@ -75,8 +79,8 @@ def attention_fwd_kernel(
         best = tl.maximum(largest, tl.max(scores, axis=1))
         # Where every score so far is -inf, 0 stands in for it: -inf - -inf would be NaN too early.
         reference = tl.where(best == float("-inf"), 0.0, best)
-        rescale = tl.exp(largest - reference)
-        weights = tl.exp(scores - reference[:, None])
+        rescale = tl.exp((largest - reference) * steepness)
+        weights = tl.exp((scores - reference[:, None]) * steepness)
         total = total * rescale + tl.sum(weights, axis=1)
         acc = tl.dot(weights.to(v_tile.dtype), v_tile, acc * rescale[:, None], input_precision="ieee")
         largest = best

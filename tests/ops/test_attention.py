@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from seed_fast.ops import _native, attention, backend
 from seed_fast.ops.attention import reference
+from tests.ops.attention_cases import check_budget, plain, structured
 
 ISAS = ("scalar", "avx2", "avx512", "avx512bf16")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -54,25 +55,6 @@ def random_qkv(b, lq, lk, h, d, dtype=torch.float32, scale=1.0, seed=0):
     draw = lambda *shape: (torch.randn(*shape, generator=generator) * scale).to(dtype)  # noqa: E731
     q = draw(b, lq, 3, h, d)[:, :, 1]
     return (q, *draw(b, lk, 2, h, d).unbind(2))
-
-
-def plain(q, k, v, causal=False, scale=None):
-    """Plain torch in the inputs' dtype: what an eager model computes."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
-    if causal:
-        scores = scores.masked_fill(torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), -math.inf)
-    return (scores.softmax(-1) @ v).transpose(1, 2)
-
-
-def check_budget(got, expected, plainly, factor=2):
-    """The error against float64 is at most `factor` times plain torch's; a unit in the last place is always allowed."""
-    assert got.shape == expected.shape
-    assert got.dtype == plainly.dtype
-    if got.numel() == 0:
-        return
-    error, allowed = (got.double() - expected).abs().max(), (plainly.double() - expected).abs().max()
-    assert error <= factor * torch.maximum(allowed, torch.finfo(got.dtype).eps * expected.abs().max())
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -126,6 +108,17 @@ def test_causality_is_aligned_to_the_top_left(everywhere):
 def test_scale(everywhere, scale):
     qkv = random_qkv(1, 9, 40, 2, 32)
     torch.testing.assert_close(attention(*qkv, scale=scale), plain(*qkv, scale=scale))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("lq", "lk"), [(32, 32), (32, 257), (40, 1100)])
+def test_structured_scores_keep_to_the_budget(everywhere, lq, lk, dtype):
+    for name, q, k, v, scale in structured(lq, lk, dtype):
+        exact = plain(*(x.double() for x in (q, k, v)), False, scale)
+        try:
+            check_budget(attention(q, k, v, scale=scale), exact, plain(q, k, v, False, scale))
+        except AssertionError as error:
+            raise AssertionError(name) from error
 
 
 @pytest.mark.parametrize("magnitude", [1e-42, 1e-20, 1e-3, 30.0, 1e4, 1e18])

@@ -20,6 +20,7 @@ import torch
 from seed_fast.ops import _native, attention, backend
 from seed_fast.ops.attention import reference
 from seed_fast.ops.backends.attention import cuda_objections
+from tests.ops.attention_cases import structured
 
 ROOT = Path(__file__).parents[2]
 ARCHITECTURES = {"sm_70", "sm_75"}  # newer GPUs use torch's kernels; the PTX still runs there
@@ -164,6 +165,17 @@ def test_large_and_tiny_scores(cuda, dtype, magnitude):
     for shape in ((2, 32, 32, 2, 64), (2, 32, 257, 2, 64), (1, 257, 257, 2, 88)):
         q, k, v = draw(shape, dtype)
         check(q * magnitude, k, v, causal=False)
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("lq", "lk"), [(32, 32), (32, 257), (100, 1100)])
+def test_structured_scores(cuda, dtype, lq, lk):
+    for name, q, k, v, scale in structured(lq, lk, dtype):
+        try:
+            check(q.cuda(), k.cuda(), v.cuda(), False, scale)
+        except AssertionError as error:
+            raise AssertionError(name) from error
 
 
 @on_gpu
