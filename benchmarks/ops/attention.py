@@ -6,6 +6,7 @@ q, k and v are what a model has: strided views of one fused projection. SDPA als
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from seed_fast.ops import attention
 
 SDPA, SDPA_BEST, PLAIN, COMPILED = "SDPA", "SDPA, heads first and contiguous", "plain torch", "plain, torch.compile"
 FLEX, XFORMERS = "FlexAttention", "xFormers"
+SDPA_AVX2, SDPA_BEST_AVX2 = f"{SDPA}, AVX2", f"{SDPA_BEST}, AVX2"
 # Heads, queries, keys, head width.
 SHAPES = {
     "causal 32x32": (12, 32, 32, 64),
@@ -101,6 +103,18 @@ def _sdpa_best(inputs: Inputs, case: Case) -> Call:
         return [functional.scaled_dot_product_attention(q, k, v, is_causal=case.options["causal"]).transpose(1, 2)]
 
     return call
+
+
+def without_avx512(prepare: Callable[[Inputs, Case], Call]) -> Callable[[Inputs, Case], Call]:
+    """The same where torch has no AVX-512: on a processor without it, or with it hidden from the whole process."""
+
+    def start(inputs: Inputs, case: Case) -> Call:
+        if torch.backends.cpu.get_cpu_capability() != "AVX2":
+            hide = "ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2"
+            raise Unavailable(f"torch does not run on AVX2 here; {hide} hides AVX-512 from a process")
+        return prepare(inputs, case)
+
+    return start
 
 
 def _xformers(inputs: Inputs, case: Case) -> Call:
@@ -205,10 +219,16 @@ def _cases() -> tuple[Case, ...]:
 def _bars() -> tuple[Bar, ...]:
     sdpa, gpu_peers = (SDPA, SDPA_BEST), (SDPA, SDPA_BEST, XFORMERS, FLEX)
     ahead = {"causal 32x32": 1.5, "cross 32x257": 1.25}
+    ahead_avx2 = {"causal 32x32": 1.5, "cross 32x257": 1.2, "bidirectional 32x32": 1.2, "ViT 257x257": 1.0}
     cpu = [
         Bar(f"{ahead[name]}x SDPA" if name in ahead else "never slower than SDPA", f"{name}, B=8", "seed_fast", sdpa,
             ahead.get(name, 1))
         for name in SHAPES
+    ]  # fmt: skip
+    cpu += [
+        Bar(f"without AVX-512: {target}x SDPA on AVX2", f"{name}, B=8", "seed_fast, avx2",
+            (SDPA_AVX2, SDPA_BEST_AVX2), target)
+        for name, target in ahead_avx2.items()
     ]  # fmt: skip
     gpu = [
         Bar("1.3x the best peer" if "32x" in name else "never slower than the best peer", f"{name}, B={batch}, float16",
@@ -240,6 +260,8 @@ BENCHMARK = Benchmark(
         *each_gpu_backend(_ours),
         Provider(SDPA, _sdpa),
         Provider(SDPA_BEST, _sdpa_best, unsuited=_forward_only),
+        Provider(SDPA_AVX2, without_avx512(_sdpa), devices=("cpu",)),
+        Provider(SDPA_BEST_AVX2, without_avx512(_sdpa_best), devices=("cpu",), unsuited=_forward_only),
         Provider(PLAIN, _plain),
         Provider(COMPILED, _compiled, unsuited=_compiles),
         Provider(FLEX, _flex, unsuited=_compiles_forward_only),
