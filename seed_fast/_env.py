@@ -18,7 +18,7 @@ VARIABLES = (
     Variable(
         "SEED_FAST_BACKEND",
         "",
-        "run every op on this backend (reference, sdpa, cpu, cuda, triton); raise where it can't",
+        "run every op on this backend (reference, sdpa, xformers, cpu, cuda, triton); raise where it can't",
     ),
     Variable(
         "SEED_FAST_CPU_ISA",

@@ -17,7 +17,7 @@ from seed_fast import _env
 
 logger = logging.getLogger("seed_fast.ops")
 
-NAMES = ("cuda", "triton", "cpu", "sdpa", "reference")
+NAMES = ("cuda", "triton", "cpu", "sdpa", "xformers", "reference")
 
 
 class BackendError(RuntimeError):

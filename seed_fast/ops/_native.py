@@ -73,6 +73,15 @@ def triton_device_objections(tensor: Tensor) -> list[str]:
     return [f"the tensor is on {tensor.device}"]
 
 
+def xformers_unavailable() -> str:
+    """Why xFormers cannot run on this machine, or ""."""
+    try:
+        from xformers.ops import memory_efficient_attention  # noqa: F401
+    except ImportError as error:
+        return f"xformers is not installed ({error}): pip install 'seed-fast[xformers]'; for a V100: xformers==0.0.30"
+    return "" if torch.cuda.is_available() else "this torch sees no CUDA device"
+
+
 def threads() -> int:
     """Threads for one call of a CPU kernel: what torch would use."""
     return torch.get_num_threads()

@@ -133,6 +133,13 @@ _dispatch.register(
         backends.triton_objections,
         note="tested under the Triton interpreter, never yet run on a GPU",
     ),
+    _dispatch.Backend(
+        "xformers",
+        backends.xformers,
+        _native.xformers_unavailable,
+        backends.xformers_objections,
+        note="memory_efficient_attention; only on request: nothing measured says that it is ahead of the others",
+    ),
     _dispatch.Backend("reference", reference, lambda: "", lambda *arguments: []),
 )
 

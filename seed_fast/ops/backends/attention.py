@@ -1,4 +1,4 @@
-"""attention on the C++ CPU kernel, the CUDA kernels, torch's scaled_dot_product_attention and the Triton kernel.
+"""attention on the C++ CPU kernel, the CUDA kernels, torch's scaled_dot_product_attention, Triton and xFormers.
 
 Every function takes the op's arguments: q [B, Lq, H, Dh], k and v [B, Lk, H, Dh], causal, scale; and returns
 [B, Lq, H, Dh], contiguous.
@@ -17,6 +17,10 @@ HEAD_WIDTHS = range(16, 129, 8)  # what our kernels are written for
 TRITON_MINIMUM = (8, 0)
 # Where torch's own kernels are as good; before, they have no fused one for every shape and dtype.
 SDPA_MINIMUM = (8, 0)
+# xFormers: its kernels begin with Volta; bfloat16 with sm_80. The last release with a V100 is 0.0.30.
+XFORMERS_MINIMUM, XFORMERS_BFLOAT16_MINIMUM = (7, 0), (8, 0)
+XFORMERS_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+XFORMERS_ALIGNMENT = 16  # bytes
 
 
 def cpu(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Tensor:
@@ -139,6 +143,46 @@ def triton_objections(q: Tensor, *others: object) -> list[str]:
     if q.is_cuda and torch.cuda.get_device_capability(q.device) < TRITON_MINIMUM:
         reasons.append("the GPU is older than sm_80")
     return reasons
+
+
+def xformers(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Tensor:
+    """xFormers' memory_efficient_attention, which takes [B, L, H, Dh] as it is and aligns causality to the top left."""
+    from xformers.ops import LowerTriangularMask, memory_efficient_attention
+
+    mask = LowerTriangularMask() if causal else None
+    with torch.cuda.device(q.device):
+        out: Tensor = memory_efficient_attention(q, k, v, attn_bias=mask, scale=scale)
+    return out.contiguous()
+
+
+def xformers_objections(q: Tensor, k: Tensor, v: Tensor, *others: object) -> list[str]:
+    """Why xFormers cannot run on these arguments, or is not to."""
+    if not q.is_cuda:
+        return [f"q is on {q.device}, and xFormers' kernels are for CUDA"]
+    reasons = [] if _dispatch.forced() == "xformers" else ["it runs on request alone"]
+    capability = torch.cuda.get_device_capability(q.device)
+    if q.dtype not in XFORMERS_DTYPES:
+        reasons.append(f"q is {str(q.dtype).removeprefix('torch.')}")
+    if capability < XFORMERS_MINIMUM:
+        reasons.append("the GPU is older than sm_70")
+    elif q.dtype == torch.bfloat16 and capability < XFORMERS_BFLOAT16_MINIMUM:
+        reasons.append("q is bfloat16, and the GPU is older than sm_80")
+    if 0 in q.shape:
+        reasons.append("q is empty")
+    if q.shape[3] not in HEAD_WIDTHS:
+        reasons.append(f"the head width {q.shape[3]} is not a multiple of 8 from 16 to 128")
+    for name, x in zip("qkv", (q, k, v), strict=True):
+        if x.stride(3) != 1:
+            reasons.append(f"{name}'s last axis is not contiguous")
+        elif not _aligned(x):
+            reasons.append(f"{name}'s rows are not aligned to {XFORMERS_ALIGNMENT} bytes")
+    return reasons
+
+
+def _aligned(x: Tensor) -> bool:
+    """True if every row of [B, L, H, Dh] begins at a multiple of 16 bytes."""
+    offsets = [x.data_ptr(), *(x.stride(axis) * x.element_size() for axis in range(3) if x.shape[axis] > 1)]
+    return all(offset % XFORMERS_ALIGNMENT == 0 for offset in offsets)
 
 
 def _kernel_objections(q: Tensor) -> list[str]:
