@@ -174,7 +174,7 @@ def _train(options: LmOptions, held: ExitStack) -> None:
     about = {"model": str(options.model), "lora": asdict(lora) if lora else None, "codebook": options.codebook}
     loop = Loop(
         task, batches(source), recipe, run, ranks, validation=validation, about=about, units=task.blocks,
-        loss_scale=(LOSS_SCALE, LOSS_SCALE_WINDOW), gives_up=False, counted="rows", fill=fill,
+        loss_scale=(LOSS_SCALE, LOSS_SCALE_WINDOW), gives_up=False, counted="rows", fill=fill, in_parts=True,
     )  # fmt: skip
     if ranks.rank == 0:  # for a resumed run; not before it is known that the folder is this run's
         write_identity(options.output, source.tokenizer)

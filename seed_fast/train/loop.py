@@ -50,6 +50,7 @@ class Loop:
         loss_scale: where float16's loss scale starts, and after how many steps without an overflow it doubles.
         gives_up: whether a float16 run whose loss stays lost ends; otherwise it goes on skipping steps.
         counted: what `recipe.batch_size` counts, for the log.
+        in_parts: checkpoints of a sharded task are written in parts, so that no rank holds it whole.
         fill: gives the task, which then is on the meta device, its values once it is sharded.
 
     Raises:
@@ -72,6 +73,7 @@ class Loop:
         gives_up: bool = True,
         counted: str = "images",
         fill: Callable[[nn.Module], None] | None = None,
+        in_parts: bool = False,
     ) -> None:
         self.task, self.batches, self.validation = task, batches, validation
         self.recipe, self.run, self.ranks = recipe, run, ranks
@@ -85,7 +87,7 @@ class Loop:
             ranks.device.type, loss_scale[0], growth_interval=loss_scale[1], enabled=recipe.dtype == "float16"
         )
         self.average = MovingAverage(task, recipe.ema) if recipe.ema else None
-        self._counted, self._gives_up = counted, gives_up
+        self._counted, self._gives_up, self._in_parts = counted, gives_up, in_parts
         self.step = 0
         self._stop = False
         self._restore()
@@ -201,7 +203,7 @@ class Loop:
             "loss_scale": self.scaler.state_dict(),
             "data": self.ranks.of_all(self.batches.state_dict()),
         }
-        if sharded.is_sharded(self.task) and sharded.can_write_parts():
+        if self._in_parts and sharded.is_sharded(self.task) and sharded.can_write_parts():
             with ExitStack() as stack:
                 staging = checkpoint.staging_of(self.run.checkpoints, self.step)
                 if self.ranks.rank == 0:
