@@ -16,7 +16,7 @@ OPS = sorted(op for op in REGISTERED if not op.endswith("_backward"))
 
 
 def test_public_ops_are_the_registered_ones():
-    helpers = {"BackendError", "PackedCodebook", "backend", "backend_table", "explain", "pack_codebook"}
+    helpers = {"BackendError", "PackedCodebook", "backend", "backend_table", "explain", "forced", "pack_codebook"}
     assert set(OPS) == set(ops.__all__) - helpers
 
 
