@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 
-from seed_fast.model.products import onednn_takes, product
+from seed_fast.model.products import computed_in_float32, onednn_takes, product
 
 ROUNDS, SECONDS = 7, 1.5  # of one ceiling: at most so many calls in about so much time, but one call at least
 SMALLEST = 128
@@ -71,6 +71,8 @@ def _libraries(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[.
     found: dict[str, Callable[..., object]] = {"torch": lambda a, b, out: torch.mm(a, b, out=out)}
     if onednn_takes(device, dtype):  # which torch.mm doesn't use in float32
         found["oneDNN"] = lambda a, b, out: product(a, b)
+    if computed_in_float32(device, dtype):  # as the plan does where the processor can't
+        found["float32"] = lambda a, b, out: torch.mm(a.float(), b.float())
     return found
 
 

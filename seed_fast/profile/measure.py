@@ -133,13 +133,14 @@ def affordable(encoding: Encoding, seconds: float) -> tuple[Encoding, float]:
     if encoding.tok.device.type != "cpu":
         return encoding, 0.0
     count, one = len(encoding.files), Encoding(encoding.tok, encoding.files[:1], blocks=1)
+    samples = Samples()
     with torch.inference_mode():
-        for _ in range(2):  # the first pass may meet weights that were never read
-            samples, start = Samples(), time.perf_counter()
+        for _ in range(3):  # the first pass may meet weights that were never read, and any of them another program
+            start = time.perf_counter()
             _round(one, samples)
-            if time.perf_counter() - start > seconds / 10:
+            if time.perf_counter() - start > seconds / 15:
                 break
-    predicted = samples.wall[0]  # s of one image; in a batch it takes less
+    predicted = min(samples.wall)  # s of one image; in a batch it takes less
     fits = seconds * LONGEST_PASS / predicted
     if count <= fits:
         return encoding, predicted * count

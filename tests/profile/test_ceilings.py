@@ -47,3 +47,9 @@ def test_all_ceilings_are_rates():
     found = ceilings.ceilings("cpu", quick=True)
     assert set(found) == {"gemm_float32_gflops", "gemm_bfloat16_gflops", "copy_gb_per_s"}
     assert all(value > 0 for value in found.values())
+
+
+def test_the_ceiling_of_half_precision_is_float32s_where_the_plan_computes_it_so(monkeypatch):
+    monkeypatch.setenv("SEED_FAST_PRODUCTS", "float32")
+    assert "float32" in ceilings._libraries(torch.device("cpu"), torch.bfloat16)
+    assert "float32" not in ceilings._libraries(torch.device("cpu"), torch.float32)
