@@ -50,9 +50,14 @@ nearest_code_fwd_rows_kernel(const void* z, int dtype, int d, long long row_stri
                                                                         : code_tiles(k);
   const auto row_at = [&](int i) { return Row(all, rows[first_row + i]); };
 
-  for (int i = thread / kWarp; i < kBlockRows; i += kThreads / kWarp) {
-    const float spread = first_row + i < n ? measure(row_at(i), codes, thread % kWarp).spread : 0;
-    if (thread % kWarp == 0) spreads[i] = spread;
+  const int listed = n - first_row < kBlockRows ? static_cast<int>(n - first_row) : kBlockRows;
+  for (int i = thread / kWarp * kMeasured; i < kBlockRows; i += kThreads / kWarp * kMeasured) {
+    RowSize sizes[kMeasured];
+    if (i < listed) measure([&](int r) { return row_at(i + r); }, listed - i, codes, thread % kWarp, sizes);
+    SEED_FAST_UNROLL
+    for (int r = 0; r < kMeasured; ++r) {
+      if (thread % kWarp == r) spreads[i + r] = sizes[r].spread;
+    }
   }
   barrier();
   float bound_slope[kRows];

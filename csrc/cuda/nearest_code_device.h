@@ -115,28 +115,54 @@ struct Scale {
   }
 };
 
-// Scale of z' of a row, and ||z'|| rounded up; the 32 lanes of a warp share the work and all return the result.
+// Scale of z' of a row, and ||z'|| rounded up.
 struct RowSize {
-  Scale scale;
-  float spread;
+  Scale scale{1};
+  float spread = 0;
 };
-SEED_FAST_DEVICE RowSize measure(const Row& z, const Codes& codes, int lane) {
-  float largest = 0;
+// Of several rows at once, so that their loads and shuffles overlap; the 32 lanes of a warp share the work and all
+// return the result. `row_at(i)` is row i; rows from `count` on are left at 0.
+template <int kRows, class RowAt>
+SEED_FAST_DEVICE void measure(RowAt row_at, int count, const Codes& codes, int lane, RowSize (&sizes)[kRows]) {
+  float largest[kRows], square[kRows];
+  SEED_FAST_UNROLL
+  for (int r = 0; r < kRows; ++r) largest[r] = square[r] = 0;
   for (int i = lane; i < codes.d; i += kWarp) {
-    const float value = z[i] - codes.center[i];
-    largest = maximum(largest, value < 0 ? -value : value);
+    const float center = codes.center[i];
+    SEED_FAST_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const float value = r < count ? row_at(r)[i] - center : 0;
+      largest[r] = maximum(largest[r], value < 0 ? -value : value);
+    }
   }
-  for (int mask = 1; mask < kWarp; mask *= 2) largest = maximum(largest, shuffle_xor(largest, mask));
-  const Scale scale(largest);
-  float square = 0;
+  for (int mask = 1; mask < kWarp; mask *= 2) {
+    SEED_FAST_UNROLL
+    for (int r = 0; r < kRows; ++r) largest[r] = maximum(largest[r], shuffle_xor(largest[r], mask));
+  }
+  SEED_FAST_UNROLL
+  for (int r = 0; r < kRows; ++r) sizes[r].scale = Scale(largest[r]);
   for (int i = lane; i < codes.d; i += kWarp) {
-    const float value = (z[i] - codes.center[i]) * scale.up;
-    square = multiply_add(value, value, square);
+    const float center = codes.center[i];
+    SEED_FAST_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const float value = r < count ? (row_at(r)[i] - center) * sizes[r].scale.up : 0;
+      square[r] = multiply_add(value, value, square[r]);
+    }
   }
-  for (int mask = 1; mask < kWarp; mask *= 2) square += shuffle_xor(square, mask);
+  for (int mask = 1; mask < kWarp; mask *= 2) {
+    SEED_FAST_UNROLL
+    for (int r = 0; r < kRows; ++r) square[r] += shuffle_xor(square[r], mask);
+  }
   const float rounding = 1 + static_cast<float>(codes.d + 8) * 0x1p-23f;
-  return {scale, square_root(square) * scale.down * rounding};
+  SEED_FAST_UNROLL
+  for (int r = 0; r < kRows; ++r) sizes[r].spread = square_root(square[r]) * sizes[r].scale.down * rounding;
 }
+SEED_FAST_DEVICE RowSize measure(const Row& z, const Codes& codes, int lane) {
+  RowSize size[1];
+  measure([&](int) { return z; }, 1, codes, lane, size);
+  return size[0];
+}
+constexpr int kMeasured = 8;  // rows that a warp of a screen measures at once
 
 // The groups of a Partial stand in one strict total order: the larger bound first, and of equal bounds the lower group.
 // What a Partial keeps is a function of the set of groups that went in, so results of lanes, warps and shares may meet

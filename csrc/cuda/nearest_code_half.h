@@ -47,16 +47,19 @@ SEED_FAST_DEVICE void screen_half(const Rows& z, const Codes& codes, int wanted_
   const int last_tile = first_tile + plan.tiles_per_block < tiles ? first_tile + plan.tiles_per_block : tiles;
   const int octets = padded_dim(codes.d) / kOctet;
 
-  for (int i = warp; i < kBlockRows; i += kThreads / kWarp) {
-    const bool inside = first_row + i < z.n;
-    const RowSize size = inside ? measure(Row(z, first_row + i), codes, lane) : RowSize{Scale(1), 0};
-    if (lane == 0) {
-      row_up[i] = size.scale.up;
-      row_down[i] = size.scale.down;
-      row_slope[i] = error.products * size.spread;
+  // Read after the barrier with which the first tile begins.
+  const int rows = z.n - first_row < kBlockRows ? static_cast<int>(z.n - first_row) : kBlockRows;
+  for (int i = warp * kMeasured; i < kBlockRows; i += kThreads / kWarp * kMeasured) {
+    RowSize sizes[kMeasured];
+    if (i < rows) measure([&](int r) { return Row(z, first_row + i + r); }, rows - i, codes, lane, sizes);
+    SEED_FAST_UNROLL
+    for (int r = 0; r < kMeasured; ++r) {
+      if (lane != r) continue;
+      row_up[i + r] = sizes[r].scale.up;
+      row_down[i + r] = sizes[r].scale.down;
+      row_slope[i + r] = error.products * sizes[r].spread;
     }
   }
-  barrier();
   Partial partial[kThreadRows];
   SEED_FAST_UNROLL
   for (int r = 0; r < kThreadRows; ++r) partial[r] = nothing();
