@@ -23,7 +23,7 @@ import torch
 
 import seed_fast
 from seed_fast import _env
-from seed_fast._files import replace_folder_files
+from seed_fast._files import write_beside
 from seed_fast._machine import cpu_model
 
 logger = logging.getLogger(__name__)
@@ -124,8 +124,8 @@ def _read(path: Path, about: dict[str, Any], is_answer: Callable[[Any], bool]) -
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     try:
-        with replace_folder_files(path.parent) as staging:
-            (staging / path.name).write_text(json.dumps(content, indent=1) + "\n")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_beside(path, (json.dumps(content, indent=1) + "\n").encode())  # several processes may measure at once
     except OSError as error:
         logger.debug("%s: not kept, so every process measures: %s", path, error)
 

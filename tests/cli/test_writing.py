@@ -18,6 +18,7 @@ import torch
 from seed_fast import SeedTokenizer, _files
 from seed_fast._files import OutputError, locked_folder, replace_folder_files, staging_folder, write_beside
 from seed_fast.data.tokens import open_tokens
+from seed_fast.model import calibration
 from seed_fast.train.command import hold_output
 from seed_fast.train.ranks import Ranks
 from tests.pictures import encoded, picture, write_files
@@ -205,6 +206,21 @@ def test_what_a_killed_process_staged_is_removed_by_the_next_run(tmp_path: Path)
     assert sorted(os.listdir(tmp_path)) == ["base", "kept"]
     with ExitStack() as held:
         hold_output(tmp_path, alone, held)
+
+
+def test_processes_that_measure_at_once_all_keep_their_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEED_FAST_CACHE", str(tmp_path))
+    calibration.forget()
+    script = (
+        "import sys; from seed_fast.model import calibration\n"
+        "for n in range(40): calibration.answer(f'{n}', lambda: {'a': sys.argv[1]}, lambda found: True)"
+    )
+    started = [subprocess.Popen([sys.executable, "-c", script, str(n)], stderr=subprocess.PIPE) for n in range(3)]
+    for process in started:
+        assert process.communicate()[1] == b""
+        assert process.returncode == 0
+    assert len(calibration.answers()) == 40
+    assert {path.suffix for path in calibration.folder().iterdir()} == {".json"}
 
 
 def test_files_of_a_killed_save_do_not_get_into_the_next(tmp_path: Path) -> None:
