@@ -44,7 +44,12 @@ def check(case: Case, **options) -> None:
         # Each weight, and with them their sum, is a power of two that may be off by 2^-22 of itself.
         budget = budget + 2.0**-22 * case.v.abs().nan_to_num(0).max()
     rounding = truth[finite].abs().max() * torch.finfo(case.q.dtype).eps if finite.any() else torch.tensor(0.0)
-    assert error <= max(2 * budget, rounding), f"{case.name}: error {error:.3g}, plain torch {budget:.3g}"
+    # The largest of a few thousand errors is itself random: 2 for their root mean square, 2.5 for the largest.
+    times = 2.5 if case.q.dtype == torch.float32 else 2
+    assert error <= max(times * budget, rounding), f"{case.name}: error {error:.3g}, plain torch {budget:.3g}"
+    if case.q.dtype == torch.float32 and options.get("tensor_cores") == "exact" and finite.any():
+        mine, theirs = ((x - truth)[finite].square().mean().sqrt() for x in (got, plain))
+        assert mine <= max(2 * theirs, rounding / 4), f"{case.name}: mean error {mine:.3g}, plain torch {theirs:.3g}"
 
 
 def random(
@@ -90,7 +95,9 @@ def named(dtype: torch.dtype) -> Iterator[Case]:
     ]
     for d in (32, 64, 88, 128):
         for lq, lk, causal in sizes:
-            yield Case(f"{lq} queries, {lk} keys, width {d}", *random(dtype, 1, lq, lk, 1, d), causal=bool(causal))
+            heads = 8 if lq * lk < 500 else 1  # the largest of few errors says little
+            tensors = random(dtype, 1, lq, lk, heads, d)
+            yield Case(f"{lq} queries, {lk} keys, width {d}", *tensors, causal=bool(causal))
         q, k, v = random(dtype, 2, 33, 37, 2, d)
         for heads_first in (False, True):
             for gap, offset in ((0, 0), (8, 0), (3, 0), (0, 1)):
