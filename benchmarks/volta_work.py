@@ -45,8 +45,9 @@ def _attention(kernel: str, case: str, shape: tuple[int, int, int, int], causal:
     rows, instruction = 32, "HMMA"
     if "_sm70_" not in kernel:
         rows, instruction = 96 if "_rows96_" in kernel else 32, "FFMA"
-        # Scores: four dimensions of 32 keys a turn. Then, for every 32 columns, four keys a turn.
-        turns = (ceil(lk / 32) * width / 4, *[float(ceil(lk / 4))] * (wide // 32))
+        # Weights and rescaled sums: 32 keys a turn. Scores: four dimensions of 32 keys. Then, for every 32 columns,
+        # four keys a turn.
+        turns = (float(ceil(lk / 32)), ceil(lk / 32) * width / 4, *[float(ceil(lk / 4))] * (wide // 32))
         warps = 4
     elif "_many_" in kernel:
         rows, warps = 96, 3
