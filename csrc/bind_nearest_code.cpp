@@ -14,11 +14,13 @@ void bind_nearest_code(py::module_& m) {
   m.def(
       "pack_codebook_cpu",
       [](uintptr_t codebook, int dtype, int64_t k, int64_t d, int64_t stride_k, int64_t stride_d, uintptr_t packed,
-         int threads) {
+         int threads, const std::string& isa) {
+        const Isa highest = parse_isa(isa);
+        py::gil_scoped_release release;
         return pack_codebook_cpu(reinterpret_cast<const void*>(codebook), DType(dtype), k, d, stride_k, stride_d,
-                                 reinterpret_cast<void*>(packed), threads);
+                                 reinterpret_cast<void*>(packed), threads, highest);
       },
-      py::call_guard<py::gil_scoped_release>(), "codebook [K, D] -> packed; first entry with a bad norm, or -1.");
+      "codebook [K, D] -> packed; first entry with a bad norm, or -1.");
   m.def(
       "nearest_code_cpu",
       [](uintptr_t z, int dtype, int64_t n, int64_t d, int64_t stride_n, int64_t stride_d, uintptr_t packed, int64_t k,

@@ -42,8 +42,14 @@ class Search {
 
   Search(const void* z, DType dtype, int64_t stride_n, int64_t stride_d, const PackedCodebook& codes,
          const NearestCodeKernels& kernels, const Outputs& out)
-      : z_(z), dtype_(dtype), stride_n_(stride_n), stride_d_(stride_d), codes_(codes), kernels_(kernels),
-        pairs_(kernels.screen_pairs && codes.summary->pairs_useful), out_(out) {}
+      : z_(z),
+        dtype_(dtype),
+        stride_n_(stride_n),
+        stride_d_(stride_d),
+        codes_(codes),
+        kernels_(kernels),
+        pairs_(kernels.pairs == codes.summary->pairs ? kernels.pairs : PairType::none),
+        out_(out) {}
 
   int64_t run(int64_t N, int threads);
 
@@ -54,20 +60,23 @@ class Search {
     out.maxima.resize(count * codes_.blocks * kLanes);
     out.spreads.resize(count);
     out.states.resize(count);
-    if (pairs_) out.pairs.resize(count * codes_.pairs);
+    const bool paired = pairs_ != PairType::none;
+    if (paired) out.pairs.resize(count * codes_.pairs);
     for (int64_t i = 0; i < count; ++i) {
       float* row = out.rows.data() + i * D;
       out.states[i] = read_row(begin + i, row);
-      out.spreads[i] = center_row(row, codes_, out.centered.data() + i * D,
-                                  pairs_ ? out.pairs.data() + i * codes_.pairs : nullptr);
+      float* centered = out.centered.data() + i * D;
+      out.spreads[i] = center_row(row, codes_, centered);
+      if (paired) pair_row(centered, D, pairs_, integer_step(out.spreads[i]), out.pairs.data() + i * codes_.pairs);
     }
   }
 
   // Rows [first, last) of the buffers against blocks [begin, end).
   void screen(Buffers& buffers, int64_t first, int64_t last, int64_t begin, int64_t end) const {
     float* maxima = buffers.maxima.data() + first * codes_.blocks * kLanes;
-    if (pairs_) {
-      kernels_.screen_pairs(buffers.pairs.data() + first * codes_.pairs, last - first, codes_, begin, end, maxima);
+    if (pairs_ != PairType::none) {
+      kernels_.screen_pairs(buffers.pairs.data() + first * codes_.pairs, buffers.spreads.data() + first, last - first,
+                            codes_, begin, end, maxima);
     } else {
       kernels_.screen(buffers.centered.data() + first * codes_.D, last - first, codes_, begin, end, maxima);
     }
@@ -120,7 +129,7 @@ class Search {
   int64_t stride_n_, stride_d_;
   const PackedCodebook& codes_;
   const NearestCodeKernels& kernels_;
-  bool pairs_;
+  PairType pairs_;
   Outputs out_;
   std::atomic<int64_t> overflow_{std::numeric_limits<int64_t>::max()};
 };

@@ -4,5 +4,5 @@
 #include "nearest_code_kernel.h"
 
 namespace seed_fast {
-const NearestCodeKernels nearest_code_avx512 = {screen<Single>, nullptr, rescore, survivors};
+const NearestCodeKernels nearest_code_avx512 = {PairType::none, screen<Single>, nullptr, rescore, survivors};
 }

@@ -18,7 +18,13 @@ struct Pair {
   }
 };
 
+void screen_pairs(const uint32_t* z, const double*, int64_t rows, const PackedCodebook& codes, int64_t begin,
+                  int64_t end, float* maxima) {
+  screen<Pair>(z, rows, codes, begin, end, maxima);
+}
+
 }  // namespace
 
-const NearestCodeKernels nearest_code_avx512bf16 = {screen<Single>, screen<Pair>, rescore, survivors};
+const NearestCodeKernels nearest_code_avx512bf16 = {PairType::bfloat16, screen<Single>, screen_pairs, rescore,
+                                                    survivors};
 }  // namespace seed_fast

@@ -102,8 +102,9 @@ void screen(const typename Math::Element* z, int64_t rows, const PackedCodebook&
 // Error bound of the screen: [s - bound, s + bound] holds the exact value. In float32, each s is a start value rounded
 // once and D products of once-rounded factors, summed in some order with or without fused multiply-add, so the error is
 // at most gamma(n) (||z'|| ||e'|| + ||e'||^2 / 2) with gamma(n) = n u / (1 - n u), n = D + 8, u = 2^-24. Factors in
-// bfloat16 (u = 2^-8 each) add 2^-7 + 2^-16 to the first term. `tiny` covers products, sums and bfloat16 factors that
-// underflow or, as AVX512_BF16 does, are flushed to zero.
+// bfloat16 (u = 2^-8 each) add 2^-7 + 2^-16 to the first term; integers, each off by 0.51 of a step of 1 / 32000 of the
+// norm, add 2 q + q^2, q = 0.51 sqrt(D) / 32000. `tiny` covers products, sums and bfloat16 factors that underflow or,
+// as AVX512_BF16 does, are flushed to zero, and integers whose step isn't any smaller.
 struct Bound {
   float norm, square, tiny;
   bool usable;
@@ -111,9 +112,14 @@ struct Bound {
   Bound(const Row& row, const PackedCodebook& codes) {
     const double n = double(codes.D + 8) * 0x1p-24, largest = codes.summary->largest_spread;
     const double gamma = n / (1 - n) * 1.001;
-    norm = float((row.pairs ? gamma + 0x1p-7 + 0x1p-15 : gamma) * row.spread * 1.000001);
+    const double q = 0.51 * std::sqrt(double(codes.D)) / 32000;
+    const double factors = row.pairs == PairType::bfloat16  ? 0x1p-7 + 0x1p-15
+                           : row.pairs == PairType::integer ? 2 * q + q * q
+                                                            : 0;
+    norm = float((gamma + factors) * row.spread * 1.000001);
     square = float(gamma);
-    tiny = float(double(codes.D + 8) * (1 + row.spread + largest) * 0x1p-126);
+    const double unit = row.pairs == PairType::integer ? 0x1p-98 : 0x1p-126;
+    tiny = float(double(codes.D + 8) * (1 + row.spread + largest) * unit);
     usable = n < 0.25 && (row.spread + largest) * largest < 0x1p125;
   }
   Floats at(const PackedCodebook& codes, int64_t group) const {

@@ -19,10 +19,14 @@ constexpr int kBlock = kLanes * kTiles;  // codes per block
 constexpr uint8_t kRepeats = 1;          // equal to an entry before it: never wins, so it is left out of the search
 constexpr uint8_t kRepeated = 2;         // an entry after it is equal: the margin is 0
 
+// What pair_tiles hold: two dimensions side by side in 16 bits each.
+enum class PairType : int { none, bfloat16, integer };
+
 struct PackedCodebook {
   int64_t K, D, blocks, pairs;  // blocks = ceil(K / kBlock), pairs = ceil(D / 2)
   float* tiles;                 // [blocks * kTiles, D, kLanes] e', transposed; zeros where there is none
-  uint32_t* pair_tiles;         // [blocks * kTiles, pairs, kLanes] e' as two bfloat16; null where this CPU has no use for it
+  uint32_t* pair_tiles;         // [blocks * kTiles, pairs, kLanes] e' by twos; null where this CPU has no use for it
+  float* pair_step;             // [blocks, kLanes] what integers of the group are multiplied with to get e'
   float* start;                 // [blocks * kTiles, kLanes] -||e'||^2 / 2, -inf where there is none
   float* norm_bound;            // [blocks, kLanes] largest ||e'|| of the group, rounded up
   float* square_bound;          // [blocks, kLanes] its square over 2, rounded up
@@ -33,7 +37,7 @@ struct PackedCodebook {
   struct Summary {
     double largest;         // largest ||e||
     double largest_spread;  // largest ||e'||
-    bool pairs_useful;      // whether bfloat16 tells most codes apart
+    PairType pairs;         // what pair_tiles hold; none where that doesn't tell most codes apart
   }* summary;               // [1]
 
   // Finds the parts in a buffer of `bytes`.
@@ -51,16 +55,17 @@ struct Row {
   const float* z;        // [D]
   const float* maxima;   // [blocks, kLanes] group maxima of s
   double spread;         // ||z'||, rounded up
-  bool pairs;            // whether the maxima come from bfloat16
+  PairType pairs;        // what the maxima come from; none: float32
   bool want_margin;
 };
 
 struct NearestCodeKernels {
+  PairType pairs;  // of screen_pairs
   // maxima[row, block, lane] = group maximum of s, for z' [rows, D] and blocks [begin, end).
   void (*screen)(const float* z, int64_t rows, const PackedCodebook& codes, int64_t begin, int64_t end, float* maxima);
-  // The same for z' [rows, pairs] as two bfloat16 each; null where the instruction set has no such product.
-  void (*screen_pairs)(const uint32_t* z, int64_t rows, const PackedCodebook& codes, int64_t begin, int64_t end,
-                       float* maxima);
+  // The same for z' [rows, pairs] and their spreads [rows]; null where the instruction set has no such product.
+  void (*screen_pairs)(const uint32_t* z, const double* spreads, int64_t rows, const PackedCodebook& codes,
+                       int64_t begin, int64_t end, float* maxima);
   // The exact winner.
   NearestCode (*rescore)(const Row& row, const PackedCodebook& codes);
   // Groups that the bound leaves open.
@@ -75,8 +80,15 @@ extern const NearestCodeKernels nearest_code_avx512bf16;
 // The kernels of an instruction set, or of the best one that this CPU has.
 const NearestCodeKernels& kernels_for(Isa isa);
 
-// x - c in float32 and, where pairs is not null, as pairs of bfloat16; returns ||x - c||, rounded up.
-double center_row(const float* x, const PackedCodebook& codes, float* centered, uint32_t* pairs);
+// x - c in float32; returns ||x - c||, rounded up.
+double center_row(const float* x, const PackedCodebook& codes, float* centered);
+
+// What integers of a row or group of norms up to `spread` are multiplied with. They and their norm are below 2^15, so
+// that sums of their products fit into 32 bits.
+static inline float integer_step(double spread) { return float(spread > 0x1p-85 ? spread / 32000 : 0x1p-100); }
+
+// A centred row as pairs.
+void pair_row(const float* centered, int64_t D, PairType type, float step, uint32_t* pairs);
 
 // Above this many open groups, scoring every code by tiles is cheaper than group by group.
 inline int64_t most_survivors(const PackedCodebook& codes) { return codes.blocks * kLanes / 8 + 4; }

@@ -15,7 +15,7 @@ namespace seed_fast {
 namespace {
 
 constexpr int64_t kSample = 127;  // entries whose median is the centre
-constexpr int64_t kProbes = 4;    // entries that are searched for, to see whether bfloat16 tells them apart
+constexpr int64_t kProbes = 4;    // entries that are searched for, to see whether pairs tell them apart
 
 float round_up(double value) { return std::nextafter(float(value), std::numeric_limits<float>::infinity()); }
 
@@ -73,7 +73,7 @@ uint64_t read_entry(PackedCodebook& codes, int64_t k, const void* codebook, DTyp
 }
 
 // One block of tiles with its bounds; returns the largest ||e'||.
-double pack_block(PackedCodebook& codes, int64_t block) {
+double pack_block(PackedCodebook& codes, int64_t block, PairType type) {
   const int64_t D = codes.D;
   std::vector<float> centered(D);
   std::vector<uint32_t> pairs(codes.pairs);
@@ -81,38 +81,38 @@ double pack_block(PackedCodebook& codes, int64_t block) {
   for (int64_t i = 0; i < kBlock; ++i) {
     const int64_t k = block * kBlock + i, tile = k / kLanes, lane = k % kLanes;
     const bool absent = k >= codes.K || (codes.marks[k] & kRepeats);
-    double spread = 0;
-    if (absent) {
-      std::fill(centered.begin(), centered.end(), 0.0f);
-      std::fill(pairs.begin(), pairs.end(), 0u);
-    } else {
-      spread = center_row(codes.entries + k * D, codes, centered.data(), codes.pair_tiles ? pairs.data() : nullptr);
-    }
+    std::fill(centered.begin(), centered.end(), 0.0f);
+    const double spread = absent ? 0 : center_row(codes.entries + k * D, codes, centered.data());
     codes.start[k] = absent ? -std::numeric_limits<float>::infinity() : float(-0.5 * spread * spread);
     largest[lane] = std::max(largest[lane], spread);
     for (int64_t d = 0; d < D; ++d) codes.tiles[(tile * D + d) * kLanes + lane] = centered[d];
-    for (int64_t p = 0; codes.pair_tiles && p < codes.pairs; ++p)
-      codes.pair_tiles[(tile * codes.pairs + p) * kLanes + lane] = pairs[p];
   }
   for (int lane = 0; lane < kLanes; ++lane) {
     codes.norm_bound[block * kLanes + lane] = round_up(largest[lane]);
     codes.square_bound[block * kLanes + lane] = round_up(0.5 * largest[lane] * largest[lane]);
+    codes.pair_step[block * kLanes + lane] = integer_step(largest[lane]);
+  }
+  for (int64_t i = 0; i < kBlock && type != PairType::none; ++i) {
+    const int64_t tile = block * kTiles + i / kLanes, lane = i % kLanes;
+    for (int64_t d = 0; d < D; ++d) centered[d] = codes.tiles[(tile * D + d) * kLanes + lane];
+    pair_row(centered.data(), D, type, codes.pair_step[block * kLanes + lane], pairs.data());
+    for (int64_t p = 0; p < codes.pairs; ++p) codes.pair_tiles[(tile * codes.pairs + p) * kLanes + lane] = pairs[p];
   }
   return *std::max_element(largest, largest + kLanes);
 }
 
-// Searches for a few of the entries themselves: where bfloat16 leaves most groups open for them, it will for z.
-bool pairs_help(const PackedCodebook& codes) {
-  const NearestCodeKernels& kernels = kernels_for(Isa::avx512bf16);
-  if (!kernels.screen_pairs || !codes.pair_tiles) return false;
+// Searches for a few of the entries themselves: where pairs leave most groups open for them, they will for z.
+bool pairs_help(const PackedCodebook& codes, const NearestCodeKernels& kernels) {
+  if (kernels.pairs == PairType::none) return false;
   std::vector<float> centered(codes.D), maxima(codes.blocks * kLanes);
   std::vector<uint32_t> pairs(codes.pairs);
   int64_t helped = 0;
   for (int64_t i = 0; i < kProbes; ++i) {
     const float* entry = codes.entries + i * codes.K / kProbes * codes.D;
-    const double spread = center_row(entry, codes, centered.data(), pairs.data());
-    kernels.screen_pairs(pairs.data(), 1, codes, 0, codes.blocks, maxima.data());
-    const Row row{entry, maxima.data(), spread, true, false};
+    const double spread = center_row(entry, codes, centered.data());
+    pair_row(centered.data(), codes.D, kernels.pairs, integer_step(spread), pairs.data());
+    kernels.screen_pairs(pairs.data(), &spread, 1, codes, 0, codes.blocks, maxima.data());
+    const Row row{entry, maxima.data(), spread, kernels.pairs, false};
     helped += kernels.survivors(row, codes) < most_survivors(codes);
   }
   return 2 * helped > kProbes;
@@ -128,8 +128,9 @@ PackedCodebook::PackedCodebook(const void* base, int64_t K, int64_t D)
     bytes += (size_t(count) * sizeof(*pointer) + 63) / 64 * 64;
   };
   take(tiles, blocks * kBlock * D);
-  take(pair_tiles, best_isa() >= Isa::avx512bf16 ? blocks * kBlock * pairs : 0);
-  if (best_isa() < Isa::avx512bf16) pair_tiles = nullptr;
+  take(pair_tiles, best_isa() >= Isa::avx2 ? blocks * kBlock * pairs : 0);
+  if (best_isa() < Isa::avx2) pair_tiles = nullptr;
+  take(pair_step, blocks * kLanes);
   take(start, blocks * kBlock);
   take(norm_bound, blocks * kLanes);
   take(square_bound, blocks * kLanes);
@@ -140,24 +141,32 @@ PackedCodebook::PackedCodebook(const void* base, int64_t K, int64_t D)
   take(summary, 1);
 }
 
-double center_row(const float* x, const PackedCodebook& codes, float* centered, uint32_t* pairs) {
+double center_row(const float* x, const PackedCodebook& codes, float* centered) {
   double square = 0;
   for (int64_t d = 0; d < codes.D; ++d) {
     const double value = double(x[d]) - codes.center[d];
     centered[d] = float(value);
     square += value * value;
   }
-  for (int64_t p = 0; pairs && p < codes.pairs; ++p) {
-    const uint32_t high = 2 * p + 1 < codes.D ? float_to_bfloat16(centered[2 * p + 1]) : 0;
-    pairs[p] = float_to_bfloat16(centered[2 * p]) | high << 16;
-  }
   return std::sqrt(square) * (1 + 0x1p-30);
+}
+
+void pair_row(const float* centered, int64_t D, PairType type, float step, uint32_t* pairs) {
+  const float inverse = 1 / step;
+  const auto element = [&](int64_t d) -> uint32_t {
+    if (d >= D) return 0;
+    if (type == PairType::bfloat16) return float_to_bfloat16(centered[d]);
+    const float steps = centered[d] * inverse;
+    return uint16_t(int32_t(steps + (steps < 0 ? -0.5f : 0.5f)));
+  };
+  for (int64_t p = 0; p < (D + 1) / 2; ++p) pairs[p] = element(2 * p) | element(2 * p + 1) << 16;
 }
 
 size_t nearest_code_cpu_packed_bytes(int64_t K, int64_t D) { return PackedCodebook(nullptr, K, D).bytes; }
 
 int64_t pack_codebook_cpu(const void* codebook, DType dtype, int64_t K, int64_t D, int64_t stride_k, int64_t stride_d,
-                          void* packed, int threads) {
+                          void* packed, int threads, Isa isa) {
+  const NearestCodeKernels& kernels = kernels_for(isa);
   PackedCodebook codes(packed, K, D);
   std::vector<uint64_t> hashes(K);
   const int64_t chunk = std::max<int64_t>(1, (K + 63) / 64);
@@ -176,11 +185,12 @@ int64_t pack_codebook_cpu(const void* codebook, DType dtype, int64_t K, int64_t 
   std::vector<double> spreads(codes.blocks);
   parallel_for(codes.blocks, threads, [&](int64_t block) {
     const FloatMode mode;
-    spreads[block] = pack_block(codes, block);
+    spreads[block] = pack_block(codes, block, kernels.pairs);
   });
   const FloatMode mode;
-  *codes.summary = {std::sqrt(largest) * (1 + 0x1p-40), *std::max_element(spreads.begin(), spreads.end()), false};
-  codes.summary->pairs_useful = pairs_help(codes);
+  *codes.summary = {std::sqrt(largest) * (1 + 0x1p-40), *std::max_element(spreads.begin(), spreads.end()),
+                    PairType::none};
+  if (pairs_help(codes, kernels)) codes.summary->pairs = kernels.pairs;
   return -1;
 }
 

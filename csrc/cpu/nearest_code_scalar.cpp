@@ -4,5 +4,5 @@
 #include "nearest_code_kernel.h"
 
 namespace seed_fast {
-const NearestCodeKernels nearest_code_scalar = {screen<Single>, nullptr, rescore, survivors};
+const NearestCodeKernels nearest_code_scalar = {PairType::none, screen<Single>, nullptr, rescore, survivors};
 }

@@ -20,10 +20,11 @@ Isa parse_isa(const std::string& name);
 // Bytes that pack_codebook_cpu writes for a codebook [K, D].
 size_t nearest_code_cpu_packed_bytes(int64_t K, int64_t D);
 
-// codebook [K, D], strides in elements -> packed. Returns -1, or the first entry whose squared norm is not finite in
+// codebook [K, D], strides in elements -> packed, for searches with this instruction set (any other finds the same, and
+// may take longer). Returns -1, or the first entry whose squared norm is not finite in
 // float32 (then packed must not be searched).
 int64_t pack_codebook_cpu(const void* codebook, DType dtype, int64_t K, int64_t D, int64_t stride_k, int64_t stride_d,
-                          void* packed, int threads);
+                          void* packed, int threads, Isa isa);
 
 // z [N, D], strides in elements; ids [N]; margin [N] or null. Returns -1, or the first row without NaN whose squared
 // norm is not finite in float32 (then ids and margin hold nothing of use). Rows with NaN get id -1, margin NaN.

@@ -37,9 +37,9 @@ struct Problem {
     return best;
   }
 
-  std::vector<unsigned char> pack() const {
+  std::vector<unsigned char> pack(Isa isa = Isa::avx512bf16) const {
     std::vector<unsigned char> packed(nearest_code_cpu_packed_bytes(K, D));
-    CHECK_EQUAL(pack_codebook_cpu(codebook.data(), DType::float32, K, D, D, 1, packed.data(), 2), -1);
+    CHECK_EQUAL(pack_codebook_cpu(codebook.data(), DType::float32, K, D, D, 1, packed.data(), 2, isa), -1);
     return packed;
   }
 };
@@ -48,8 +48,8 @@ void compare(float spread, float offset) {
   const int64_t sizes[][3] = {{1, 1, 1}, {3, 2, 5}, {13, 129, 32}, {97, 127, 31}, {400, 200, 33}, {33, 513, 64}};
   for (const auto& [N, K, D] : sizes) {
     const Problem problem(N, K, D, spread, offset);
-    const auto packed = problem.pack();
     for (Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512, Isa::avx512bf16}) {
+      const auto packed = problem.pack(isa);
       std::vector<int64_t> ids(N, -7);
       std::vector<float> margin(N, -7), z_q(N * D, -7);
       std::vector<double> squares(N, -7);

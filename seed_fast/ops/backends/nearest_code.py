@@ -45,7 +45,7 @@ def pack_cpu(codebook: Tensor) -> Tensor:
     packed = torch.empty(module.nearest_code_cpu_packed_bytes(*codebook.shape), dtype=torch.uint8)
     bad = module.pack_codebook_cpu(
         codebook.data_ptr(), _native.DTYPE_CODES[codebook.dtype], *codebook.shape, *codebook.stride(),
-        packed.data_ptr(), _native.threads(),
+        packed.data_ptr(), _native.threads(), _native.isa(),
     )  # fmt: skip
     if bad >= 0:
         raise ValueError(OVERFLOW.format(what="codebook entry", index=bad))
