@@ -49,8 +49,8 @@ def test_arithmetic_of_the_machine_code_is_what_is_claimed_and_little_more():
     described = [work for kernel in KERNELS.values() for work in kernel["work"]]
     assert len(described) > 30
     for work in described:
-        # Causal work skips no half tile. The codes of one image fill half of a block's rows. In float32 each weight is a
-        # polynomial of eight multiply-adds, which the claim, two products, leaves out.
+        # Causal work skips no half tile. The codes of one image fill half of a block's rows. In float32 each weight is
+        # a polynomial of eight multiply-adds, which the claim, two products, leaves out.
         least = 0.45 if "causal" in work["case"] or "one image" in work["case"] else 0.75
         least *= 0.88 if work["instruction"] == "FFMA" else 1
         assert least <= work["useful_share"] <= 1, work["case"]
