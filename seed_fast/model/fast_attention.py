@@ -1,7 +1,7 @@
 """Self-attention of the plan: the op, or torch's own kernel where that is faster on this CPU.
 
 In float32 the first plan of such a model on a machine times both, for one image and for several; `calibration` keeps
-the the answer. Half precision takes the op, for rounding may not depend on a measurement; so does a forced backend.
+the answer. Half precision takes the op, for rounding may not depend on a measurement; so does a forced backend.
 
 Shapes: B images, L tokens, H heads, d head width.
 """
