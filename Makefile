@@ -69,7 +69,7 @@ test-cpp: $(VENV)/.requirements ## the C++ tests under ASan and UBSan
 	@mkdir -p build
 	@$(BIN)/cmake --preset asan >build/asan.log 2>&1 || { cat build/asan.log; exit 1; }
 	@$(BIN)/cmake --build --preset asan >build/asan.log 2>&1 || { cat build/asan.log; exit 1; }
-	@$(BIN)/ctest --preset asan
+	@$(BIN)/ctest --preset asan -j 2
 
 ptx: $(VENV)/.installed
 	@mkdir -p build
