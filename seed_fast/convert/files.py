@@ -96,9 +96,10 @@ class TensorFile:
         """What it is: people give files of one kind the suffix of the other."""
         with open(self.path, "rb") as file:
             head = file.read(9)
-        if self.path.suffix == ".safetensors":
-            return not head.startswith((_ZIP, pickle.PROTO))
-        return len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") < self.path.stat().st_size
+        # The length of the header comes first, and its lowest byte may be what a pickle begins with.
+        if len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") < self.path.stat().st_size:
+            return True
+        return self.path.suffix == ".safetensors" and not head.startswith((_ZIP, pickle.PROTO))
 
     def _open_safetensors(self) -> dict[str, Tensor]:
         try:

@@ -382,9 +382,15 @@ def _opened(image: Any, name: str) -> tuple[Image.Image, str]:
 
 
 def _warn_if_not_normalised(pixels: torch.Tensor) -> None:
-    """Warn about pixels in 0..1 or 0..255: their codes would be wrong, and nothing else would tell."""
+    """Warn about pixels in 0..1 or 0..255: their codes would be wrong, and nothing else would tell.
+
+    Pixels on a GPU are not looked at, since the host would wait for them; nor are those of a trace, which have no
+    values.
+    """
+    import torch
+
     first = pixels[:1]
-    if not first.numel():
+    if first.device.type != "cpu" or torch.compiler.is_compiling() or not first.numel():
         return
     low, high = (float(value) for value in first.aminmax())
     if low < 0 or low == high or 1 < high < 3:  # normalised white is 2.15 at most

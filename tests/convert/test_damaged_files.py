@@ -181,3 +181,15 @@ def test_any_damage_is_a_checkpoint_error_or_harmless(small_files, data):
     except CheckpointError as error:
         if str(path) not in str(error):
             raise
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_a_header_whose_length_begins_like_a_pickle_is_no_pickle(tmp_path, suffix):
+    path, tensors = tmp_path / f"one{suffix}", {"a": torch.arange(3.0)}
+    for padding in range(0, 257, 8):  # headers come in lengths of 8
+        save_file(tensors, path, metadata={"about": "x" * padding})
+        if path.read_bytes()[:1] == pickle.PROTO:
+            break
+    assert path.read_bytes()[:1] == pickle.PROTO
+    ((_, tensor),) = TensorFile(path).read(["a"])
+    assert torch.equal(tensor, tensors["a"])
