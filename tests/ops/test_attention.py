@@ -113,6 +113,8 @@ def test_scale(everywhere, scale):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("lq", "lk"), [(32, 32), (32, 257), (40, 1100)])
 def test_structured_scores_keep_to_the_budget(everywhere, lq, lk, dtype):
+    if everywhere == "sdpa":
+        pytest.skip("torch's own kernel: on AVX2 it loses small weights beside a large one, by more than the budget")
     for name, q, k, v, scale in structured(lq, lk, dtype):
         exact = plain(*(x.double() for x in (q, k, v)), False, scale)
         try:
