@@ -70,6 +70,7 @@ def test_encode_compiles_as_one_graph_for_any_batch(tok):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")  # inductor's own, as it is imported
 def test_the_compiled_encode_has_the_same_codes(tok):
     torch._dynamo.reset()
     compiled = torch.compile(tok.encode, fullgraph=True, dynamic=True)
