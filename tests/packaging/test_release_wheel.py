@@ -50,7 +50,8 @@ def test_the_portable_cpu_sources_compile_for_aarch64(tmp_path):
     folder = ROOT / "csrc" / "cpu"
     sources = [path for path in folder.glob("*.cpp") if "_avx" not in path.name]
     assert sources
-    flags = ["-target", "aarch64-linux-gnu.2.28", "-std=c++17", "-O3", "-Wall", "-Wextra", "-I", ROOT / "csrc/include"]
+    flags = ["-target", "aarch64-linux-gnu.2.28", "-std=c++17", "-O3", "-Wall", "-Wextra"]
+    flags += ["-I", ROOT / "csrc/include", "-I", ROOT / "csrc/cuda"]  # as CMakeLists.txt has them
     for source in sources:
         command = [sys.executable, "-m", "ziglang", "c++", *flags, "-I", folder, "-c", source, "-o", tmp_path / "x.o"]
         result = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
