@@ -20,6 +20,19 @@ FLOAT32_MAX = tl.constexpr(torch.finfo(torch.float32).max)
 
 
 @triton.jit
+def _float32(x):
+    """bfloat16 is widened by its bits: Triton's interpreter converts subnormal ones to other values."""
+    if x.dtype == tl.bfloat16:
+        return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    return x.to(tl.float32)
+
+
+@triton.jit
+def _load(pointer, mask):
+    return _float32(tl.load(pointer, mask=mask, other=0.0))
+
+
+@triton.jit
 def nearest_code_fwd_kernel(
     z,  # pointer to z, shape (N, D)
     codebook,  # pointer to codebook, shape (K, D)
@@ -40,7 +53,7 @@ def nearest_code_fwd_kernel(
     rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     dims = tl.arange(0, PADDED_D)
     z_mask = (rows < N)[:, None] & (dims < D)[None, :]
-    z_tile = tl.load(z + rows[:, None] * stride_zn + dims[None, :] * stride_zd, mask=z_mask, other=0.0).to(tl.float32)
+    z_tile = _load(z + rows[:, None] * stride_zn + dims[None, :] * stride_zd, z_mask)
     z_square = tl.sum(z_tile * z_tile, axis=1)
     # Rows without an answer go through as zeros, so that no NaN meets a reduction.
     z_tile = tl.where((z_square < float("inf"))[:, None], z_tile, 0.0)
@@ -54,8 +67,7 @@ def nearest_code_fwd_kernel(
     for start in range(0, K, BLOCK_K):
         codes = start + tl.arange(0, BLOCK_K).to(tl.int64)
         e_mask = (codes < K)[:, None] & (dims < D)[None, :]
-        e_tile = tl.load(codebook + codes[:, None] * stride_ek + dims[None, :] * stride_ed, mask=e_mask, other=0.0)
-        e_tile = e_tile.to(tl.float32)
+        e_tile = _load(codebook + codes[:, None] * stride_ek + dims[None, :] * stride_ed, e_mask)
         e_square = tl.sum(e_tile * e_tile, axis=1)
         largest = tl.maximum(largest, e_square)
         broken = tl.where(e_square < float("inf"), broken, 1)
@@ -85,11 +97,6 @@ def nearest_code_fwd_kernel(
     nan = z_square != z_square
     tl.store(ids + rows, tl.where(nan, -1, best_id), mask=rows < N)
     tl.store(doubtful + rows, ((nan == 0) & (ALL_DOUBTFUL | (decided == 0))).to(tl.int8), mask=rows < N)
-
-
-@triton.jit
-def _load(pointer, mask):
-    return tl.load(pointer, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -182,7 +189,7 @@ def nearest_code_exact_kernel(
             z_square = tl.full((BLOCK_K,), 0.0, tl.float64)
             for d in range(D):
                 e = _load(codebook + codes * stride_ek + d * stride_ed, codes < K).to(tl.float64)
-                value = tl.load(z + row * stride_zn + d * stride_zd).to(tl.float32).to(tl.float64)
+                value = _float32(tl.load(z + row * stride_zn + d * stride_zd)).to(tl.float64)
                 norm += e * e
                 z_square += value * value
                 score += e * e - 2.0 * value * e
@@ -220,7 +227,7 @@ def nearest_code_exact_kernel(
                 score = tl.full((BLOCK_K,), 0.0, tl.float64)
                 for d in range(D):
                     e = _load(codebook + codes * stride_ek + d * stride_ed, codes < K).to(tl.float64)
-                    value = tl.load(z + row * stride_zn + d * stride_zd).to(tl.float32).to(tl.float64)
+                    value = _float32(tl.load(z + row * stride_zn + d * stride_zd)).to(tl.float64)
                     score += e * e - 2.0 * value * e
                 wanted = (score <= limit) & (codes < K)
                 if tl.max(wanted.to(tl.int32), axis=0) > 0:

@@ -144,6 +144,24 @@ def test_the_largest_finite_norm_is_the_limit(everywhere, below):
             nearest_code(z, codebook)
 
 
+def test_triton_tells_subnormal_bfloat16_values_apart():
+    pytest.importorskip("triton")
+    script = """
+import torch
+from seed_fast.ops import backend, nearest_code
+device = "cuda" if torch.cuda.is_available() else "cpu"
+levels = torch.arange(-127, 128).to(torch.int16)
+codebook = (levels.abs() + (levels < 0) * -32768).to(torch.int16).view(torch.bfloat16)[:, None].to(device)
+with backend("triton"):
+    ids = nearest_code(codebook[::9].clone(), codebook)
+assert ids.tolist() == list(range(0, 255, 9)), ids
+"""
+    environment = dict(os.environ) if torch.cuda.is_available() else {**os.environ, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 @pytest.mark.parametrize("seed", [pytest.param(0), pytest.param(None, marks=pytest.mark.slow)])
 def test_triton_has_the_exact_answer(seed):
     pytest.importorskip("triton")
