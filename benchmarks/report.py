@@ -179,7 +179,11 @@ def _provenance(found: dict[str, Any]) -> Table:
 
 
 def _said(value: Any) -> str:
-    return "none" if value is None else ", ".join(value) if isinstance(value, list) else str(value)
+    if isinstance(value, dict):
+        value = [f"{name}={setting}" for name, setting in value.items()]
+    if isinstance(value, list):
+        return ", ".join(value) or "none"
+    return "none" if value is None else str(value)
 
 
 def refreshed(document: str, everything: list[dict[str, Any]], ops: Sequence[str], folder: Path, figures: Path) -> str:

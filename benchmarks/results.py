@@ -51,6 +51,9 @@ BAR = {"op": str, "name": str, "case": str, "fast": str, "slow": (str, type(None
        "target": (int, float), "ratio": (float, type(None)), "state": str}  # fmt: skip
 STATES = ("reached", "not reached", "not measured")
 MEASURES = ("wall_ms", "device_ms")
+# Environment variables that hold a library to fewer instruction sets than the processor has: torch's own kernels,
+# oneDNN, MKL and the C++ kernels of seed_fast.
+INSTRUCTION_LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "SEED_FAST_CPU_ISA")
 
 
 def key(row: dict[str, Any]) -> tuple[str, ...]:
@@ -140,7 +143,16 @@ def _rounded(value: Any) -> Any:
 
 
 def provenance(threads: int) -> dict[str, Any]:
-    """Where and with what a run was made."""
+    """Describe the machine, the versions and the settings of a run that starts now.
+
+    Args:
+        threads: CPU threads that every provider gets.
+
+    Returns:
+        The "provenance" of a results file. `cpu_capability` is the instruction set that torch's own kernels run on;
+        `instruction_limits` holds the variables of `INSTRUCTION_LIMITS` that are set, so {} says that nothing is
+        hidden from the run. Files of older runs have neither.
+    """
     found = info.collect()
     cpu, gpus = found["devices"]["cpu"], found["devices"]["gpus"]
     gpu = gpus[0]["name"] if gpus else None
@@ -148,6 +160,8 @@ def provenance(threads: int) -> dict[str, Any]:
         "machine": _slug(gpu) if gpu else _slug(f"{cpu['model']} {cpu['cores']} cores"),
         "cpu": cpu["model"],
         "cpu_features": cpu["features"],
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "instruction_limits": {name: os.environ[name] for name in INSTRUCTION_LIMITS if os.environ.get(name)},
         "cores": cpu["cores"],
         "threads": threads,
         "gpu": gpu,

@@ -40,6 +40,14 @@ def test_the_summary_holds_what_was_measured_and_counts_the_rest(found):
     assert f"torch {found['provenance']['torch']}" in summary
 
 
+def test_what_hides_instruction_sets_stands_with_the_machine_and_old_files_do_without(found):
+    found["provenance"]["instruction_limits"] = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    machines = report.block("machines", [found], *PLACE)
+    assert "| instruction_limits | ATEN_CPU_CAPABILITY=avx2, ONEDNN_MAX_CPU_ISA=AVX2 |" in machines
+    del found["provenance"]["instruction_limits"], found["provenance"]["cpu_capability"]
+    assert "instruction_limits" not in report.block("machines", [found], *PLACE)
+
+
 def test_no_results_yet_is_said():
     assert report.block("doubling", [], *PLACE) == report.NOTHING
 

@@ -124,6 +124,16 @@ def test_results_of_another_shape_are_refused_by_name(found, change, message):
         results.validate(found)
 
 
+def test_provenance_records_what_hides_instruction_sets(monkeypatch):
+    for name in results.INSTRUCTION_LIMITS:
+        monkeypatch.delenv(name, raising=False)
+    made = results.provenance(2)
+    assert made["instruction_limits"] == {}
+    assert made["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert results.provenance(2)["instruction_limits"] == {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+
+
 def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "half.json").write_text('{"schema": 1, ')
     with pytest.raises(ValueError, match=r"half\.json"):
