@@ -22,7 +22,7 @@ _FAILURE = Path(__file__).with_name("_native_build_failure.txt")
 
 
 def collect() -> dict[str, Any]:
-    """Everything `seed-fast info` shows, ready for JSON.
+    """Collect everything that `seed-fast info` shows, ready for JSON.
 
     Returns:
         {"versions": {package: version or None}, "devices": {"cpu": ..., "gpus": [...], "gpu_reason": str},
@@ -46,7 +46,12 @@ def collect() -> dict[str, Any]:
 
 
 def render(info: dict[str, Any]) -> str:
-    """The text of `seed-fast info` for what `collect()` returned."""
+    """Format what `collect()` returned as the text of `seed-fast info`.
+
+    Returns:
+        Sections of aligned lines, without a newline at the end. A text that several backends share, such as the error
+        of a missing driver, is printed once, and their lines refer to it.
+    """
     sections = {
         "versions": [(name, version or "not installed") for name, version in info["versions"].items()],
         "devices": _device_lines(info["devices"]),
@@ -56,17 +61,18 @@ def render(info: dict[str, Any]) -> str:
     lines = []
     for title, rows in sections.items():
         lines += [title, *(f"  {name:<16} {value}" for name, value in rows), ""]
-    return "\n".join([*lines, "ops", *_op_lines(info["ops"])])
+    shown = info["build"].get("cuda", {}).get("unusable_reason", "")
+    return "\n".join([*lines, "ops", *_op_lines(info["ops"], shown)])
 
 
 def build_summary() -> str:
-    """One line on the compiled module: whether it is there, and whether it holds the CUDA kernels."""
+    """Return one line on the compiled module: whether it is there, and whether it holds the CUDA kernels."""
     lines = dict(_build_lines(_build(*_native())))
     return "; ".join(f"{name}: {lines[name]}" for name in ("compiled", "CUDA embedded") if name in lines)
 
 
 def _native() -> tuple[ModuleType | None, str]:
-    """(the compiled module, "") or (None, why it is not there)."""
+    """Return (the compiled module, ""), or (None, why it is not there)."""
     try:
         return importlib.import_module("seed_fast._C"), ""
     except ModuleNotFoundError:
@@ -78,6 +84,7 @@ def _native() -> tuple[ModuleType | None, str]:
 
 
 def _versions() -> dict[str, str | None]:
+    """Return {package: version}, None for a package that is not installed."""
     versions: dict[str, str | None] = {"seed_fast": seed_fast.__version__, "python": platform.python_version()}
     for name in (*_PACKAGES, *_EXTRAS):
         try:
@@ -88,6 +95,7 @@ def _versions() -> dict[str, str | None]:
 
 
 def _devices(module: ModuleType | None) -> dict[str, Any]:
+    """Return the processor, the instruction sets that our kernels can use on it, and every CUDA device."""
     torch = importlib.import_module("torch")
     gpus = []
     if torch.cuda.is_available():
@@ -115,12 +123,12 @@ def _devices(module: ModuleType | None) -> dict[str, Any]:
 
 
 def _products() -> dict[str, Any]:
-    """What was measured on this machine; nothing is measured for this."""
+    """Return which library multiplies matrices on this machine, from earlier measurements; nothing is measured now."""
     calibration = importlib.import_module("seed_fast.model.calibration")
     products = importlib.import_module("seed_fast.model.products")
     try:
         setting, measured = products.setting(), calibration.answers()
-    except ValueError as error:
+    except ValueError as error:  # SEED_FAST_PRODUCTS has an unknown value: show that instead of ending with it
         return {"setting": str(error), "folder": str(calibration.folder()), "measured": {}, "choices": {}}
     return {
         "setting": setting,
@@ -131,6 +139,7 @@ def _products() -> dict[str, Any]:
 
 
 def _product_lines(products: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (label, value) pairs: the library per kind of product, with the rates behind the choice."""
     lines = [("fixed", products["setting"] or "no; SEED_FAST_PRODUCTS does it")]
     if not products["measured"]:
         return [*lines, ("measured", "not yet: the first tok.fast() on this machine does it, in a second or two")]
@@ -151,6 +160,7 @@ def _flat(found: dict[str, Any]) -> str:
 
 
 def _build(module: ModuleType | None, missing: str) -> dict[str, Any]:
+    """Return what the compiled module says of itself, and whether its CUDA kernels can run here."""
     if module is None:
         return {"compiled": False, "reason": missing}
     usable, cuda_reason = module.cuda_available()
@@ -191,13 +201,27 @@ def _build_lines(build: dict[str, Any]) -> list[tuple[str, str]]:
     return [*lines, ("CUDA usable", "yes" if cuda["usable"] else f"no: {cuda['unusable_reason']}")]
 
 
-def _op_lines(rows: list[dict[str, Any]]) -> list[str]:
+def _op_lines(rows: list[dict[str, Any]], shown: str) -> list[str]:
+    """One line per op and backend, then what several lines would repeat, numbered: each text is printed once.
+
+    Args:
+        rows: as `seed_fast.ops.backend_table()` gives them.
+        shown: the reason that the section on the compiled module has printed already, or "".
+    """
+    numbers: dict[str, int] = {}
     lines = []
     for row in rows:
-        state = "yes" if row["available"] else f"no: {row['reason']}"
-        note = f" ({row['note']})" if row["note"] else ""
-        lines.append(f"  {row['op']:<16} {row['backend']:<10} {state}{note}")
-    return lines
+        state = "yes"
+        if not row["available"]:
+            state = 'no: see "CUDA usable"' if row["reason"] == shown else f"no {_numbered(row['reason'], numbers)}"
+        note = f"  {_numbered(row['note'], numbers)}" if row["note"] else ""
+        lines.append(f"  {row['op']:<24} {row['backend']:<10} {state}{note}")
+    return [*lines, *(f"  [{number}] {text}" for text, number in numbers.items())]
+
+
+def _numbered(text: str, numbers: dict[str, int]) -> str:
+    """The number of a text in brackets; a new text gets the next one."""
+    return f"[{numbers.setdefault(text, len(numbers) + 1)}]"
 
 
 if __name__ == "__main__":

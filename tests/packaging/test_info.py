@@ -27,11 +27,43 @@ def test_every_backend_that_cannot_run_is_shown_with_its_reason():
     collected = info.collect()
     text = info.render(collected)
     for row in collected["ops"]:
+        (line,) = [line for line in text.splitlines() if line.split()[:2] == [row["op"], row["backend"]]]
         if not row["available"]:
             assert row["reason"]
-            assert f"no: {row['reason']}" in text
+            assert " no" in line
+            assert row["reason"] in text
         if row["note"]:
             assert row["note"] in text
+
+
+def test_a_reason_that_several_backends_share_is_printed_once():
+    collected = info.collect()
+    rows = collected["ops"]
+    for row in rows:
+        if row["backend"] != "reference":
+            row |= {"available": False, "reason": "the driver is too old", "note": "never run on a GPU"}
+    text = info.render(collected)
+    assert text.count("the driver is too old") == 1
+    assert text.count("never run on a GPU") == 1
+    # Every line that the reason is about refers to it by the same number.
+    (number,) = [line.split()[0] for line in text.splitlines() if line.endswith("] the driver is too old")]
+    assert text.count(f" no {number}") == sum(row["backend"] != "reference" for row in rows)
+
+
+def test_the_reason_that_the_module_gives_is_not_repeated_by_its_backends():
+    collected = info.collect()
+    reason = "CUDA error 35: no driver"
+    collected["build"] = {
+        "compiled": True, "reason": "", "compiler": "g++", "system": "Linux", "python": "3.11", "version": "0",
+        "cuda": {"embedded": True, "usable": False, "unusable_reason": reason,
+                 "device_code": {"sources": {}, "architectures": [], "ptx": [], "bytes": 0, "compiler": "NVRTC"}},
+    }  # fmt: skip
+    for row in collected["ops"]:
+        if row["backend"] == "cuda":
+            row |= {"available": False, "reason": reason}
+    text = info.render(collected)
+    assert text.count(reason) == 1
+    assert text.count('no: see "CUDA usable"') == sum(row["backend"] == "cuda" for row in collected["ops"])
 
 
 def test_a_build_that_failed_is_shown_with_the_reason_that_was_kept(monkeypatch, tmp_path):
