@@ -1,63 +1,60 @@
-"""What the commands of `seed-fast` do: checking options, loading, exit codes. The command line itself is in `cli`."""
+"""Commands that have not moved to `seed_fast.cli` yet, and names that they share."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from seed_fast import report
-from seed_fast._outputs import STDOUT, output_file, output_folder
-from seed_fast._run import (  # noqa: F401 - other commands take them from here
-    EXIT_FAILED,
-    EXIT_SKIPPED,
-    EXIT_USAGE,
-    Stopped,
-    UsageError,
-    run,
-    waiting_for_others,
+from seed_fast._terminal import ProgressBar as Progress
+from seed_fast._terminal import complain as _complain
+from seed_fast._text import printable
+from seed_fast.cli._checks import (
+    device_option as _device,
 )
-from seed_fast._run import complain as _complain
-from seed_fast.data.image_processor import ImageProcessor, load_image, read_bytes
-from seed_fast.data.shards import WHOLE, Split
-from seed_fast.data.writers import JsonlWriter, NpzWriter, StdoutWriter, Writer
-from seed_fast.report import Progress, printable, render
-
-if TYPE_CHECKING:
-    import torch
-
-    from seed_fast.model.encoder import ImageEncoder
-    from seed_fast.model.tokenizer import SeedTokenizer
+from seed_fast.cli._checks import (
+    file_option,
+    folder_option,
+    preset_option,
+    tokenizer_option,
+    workers_option,
+)
+from seed_fast.cli._checks import shard_option as _split  # noqa: F401
+from seed_fast.cli._checks import together_with_other_ranks as _together_with_other_ranks  # noqa: F401
+from seed_fast.cli._run import EXIT_SKIPPED, UsageError, run
+from seed_fast.data.image_processor import load_image, read_bytes
 
 DTYPES = ("float32", "bfloat16", "float16")
-MOST_WORKERS = 8
 
 
-@dataclass(frozen=True)
-class TokenizeOptions:
-    """The options of `seed-fast tokenize`, as given."""
+def _meant(option: str, path: Path, *, folder: bool = False) -> Path:
+    return folder_option(option, path) if folder else file_option(option, path)
 
-    inputs: tuple[str, ...]
-    output: Path
-    format: str = "jsonl"
-    model: str = "seed-tiny"
-    device: str = "auto"
-    dtype: str = "float32"
-    plan: str = "fast"
-    batch_size: int = 32
-    workers: int | None = None
-    shard: str | None = None
-    resume: bool = False
-    overwrite: bool = False
-    resize: str | None = None
-    random_weights: bool = False
-    as_json: bool = False
+
+def _spare_cores() -> int:
+    return workers_option(None)
+
+
+def _out_of_memory() -> type[BaseException]:
+    import torch
+
+    return torch.cuda.OutOfMemoryError
+
+
+def _load_model(options, device):
+    from seed_fast import SeedConfig
+
+    if options.random_weights and isinstance(options, ProfileOptions):
+        import torch
+
+        from seed_fast.profile.run import tokenizer_for_timing
+
+        preset_option(options.model, random_weights=True)
+        torch.manual_seed(0)
+        _complain(f"{options.model}: random weights; the codes mean nothing")
+        return tokenizer_for_timing(SeedConfig.preset(options.model), device, getattr(torch, options.dtype))
+    return tokenizer_option(options.model, device, options.dtype, random_weights=options.random_weights)
 
 
 @dataclass(frozen=True)
@@ -92,211 +89,6 @@ class RetrievalOptions:
     batch_size: int = 64
     workers: int | None = None
     as_json: bool = False
-
-
-def tokenize(options: TokenizeOptions) -> int:
-    """Run `seed-fast tokenize`. Returns the exit code."""
-    return run(lambda: _tokenize(options), stopped="what is done is kept, go on with --resume")
-
-
-def _tokenize(options: TokenizeOptions) -> int:
-    options = replace(options, output=_output(options))
-    split = _split(options.shard)
-    _check_output(options, split)
-    device = _device(options.device)
-    with _together_with_other_ranks():
-        return _tokenize_part(options, split, device)
-
-
-def _tokenize_part(options: TokenizeOptions, split: Split, device: torch.device) -> int:
-    from seed_fast import pipeline
-
-    tok, weights = _encoder(options, device)
-    writer = _writer(options, split, tok.config.codebook_size)
-
-    workers = _spare_cores() if options.workers is None else options.workers
-    job = pipeline.Job(options.inputs, options.batch_size, workers, split, options.resume, options.overwrite)
-    processor = ImageProcessor(tok.config.image_size, options.resize or tok.config.resize)
-    model = options.model + (" (random weights)" if options.random_weights else "")
-    progress = Progress()
-    try:
-        summary = pipeline.tokenize(tok, job, processor, writer, model, progress, weights)
-    except pipeline.NoImages as error:
-        raise UsageError(str(error)) from None
-    except _out_of_memory() as error:
-        raise OSError(f"the device has no memory for a batch of {options.batch_size}: lower --batch-size") from error
-    finally:
-        progress.close()
-    # In half precision the codes depend on how products round; the name makes the same choice again.
-    products = getattr(tok, "products", "") if options.dtype != "float32" and device.type == "cpu" else ""
-    if options.as_json:
-        about = {"output": str(writer.output), "model": options.model, "random_weights": options.random_weights}
-        about |= {"device": str(device), "dtype": options.dtype, "resize": processor.resize, "shard": str(split)}
-        about |= {"batch_size": job.batch_size, "workers": workers, "products": getattr(tok, "products", None)}
-        closing = json.dumps(about | summary.to_dict())
-        report.tell(closing) if writer.output == STDOUT else print(closing, flush=True)
-    elif writer.output == STDOUT:
-        report.tell(render(summary, job, str(device), products), lines=True)
-    else:
-        print(render(summary, job, str(device), products), printable(str(writer.output)), sep="\n", flush=True)
-    return summary.exit_code
-
-
-def _meant(option: str, path: Path, *, folder: bool = False) -> Path:
-    """What the path of an option stands for, by `output_file` or `output_folder`."""
-    try:
-        return (
-            output_folder(path, f"{option} must be a folder")
-            if folder
-            else output_file(path, f"{option} must be a file name")
-        )
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-
-
-def _split(shard: str | None) -> Split:
-    try:
-        of_torchrun = Split.of_environment()
-        asked = None if shard is None else Split.parse(shard)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    if of_torchrun and asked:
-        raise UsageError(f"--shard {asked} can't be used under torchrun, which has made this rank {of_torchrun}")
-    return of_torchrun or asked or WHOLE
-
-
-def _output(options: TokenizeOptions) -> Path:
-    """Where to write, with links followed."""
-    try:
-        if options.format == "npz":
-            output = output_folder(options.output, "must be a folder with --format npz")
-        else:
-            output = output_file(options.output, "must be a file name (--format npz writes a folder)")
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    if STDOUT in (output, options.output):
-        if options.format == "npz":
-            raise UsageError("--format npz writes a folder, which standard output (-) can't be")
-        if options.resume or options.overwrite:
-            raise UsageError("--resume and --overwrite need a file, and the output is standard output (-)")
-    return output
-
-
-def _writer(options: TokenizeOptions, split: Split, codebook_size: int = 0) -> Writer:
-    if options.output == STDOUT:
-        return StdoutWriter()
-    if options.format == "npz":
-        return NpzWriter(options.output, split, codebook_size=codebook_size)
-    return JsonlWriter(options.output, split)
-
-
-def _check_output(options: TokenizeOptions, split: Split) -> None:
-    """Refuse before anything is loaded, let alone written."""
-    if options.resume and options.overwrite:
-        raise UsageError("--resume goes on with what is there, --overwrite drops it: give one of them")
-    leftovers = _writer(options, split).leftovers()
-    if leftovers and not (options.resume or options.overwrite):
-        what = "an unfinished run" if leftovers[0].suffix == ".partial" else "an earlier run"
-        raise UsageError(f"{leftovers[0]}: left by {what}; --resume goes on with it, --overwrite drops it")
-
-
-def _device(name: str) -> torch.device:
-    import torch
-
-    local_rank = os.environ.get("LOCAL_RANK", "0")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}") from None
-    if device.type == "cpu":
-        return device
-    if device.type != "cuda" or not torch.cuda.is_available():
-        raise UsageError(f"--device {name}: PyTorch {torch.__version__} sees no such device here")
-    index = int(local_rank) if device.index is None else device.index
-    if index >= torch.cuda.device_count():
-        raise UsageError(f"--device cuda:{index}: this machine has {torch.cuda.device_count()} CUDA device(s)")
-    torch.cuda.set_device(index)
-    return torch.device("cuda", index)
-
-
-def _load_model(options: TokenizeOptions | ProfileOptions, device: torch.device) -> SeedTokenizer:
-    import torch
-
-    from seed_fast import SeedConfig, SeedTokenizer
-    from seed_fast.model.config import PRESETS
-
-    name, dtype = options.model, getattr(torch, options.dtype)
-    if options.random_weights:
-        if name not in PRESETS:
-            raise UsageError(f"--random-weights needs a preset as --model ({', '.join(PRESETS)}), got {name!r}")
-        torch.manual_seed(0)
-        _complain(f"{name}: random weights; the codes mean nothing")
-        if isinstance(options, ProfileOptions):
-            from seed_fast.profile.run import tokenizer_for_timing
-
-            return tokenizer_for_timing(SeedConfig.preset(name), device, dtype)
-        return SeedTokenizer(SeedConfig.preset(name), device=device, dtype=dtype).eval()
-    if name in PRESETS and name != "seed-tiny" and not Path(name).exists():
-        raise UsageError(
-            f"--model {name}: the weights of this preset don't come with the package: give a folder or a hub id "
-            "(`seed-fast convert --help` makes a folder), or --random-weights to measure speed"
-        )
-    try:
-        tok = SeedTokenizer.from_pretrained(name, device=device, dtype=dtype)
-    except ValueError as error:
-        raise OSError(str(error)) from error
-    if not tok.trained:
-        _complain(f"{name}: these weights are untrained (the seeded initial ones); the codes mean nothing yet")
-    return tok
-
-
-def _encoder(options: TokenizeOptions, device: torch.device) -> tuple[ImageEncoder, str]:
-    """(what encodes, the fingerprint of its weights)."""
-    import torch
-
-    from seed_fast.pipeline import fingerprint
-
-    if options.plan == "plain":
-        tok = _load_model(options, device)
-        return tok, fingerprint(tok)
-    # The plan rounds the weights of its products itself, and keeps the others in float32.
-    tok = _load_model(replace(options, dtype="float32"), device)
-    return tok.fast(dtype=getattr(torch, options.dtype)), fingerprint(tok)
-
-
-def _out_of_memory() -> type[BaseException]:
-    import torch
-
-    return torch.cuda.OutOfMemoryError
-
-
-def _spare_cores() -> int:
-    """Processes for decoding: one core stays with the model, and torchrun's ranks on this machine share the cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(0, min(MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
-
-
-@contextmanager
-def _together_with_other_ranks() -> Iterator[None]:
-    """Under torchrun, leave when all ranks are done: it ends every rank as soon as one exits with another code than 0,
-    and bad images on one must not stop the others. Joining comes first, so that a wrong set-up fails at once.
-    """
-    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
-        yield
-        return
-    import torch.distributed as ranks
-
-    try:
-        with waiting_for_others():
-            ranks.init_process_group("gloo", timeout=timedelta(minutes=5))
-    except RuntimeError as error:
-        raise OSError(f"torchrun: the ranks did not find each other: {error}") from error
-    yield
-    with waiting_for_others():
-        ranks.monitored_barrier(timeout=timedelta(days=30))
-        ranks.destroy_process_group()
 
 
 def profile(options: ProfileOptions) -> int:

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from seed_fast._remarks import give_back_stderr, named_remarks
 from seed_fast.data.image_processor import ImageError, ImageProcessor, load_image
 from seed_fast.data.pool import CHUNK, Pool, WorkerDied
-from seed_fast.data.remarks import give_back_stderr, named_remarks
 from seed_fast.data.shards import Entry, read_entry
 from seed_fast.limits import ITEM_SECONDS
 

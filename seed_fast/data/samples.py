@@ -12,13 +12,13 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from seed_fast import limits
+from seed_fast._remarks import named_remarks
 from seed_fast._text import decode_text, name_bytes, parse_json, shown
 from seed_fast.data import shapes
 from seed_fast.data.augment import may_flip, random_crop
 from seed_fast.data.decode import too_slow_error
 from seed_fast.data.image_processor import ImageError, ImageProcessor, load_image
 from seed_fast.data.pool import Pool
-from seed_fast.data.remarks import named_remarks
 from seed_fast.data.shards import Entry, read_entry
 
 IMAGE_KEYS = ("image", "file_name", "filepath")

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO
 
-from seed_fast.report import open_standard_streams
+from seed_fast._terminal import open_standard_streams
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 READY, BEGUN = "ready", "begun"  # the first answer, and that before the first of each task

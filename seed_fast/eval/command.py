@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seed_fast._files import write_beside
-from seed_fast._run import run
+from seed_fast.cli._run import run
 from seed_fast.commands import UsageError, _complain, _device
 from seed_fast.generate.command import Options, after_checks, check_tokenizer, language_model
 

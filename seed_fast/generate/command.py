@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from seed_fast._extras import require
 from seed_fast._files import locked_folder, open_locked, rename_locked, write_beside, writing
 from seed_fast._outputs import STDOUT, output_file
-from seed_fast._run import run
+from seed_fast._terminal import ProgressBar as Progress
 from seed_fast._text import decode_text, parse_json, read_lines, shown
+from seed_fast.cli._run import run
 from seed_fast.commands import (
     DTYPES,
     EXIT_SKIPPED,
@@ -26,7 +27,6 @@ from seed_fast.commands import (
     _meant,
 )
 from seed_fast.data.counting import Counting
-from seed_fast.report import Progress
 
 if TYPE_CHECKING:
     from seed_fast.generate.decoding import Decoding

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from seed_fast._run import run
+from seed_fast.cli._run import run
 
 app = typer.Typer(
     help="Train a tokenizer: stage1 (causal Q-Former, by contrast), then stage2 (quantizer and decoders); or lm.",

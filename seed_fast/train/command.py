@@ -13,7 +13,7 @@ import torch
 
 from seed_fast._files import OutputError, locked_folder, remove_leftovers
 from seed_fast._hub import hub_id, language_model_folder
-from seed_fast._run import run
+from seed_fast.cli._run import run
 from seed_fast.commands import UsageError, _device
 from seed_fast.convert.files import TensorFile
 from seed_fast.convert.folder import write_folder

@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from seed_fast._run import run
+from seed_fast.cli._run import run
 from seed_fast.train.cli import (
     Accumulate,
     Device,

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seed_fast._run import stops_handled
+from seed_fast._stops import stops_handled
 from seed_fast.model import vit
 from seed_fast.model.products import TRAINING_ADVICE, warn_of_slow_half
 from seed_fast.train import checkpoint, sharded

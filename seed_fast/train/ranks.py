@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from seed_fast._run import waiting_for_others
+from seed_fast._stops import waiting_for_others
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from seed_fast import commands
+from seed_fast.cli import _checks
+from seed_fast.cli._run import UsageError
 from tests.pictures import encoded, picture, write_files
 
 
@@ -96,16 +97,16 @@ def test_a_rank_takes_its_own_gpu_unless_told(name: str, expected: str, monkeypa
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    assert commands._device(name) == torch.device(expected)
+    assert _checks.device_option(name) == torch.device(expected)
     assert chosen == [torch.device(expected).index]
-    with pytest.raises(commands.UsageError, match=r"--device cuda:3: this machine has 3 CUDA device"):
-        commands._device("cuda:3")
+    with pytest.raises(UsageError, match=r"--device cuda:3: this machine has 3 CUDA device"):
+        _checks.device_option("cuda:3")
 
 
 @pytest.mark.parametrize(("cores", "ranks", "expected"), [(16, "1", 8), (16, "4", 3), (2, "1", 1), (2, "4", 0)])
 def test_ranks_on_one_machine_share_its_cores(
     cores: int, ranks: str, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commands.os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
+    monkeypatch.setattr(_checks.os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
-    assert commands._spare_cores() == expected
+    assert _checks.workers_option(None) == expected

@@ -61,7 +61,8 @@ def test_a_stop_that_foreign_code_turns_into_an_error_of_its_own_is_a_stop(
 
 SWALLOWED = """
 import time
-from seed_fast import _run
+from seed_fast import _stops
+from seed_fast.cli import _run
 
 def work():
     print("ready", flush=True)
@@ -71,7 +72,7 @@ def work():
         except BaseException:
             pass
 
-_run.GRACE = 1.0
+_stops.GRACE = 1.0
 raise SystemExit(_run.run(work, stopped="go on"))
 """
 
@@ -84,10 +85,11 @@ def test_a_stop_that_is_swallowed_ends_the_process_all_the_same(number: int) -> 
 
 HANDLED = """
 import signal, time
-from seed_fast import _run
+from seed_fast import _stops
+from seed_fast.cli import _run
 
 def work():
-    with _run.stops_handled():
+    with _stops.stops_handled():
         signal.signal(signal.SIGTERM, lambda *_: print("saving", flush=True))
         print("ready", flush=True)
         end = time.monotonic() + 60
@@ -95,7 +97,7 @@ def work():
             time.sleep(0.1)
     return 0
 
-_run.GRACE = 0.1
+_stops.GRACE = 0.1
 raise SystemExit(_run.run(work))
 """
 
@@ -112,12 +114,12 @@ def test_where_a_command_takes_its_time_to_save_a_second_stop_ends_it() -> None:
 RANK = """
 import os, sys, time
 import torch
-from seed_fast import commands
-from seed_fast._run import run
+from seed_fast.cli import _checks
+from seed_fast.cli._run import run
 from seed_fast.train.ranks import Ranks, leave
 
 def tokenize():
-    with commands._together_with_other_ranks():
+    with _checks.together_with_other_ranks():
         joined()
     return 0
 

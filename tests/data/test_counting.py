@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from seed_fast import report
+from seed_fast import _terminal
 from seed_fast.data.counting import Counting, count_images
 from seed_fast.data.shards import Split, list_entries
 from tests.pictures import encoded, picture, write_files
@@ -63,8 +63,8 @@ def test_counting_stops_when_it_is_told_to(inputs: Path) -> None:
 
 def test_a_known_total_gives_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     stream, clock = io.StringIO(), iter((100.0, 110.0, 120.0))
-    monkeypatch.setattr(report.time, "monotonic", lambda: next(clock))
-    progress = report.Progress(stream)
+    monkeypatch.setattr(_terminal.time, "monotonic", lambda: next(clock))
+    progress = _terminal.ProgressBar(stream)
     progress.expect(100)
     progress.advance(20)
     progress.expect(60)

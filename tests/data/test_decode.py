@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from seed_fast._remarks import named_remarks
+from seed_fast._terminal import tell
 from seed_fast.data.decode import CHUNK, Decoder, WorkerDied, decode_entry
 from seed_fast.data.image_processor import ImageProcessor
-from seed_fast.data.remarks import named_remarks
 from seed_fast.data.shards import Entry, list_entries
-from seed_fast.report import tell
 from tests.pictures import broken_files, encoded, good_files, picture, write_files
 
 

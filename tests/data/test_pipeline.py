@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from seed_fast import pipeline
+from seed_fast.data import pipeline
 from seed_fast.data.image_processor import ImageProcessor
 from seed_fast.data.journal import OutputError
+from seed_fast.data.pipeline import Job, NoImages, Summary
 from seed_fast.data.shards import Split
 from seed_fast.data.staging import HostLink
 from seed_fast.data.writers import JsonlWriter, NpzWriter, Writer
-from seed_fast.pipeline import Job, NoImages, Summary
 from tests.fake_tokenizer import FakeTokenizer
 from tests.pictures import encoded, picture, write_files
 
@@ -62,7 +62,7 @@ def test_lines_have_the_order_of_the_inputs_and_the_codes_of_their_image(folder:
     tok, processor = FakeTokenizer(), ImageProcessor(8)
     for name, codes in found.items():
         assert tok.lookup(tok.query_embeddings(tok.image_features(processor(folder / name)))).tolist() == [codes]
-    assert (summary.written, summary.skipped, summary.exit_code) == (10, 2, 3)
+    assert (summary.written, summary.skipped, summary.left_out) == (10, 2, 2)
     assert len(lines) == 2
     assert lines[0].startswith(f"skipped: {folder}/01.png: ")
     assert lines[1].startswith(f"skipped: {folder}/10.png: ")
@@ -97,7 +97,7 @@ def test_a_run_torn_at_any_byte_resumes_to_the_same_file(folder: Path, tmp_path:
         assert output.read_bytes() == whole, length
         assert summary.resumed == whole.count(b"\n", 0, length)
         assert summary.resumed + summary.written == 10
-        assert (summary.skipped, summary.exit_code) == (2, 3)
+        assert (summary.skipped, summary.left_out) == (2, 2)
         assert sum(line.startswith("skipped: ") for line in lines) == 2, "bad images are told again"
         told = f"{output}: begun by an earlier run, whose model and options are not recorded any more" in lines
         assert told == (length > 0)
@@ -127,7 +127,7 @@ def test_resuming_a_finished_run_writes_nothing_and_tells_the_same(folder: Path,
     run(folder, output)
     before = output.read_bytes()
     summary, lines = run(folder, output, resume=True)
-    assert (summary.resumed, summary.written, summary.skipped, summary.exit_code) == (10, 0, 2, 3)
+    assert (summary.resumed, summary.written, summary.skipped, summary.left_out) == (10, 0, 2, 2)
     assert lines[0] == f"{output}: finished by an earlier run, whose model and options are not recorded"
     assert [Path(line.split(":")[1].strip()).name for line in lines[1:]] == ["01.png", "10.png"]
     assert output.read_bytes() == before

@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from seed_fast import commands
-from seed_fast._run import run
+from seed_fast._terminal import ProgressBar as Progress
+from seed_fast._text import printable
+from seed_fast.cli._checks import tokenizer_option
+from seed_fast.cli._run import run
 from seed_fast.commands import UsageError
 from seed_fast.data.shards import Split
 from seed_fast.data.tokens.identity import TokenizerIdentity
 from seed_fast.data.tokens.record import Item, Summary, record
 from seed_fast.data.tokens.store import StoreError, TokenStore, open_tokens
 from seed_fast.data.tokens.writer import TokensWriter
-from seed_fast.report import Progress, printable
 
 
 @dataclass(frozen=True)
@@ -121,10 +123,7 @@ def _build(options: BuildOptions, split: Split) -> int:
     except ValueError as error:
         raise UsageError(str(error)) from None
     # In float32, for its fingerprint: the plan rounds what it needs in another type.
-    about = commands.TokenizeOptions(
-        (), options.target.output, model=options.model, random_weights=options.random_weights
-    )
-    tok = commands._load_model(about, device)
+    tok = tokenizer_option(options.model, device, random_weights=options.random_weights)
     config = tok.config
     name = options.tokenizer or options.model + (" (random weights)" if options.random_weights else "")
     identity = TokenizerIdentity.of_tokenizer(tok, name)

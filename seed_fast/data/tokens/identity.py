@@ -28,8 +28,8 @@ class TokenizerIdentity:
     @classmethod
     def of_tokenizer(cls, tok: Any, name: str) -> TokenizerIdentity:
         """The identity of a `SeedTokenizer`; reads all of its weights once."""
+        from seed_fast.data.pipeline import fingerprint
         from seed_fast.model.identity import encoder_hash
-        from seed_fast.pipeline import fingerprint
 
         config = tok.config
         return cls(name, fingerprint(tok), config.codebook_size, config.num_codes, encoder_hash(tok))

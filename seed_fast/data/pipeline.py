@@ -24,8 +24,6 @@ from seed_fast.model.encoder import ImageEncoder
 from seed_fast.model.fast import FastTokenizer
 from seed_fast.profiling import Stage, StageTimer
 
-EXIT_BAD_IMAGES = 3
-
 
 class NoImages(ValueError):
     """The inputs hold no image at all."""
@@ -70,9 +68,9 @@ class Summary:
     stages: list[Stage] = field(default_factory=list)
 
     @property
-    def exit_code(self) -> int:
-        """0, or 3 if anything was left out."""
-        return EXIT_BAD_IMAGES if self.skipped or self.bad_inputs else 0
+    def left_out(self) -> int:
+        """Images and inputs that this run could not use."""
+        return self.skipped + self.bad_inputs
 
     @property
     def images_per_second(self) -> float:
@@ -82,7 +80,7 @@ class Summary:
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         own = asdict(self) | {"stages": [stage._asdict() for stage in self.stages]}
-        return own | {"images_per_second": self.images_per_second, "exit_code": self.exit_code}
+        return own | {"images_per_second": self.images_per_second}
 
 
 def describe_run(tok: ImageEncoder, model: str, weights: str, processor: ImageProcessor, job: Job) -> dict[str, Any]:

@@ -10,10 +10,11 @@ from typing import Annotated, Optional
 import typer
 
 import seed_fast
+from seed_fast._terminal import open_standard_streams
+from seed_fast.cli import tokenize
 from seed_fast.data.tokens_cli import app as tokens_app
 from seed_fast.eval.cli import app as eval_app
 from seed_fast.generate import cli as generate_cli
-from seed_fast.report import open_standard_streams
 from seed_fast.train.cli import app as train_app
 from seed_fast.train.lm_cli import lm as train_lm
 
@@ -26,19 +27,13 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.command()(tokenize.tokenize)
 train_app.command()(train_lm)
 app.add_typer(train_app, name="train")
 app.add_typer(eval_app, name="eval")
 app.add_typer(tokens_app, name="tokens")
 app.command()(generate_cli.caption)
 app.command()(generate_cli.draw)
-
-
-class Format(str, Enum):
-    """What tokenize writes."""
-
-    jsonl = "jsonl"
-    npz = "npz"
 
 
 class Dtype(str, Enum):
@@ -56,14 +51,6 @@ class Plan(str, Enum):
     plain = "plain"
 
 
-class Resize(str, Enum):
-    """The official resizes."""
-
-    bicubic = "bicubic"
-    bilinear = "bilinear"
-    bilinear_crop = "bilinear_crop"
-
-
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"seed-fast {seed_fast.__version__}")
@@ -77,102 +64,6 @@ def _root(
     ] = False,
 ) -> None:
     pass
-
-
-@app.command()
-def tokenize(
-    inputs: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="INPUTS...",
-            help="Images, folders (walked to the end), globs ('photos/**/*.jpg'), tar shards ('train-{000..099}.tar').",
-        ),
-    ],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            help="The file to write (-: standard output), or with --format npz the folder. A link is followed.",
-        ),
-    ],
-    format: Annotated[
-        Format,
-        typer.Option(
-            help='jsonl: lines {"path", "codes"}. npz: numbered parts holding arrays paths and codes (uint16).'
-        ),
-    ] = Format.jsonl,
-    model: Annotated[
-        str, typer.Option(help="seed-tiny (inside the package, for trying out), a folder, or a Hugging Face hub id.")
-    ] = "seed-tiny",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    dtype: Annotated[
-        Dtype, typer.Option(help="float32 gives the official codes; the others are faster and may change some.")
-    ] = Dtype.float32,
-    plan: Annotated[
-        Plan, typer.Option(help="fast: tok.fast(), the inference plan. plain: the modules, for comparison.")
-    ] = Plan.fast,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass. Doesn't change the codes.")] = 32,
-    workers: Annotated[
-        Optional[int],  # noqa: UP045 - typer evaluates it on Python 3.10
-        typer.Option(min=0, help="Processes that read and decode. 0: none. Default: one per spare core, at most 8."),
-    ] = None,
-    shard: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Part i/n of the work, such as 0/4; writes NAME.0000i-of-0000n. torchrun sets it by itself."),
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where a killed run stopped, or start.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run wrote.")] = False,
-    resize: Annotated[
-        Optional[Resize],  # noqa: UP045
-        typer.Option(help="How images are resized; codes depend on it. Default: what the model's config says."),
-    ] = None,
-    random_weights: Annotated[
-        bool,
-        typer.Option("--random-weights", help="Use a preset (seed-2, ...) without weights: for measuring speed only."),
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the closing summary as one JSON object.")] = False,
-) -> None:
-    """Turn images into codes.
-
-    A bad image is skipped and named on stderr. The output gets its name when it is whole; until then it is
-    OUTPUT.partial, from which --resume goes on after any kind of end.
-
-    \b
-    Examples:
-      seed-fast tokenize photos/ -o codes.jsonl
-      seed-fast tokenize 'train-{000..099}.tar' -o codes/ --format npz --model ./seed-2 --device cuda --resume
-      torchrun --nproc-per-node 8 --no-python seed-fast tokenize data/ -o codes.jsonl --model ./seed-2
-      seed-fast tokenize photos/ -o /tmp/codes.jsonl --model seed-2 --random-weights --dtype bfloat16 --json
-
-    \b
-    Exit codes:
-      0    every image has its codes
-      1    the run failed
-      2    the command was wrong; nothing was done
-      3    done, but some images or inputs were bad
-      130  interrupted (143: terminated); resume with --resume
-    """
-    from seed_fast import commands
-
-    options = commands.TokenizeOptions(
-        inputs=tuple(inputs),
-        output=output,
-        format=format.value,
-        model=model,
-        device=device,
-        dtype=dtype.value,
-        plan=plan.value,
-        batch_size=batch_size,
-        workers=workers,
-        shard=shard,
-        resume=resume,
-        overwrite=overwrite,
-        resize=resize.value if resize else None,
-        random_weights=random_weights,
-        as_json=as_json,
-    )
-    raise typer.Exit(commands.tokenize(options))
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""What `seed-fast tokenize` shows: progress on stderr while it runs, and the closing table."""
+"""Messages and progress on standard error, whatever it is, and whatever bytes the file names in them hold."""
 
 from __future__ import annotations
 
@@ -6,20 +6,15 @@ import os
 import sys
 import time
 from datetime import timedelta
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
+from seed_fast._remarks import give_back_stderr
 from seed_fast._text import printable
-from seed_fast.data.remarks import give_back_stderr
-
-__all__ = ["Progress", "open_standard_streams", "printable", "render", "tell"]
-
-if TYPE_CHECKING:
-    from seed_fast.pipeline import Job, Summary
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
-class Progress:
+class ProgressBar:
     """A bar with images/s on a terminal, and a plain line every ten seconds anywhere else.
 
     Args:
@@ -102,6 +97,11 @@ def tell(text: str, stream: TextIO | None = None, *, lines: bool = False) -> Non
             sys.stderr = _nowhere()
 
 
+def complain(text: str) -> None:
+    """Print one line on stderr, with the name of the command before it."""
+    tell(f"seed-fast: {text}")
+
+
 def open_standard_streams() -> None:
     """Put /dev/null where standard input, output or error is closed: the next file opened would become it."""
     for descriptor in (0, 1, 2):
@@ -117,49 +117,3 @@ def open_standard_streams() -> None:
 
 def _nowhere() -> TextIO:
     return open(os.devnull, "w", encoding="utf-8")  # as long as the process lives
-
-
-def render(summary: Summary, job: Job, device: str, products: str = "") -> str:
-    """The closing table: each stage, who did it, its seconds, and its share of the seconds of all stages.
-
-    Args:
-        summary: what was done.
-        job: what was asked for.
-        device: where the model was.
-        products: what half precision's matrix products ran in, which its codes depend on.
-    """
-    where = {"main": "main process", "device": device, "workers": f"{job.workers} worker{'s' * (job.workers != 1)}"}
-    rows = [f"{'stage':<14} {'where':<14} {'seconds':>9} {'ms/image':>9} {'share':>7}"]
-    for stage in summary.stages:
-        each = f"{1000 * stage.seconds / summary.written:9.2f}" if summary.written else f"{'-':>9}"
-        rows.append(f"{stage.name:<14} {where[stage.where]:<14} {stage.seconds:9.2f} {each} {100 * stage.share:6.1f}%")
-    busy = sum(stage.seconds for stage in summary.stages)
-    rows += [
-        f"A share is of the {busy:.2f} s that all stages took together.",
-        _wall_time(summary, job, device) + (" Workers ran beside it; their seconds are summed." if job.workers else ""),
-        f"{summary.written} images encoded, {summary.images_per_second:.1f} images/s"
-        + (f"; {summary.resumed} were there before" if summary.resumed else "")
-        + (f"; {summary.skipped} skipped" if summary.skipped else "")
-        + (f"; {summary.bad_inputs} inputs could not be listed" if summary.bad_inputs else ""),
-    ]
-    if products:
-        rows.append(
-            f"Matrix products in half precision: {products}; SEED_FAST_PRODUCTS={products} rounds the same way."
-        )
-    return "\n".join(rows)
-
-
-def _wall_time(summary: Summary, job: Job, device: str) -> str:
-    own = sum(stage.seconds for stage in summary.stages if stage.where != "workers")
-    other = summary.seconds - own - summary.waiting_seconds
-    if device != "cpu" and other < 0:  # the main process went on while the device computed
-        computing = sum(stage.seconds for stage in summary.stages if stage.where == "device")
-        return (
-            f"Wall time {summary.seconds:.2f} s; {device} computed for {computing:.2f} s of it, beside the main process"
-            + (f", which waited {summary.waiting_seconds:.2f} s for workers." if job.workers else ".")
-        )
-    return (
-        f"Wall time {summary.seconds:.2f} s = {own:.2f} s stages of the main process and {device}"
-        + (f" + {summary.waiting_seconds:.2f} s waiting for workers" if job.workers else "")
-        + f" + {max(0.0, other):.2f} s other."
-    )

@@ -1,4 +1,4 @@
-"""How a command runs: SIGINT and SIGTERM end it in order and in time, and what goes wrong is one line and an exit code.
+"""SIGINT and SIGTERM end a run in order and in time.
 
 A stop is an exception in the main thread, `Stopped`. Foreign code may swallow it, or turn it into an error of its own;
 and where the main thread waits in C, for other ranks say, it doesn't even come. So the signal's arrival is remembered,
@@ -10,26 +10,18 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from seed_fast._extras import explain
-from seed_fast._files import OutputError
-from seed_fast.report import tell
+from seed_fast._terminal import complain
 
-EXIT_FAILED, EXIT_USAGE, EXIT_SKIPPED = 1, 2, 3
 STOPS = (signal.SIGINT, signal.SIGTERM)
 GRACE = 10.0  # seconds from a stop to the end of the process: more than a batch on a CPU takes
 GRACE_WHILE_WAITING = 0.5  # where this process only waits for others
-
-
-class UsageError(ValueError):
-    """Invalid command line; raised before any work starts (exit code 2)."""
 
 
 class Stopped(BaseException):
@@ -40,45 +32,10 @@ class Stopped(BaseException):
         self.number = number
 
 
-def run(
-    work: Callable[[], int],
-    *,
-    stopped: str = "",
-    memory: str = "lower --batch-size",
-    usage: tuple[type[Exception], ...] = (),
-) -> int:
-    """Do a command's work. Returns its exit code: what `work` returns, or 1, 2, 130 or 143 after one line on stderr.
-
-    Args:
-        work: raises `UsageError` or `OutputError` for 2; `OSError`, `ValueError`, `ImportError`, `FloatingPointError`
-            and `WorkerDied` for 1. Anything else is a fault of this package, and comes through.
-        stopped: what the line of a stop adds, such as how to go on; without it a stop has no line.
-        memory: what to do where the device has too little memory.
-        usage: further exceptions that mean 2.
-    """
-    with _Watch(stopped) as watch:
-        try:
-            return work()
-        except BaseException as error:
-            if isinstance(error, Stopped) or watch.number is not None:
-                number = error.number if isinstance(error, Stopped) else watch.number
-                watch.say(number)
-                return 128 + int(number or 0)
-            if isinstance(error, (UsageError, OutputError, *usage)):
-                return fail(error, EXIT_USAGE)
-            if _is_out_of_memory(error):
-                return fail(f"the device has no memory for this: {memory}", EXIT_FAILED)
-            if isinstance(error, MemoryError):
-                return fail(f"this machine has no memory for this: {memory}", EXIT_FAILED)
-            if isinstance(error, (ValueError, OSError, ImportError, FloatingPointError)) or _is_worker_died(error):
-                return fail(error, EXIT_FAILED)
-            raise
-
-
 @contextmanager
 def waiting_for_others() -> Iterator[None]:
     """Within it this process does nothing but wait for other ranks, in C: a stop ends it at once."""
-    watch = _Watch.current
+    watch = Watch.current
     if watch is None:
         yield
         return
@@ -97,7 +54,7 @@ def stops_handled() -> Iterator[None]:
 
     The first is forgotten at the end.
     """
-    watch = _Watch.current
+    watch = Watch.current
     if watch is None:
         yield
         return
@@ -108,10 +65,14 @@ def stops_handled() -> Iterator[None]:
         watch.grace, watch.number, watch.count = before, None, 0
 
 
-class _Watch:
-    """The handlers of a command's stops, and the thread that sees to them."""
+class Watch:
+    """Handles stops within a `with` block, beside a thread that ends the process where the main thread doesn't.
 
-    current: _Watch | None = None
+    Args:
+        stopped: what the line about a stop adds, such as how to resume; without it there is no line.
+    """
+
+    current: Watch | None = None
 
     def __init__(self, stopped: str) -> None:
         self._stopped = stopped
@@ -119,7 +80,7 @@ class _Watch:
         self.count = 0
         self.grace, self.since = GRACE, 0.0
 
-    def __enter__(self) -> _Watch:
+    def __enter__(self) -> Watch:
         self._ear, self._mouth = socket.socketpair()
         self._mouth.setblocking(False)
         # The interpreter writes a signal's number at once, whatever the main thread is doing.
@@ -127,11 +88,11 @@ class _Watch:
         self._before = {number: signal.signal(number, self._stop) for number in STOPS}
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
-        self._outer, _Watch.current = _Watch.current, self
+        self._outer, Watch.current = Watch.current, self
         return self
 
     def __exit__(self, *_: object) -> None:
-        _Watch.current = self._outer
+        Watch.current = self._outer
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._fd_before)
@@ -172,29 +133,3 @@ class _Watch:
         """Without another word of the main thread. What it was writing is as after a kill: whole, or not there."""
         self.say(number)
         os._exit(128 + number)
-
-
-def fail(error: object, code: int) -> int:
-    """Say what went wrong, in one line. Returns the exit code."""
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        error = f"{error.filename}: {error.strerror}"
-    elif isinstance(error, ImportError):
-        error = explain(error)
-    complain(f"error: {error}")
-    return code
-
-
-def complain(text: str) -> None:
-    """One line on stderr."""
-    tell(f"seed-fast: {text}")
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    torch: Any = sys.modules.get("torch")
-    return torch is not None and isinstance(error, torch.cuda.OutOfMemoryError)
-
-
-def _is_worker_died(error: BaseException) -> bool:
-    from seed_fast.data.worker import WorkerDied
-
-    return isinstance(error, WorkerDied)

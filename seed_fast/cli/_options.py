@@ -1,0 +1,110 @@
+"""Makes a command line of a frozen dataclass, and holds the options that several commands share.
+
+A field is `name: Annotated[type, typer.Option(...)] = default`. The types below are shared fields; each command gives
+them its own default. A command is a function of its options that returns an exit code:
+
+    @command()
+    def tokenize(options: TokenizeOptions) -> int:
+        ...
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import typer
+
+from seed_fast.cli._run import run
+
+Model = Annotated[
+    str, typer.Option(help="seed-tiny (inside the package, for trying out), a folder, or a Hugging Face hub id.")
+]
+RandomWeights = Annotated[
+    bool,
+    typer.Option("--random-weights", help="Use a preset (seed-2, ...) without weights: for measuring speed only."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+DtypeName = Literal["float32", "bfloat16", "float16"]
+Dtype = Annotated[
+    DtypeName, typer.Option(help="float32 gives the official codes; the others are faster and may change some.")
+]
+Plan = Annotated[
+    Literal["fast", "plain"],
+    typer.Option(help="fast: tok.fast(), the inference plan. plain: the modules, for comparison."),
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images per forward pass. Doesn't change the codes.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=0, help="Processes that read and decode. 0: none. Default: one per spare core, at most 8."),
+]
+Split = Annotated[str, typer.Option(help="Split of a Karpathy file or of shapes: train, val or test.")]
+ImageRoot = Annotated[
+    Path | None,
+    typer.Option("--images", help="Folder where a list's relative paths begin. Default: the folder of the list."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumableOptions:
+    """Options of a command whose output is written in parts and can be resumed."""
+
+    shard: Annotated[
+        str | None,
+        typer.Option(help="Part i/n of the work, such as 0/4, for n processes. torchrun sets it by itself."),
+    ] = None
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a killed run stopped, or start.")] = False
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run wrote.")] = False
+
+
+def command(*, stopped: str = "", memory: str = "lower --batch-size") -> Callable[[Callable[[Any], int]], Callable]:
+    """Make a function of options into what typer calls: its parameters are the fields of the dataclass.
+
+    Fields of the class itself come first in --help, inherited ones after them.
+
+    Args:
+        stopped: what the line about SIGINT or SIGTERM adds, such as how to resume; without it there is no line.
+        memory: advice where memory runs out; {name} stands for the value of an option.
+    """
+
+    def decorate(work: Callable[[Any], int]) -> Callable:
+        options = get_type_hints(work)["options"]
+        hints = get_type_hints(options, include_extras=True)
+        own = [name for cls in options.__mro__ for name in vars(cls).get("__annotations__", ())]
+        by_name = {field.name: field for field in fields(options)}
+
+        def entry(**given: Any) -> None:
+            values = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+            raise typer.Exit(run(lambda: work(options(**values)), stopped=stopped, memory=memory.format(**values)))
+
+        entry.__name__, entry.__doc__ = work.__name__, work.__doc__
+        entry.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [
+                inspect.Parameter(
+                    name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=inspect.Parameter.empty if by_name[name].default is MISSING else by_name[name].default,
+                    annotation=_for_typer(hints[name]),
+                )
+                for name in dict.fromkeys(own)
+                if name in by_name
+            ]
+        )
+        return entry
+
+    return decorate
+
+
+def _for_typer(hint: Any) -> Any:
+    """typer reads several values as a list; the options hold them as a tuple."""
+    kind, *extras = get_args(hint)
+    for part in (kind, *get_args(kind)):
+        if get_origin(part) is tuple:
+            optional = part is not kind
+            kind = list[get_args(part)[0]] | None if optional else list[get_args(part)[0]]  # type: ignore[misc]
+            break
+    return Annotated[(kind, *extras)]  # type: ignore[return-value]

@@ -1,0 +1,74 @@
+"""The one place where an error of a command becomes a line on stderr and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from seed_fast._extras import explain
+from seed_fast._files import OutputError
+from seed_fast._stops import Stopped, Watch
+from seed_fast._terminal import complain
+
+EXIT_FAILED, EXIT_USAGE, EXIT_SKIPPED = 1, 2, 3
+
+
+class UsageError(ValueError):
+    """Invalid command line; raised before any work starts (exit code 2)."""
+
+
+def run(
+    work: Callable[[], int],
+    *,
+    stopped: str = "",
+    memory: str = "lower --batch-size",
+    usage: tuple[type[Exception], ...] = (),
+) -> int:
+    """Do a command's work. Returns its exit code: what `work` returns, or 1, 2, 130 or 143 after one line on stderr.
+
+    Args:
+        work: raises `UsageError` or `OutputError` for 2; `OSError`, `ValueError`, `ImportError`, `FloatingPointError`
+            and `WorkerDied` for 1. Anything else is a fault of this package, and comes through.
+        stopped: what the line of a stop adds, such as how to go on; without it a stop has no line.
+        memory: what to do where the device has too little memory.
+        usage: further exceptions that mean 2.
+    """
+    with Watch(stopped) as watch:
+        try:
+            return work()
+        except BaseException as error:
+            if isinstance(error, Stopped) or watch.number is not None:
+                number = error.number if isinstance(error, Stopped) else watch.number
+                watch.say(number)
+                return 128 + int(number or 0)
+            if isinstance(error, (UsageError, OutputError, *usage)):
+                return fail(error, EXIT_USAGE)
+            if _is_out_of_memory(error):
+                return fail(f"the device has no memory for this: {memory}", EXIT_FAILED)
+            if isinstance(error, MemoryError):
+                return fail(f"this machine has no memory for this: {memory}", EXIT_FAILED)
+            if isinstance(error, (ValueError, OSError, ImportError, FloatingPointError)) or _is_worker_died(error):
+                return fail(error, EXIT_FAILED)
+            raise
+
+
+def fail(error: object, code: int) -> int:
+    """Say what went wrong, in one line. Returns the exit code."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        error = f"{error.filename}: {error.strerror}"
+    elif isinstance(error, ImportError):
+        error = explain(error)
+    complain(f"error: {error}")
+    return code
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    torch: Any = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.cuda.OutOfMemoryError)
+
+
+def _is_worker_died(error: BaseException) -> bool:
+    from seed_fast.data.worker import WorkerDied
+
+    return isinstance(error, WorkerDied)

@@ -1,0 +1,228 @@
+"""`seed-fast tokenize`: images to codes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from seed_fast._outputs import STDOUT, output_file, output_folder
+from seed_fast._terminal import ProgressBar, tell
+from seed_fast._text import printable
+from seed_fast.cli._checks import (
+    check_resumable,
+    device_option,
+    shard_option,
+    together_with_other_ranks,
+    tokenizer_option,
+    usage,
+    workers_option,
+)
+from seed_fast.cli._options import (
+    AsJson,
+    BatchSize,
+    Device,
+    Dtype,
+    Model,
+    Plan,
+    RandomWeights,
+    ResumableOptions,
+    Workers,
+    command,
+)
+from seed_fast.cli._run import EXIT_SKIPPED, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from seed_fast.data.pipeline import Job, Summary
+    from seed_fast.data.shards import Split
+    from seed_fast.data.writers import Writer
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeOptions(ResumableOptions):
+    """Options of `seed-fast tokenize`."""
+
+    inputs: Annotated[
+        tuple[str, ...],
+        typer.Argument(
+            metavar="INPUTS...",
+            help="Images, folders (walked to the end), globs ('photos/**/*.jpg'), tar shards ('train-{000..099}.tar').",
+        ),
+    ]
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="The file to write (-: standard output), or with --format npz the folder. A link is followed.",
+        ),
+    ]
+    format: Annotated[
+        Literal["jsonl", "npz"],
+        typer.Option(
+            help='jsonl: lines {"path", "codes"}. npz: numbered parts holding arrays paths and codes (uint16).'
+        ),
+    ] = "jsonl"
+    model: Model = "seed-tiny"
+    device: Device = "auto"
+    dtype: Dtype = "float32"
+    plan: Plan = "fast"
+    batch_size: BatchSize = 32
+    workers: Workers = None
+    resize: Annotated[
+        Literal["bicubic", "bilinear", "bilinear_crop"] | None,
+        typer.Option(help="How images are resized; codes depend on it. Default: what the model's config says."),
+    ] = None
+    random_weights: RandomWeights = False
+    as_json: AsJson = False
+
+
+@command(stopped="what is done is kept, go on with --resume")
+def tokenize(options: TokenizeOptions) -> int:
+    """Turn images into codes.
+
+    A bad image is skipped and named on stderr. The output gets its name when it is whole; until then it is
+    OUTPUT.partial, from which --resume goes on after any kind of end.
+
+    \b
+    Examples:
+      seed-fast tokenize photos/ -o codes.jsonl
+      seed-fast tokenize 'train-{000..099}.tar' -o codes/ --format npz --model ./seed-2 --device cuda --resume
+      torchrun --nproc-per-node 8 --no-python seed-fast tokenize data/ -o codes.jsonl --model ./seed-2
+      seed-fast tokenize photos/ -o /tmp/codes.jsonl --model seed-2 --random-weights --dtype bfloat16 --json
+
+    \b
+    Exit codes:
+      0    every image has its codes
+      1    the run failed
+      2    the command was wrong; nothing was done
+      3    done, but some images or inputs were bad
+      130  interrupted (143: terminated); resume with --resume
+    """
+    options = replace(options, output=_output(options))
+    split = shard_option(options.shard)
+    check_resumable(options.resume, options.overwrite, _writer(options, split).leftovers())
+    device = device_option(options.device)
+    with together_with_other_ranks():
+        return _tokenize(options, split, device)
+
+
+def _tokenize(options: TokenizeOptions, split: Split, device: torch.device) -> int:
+    import torch
+
+    from seed_fast.data import pipeline
+    from seed_fast.data.image_processor import ImageProcessor
+    from seed_fast.data.pipeline import fingerprint
+
+    # The plan rounds the weights of its products itself, and keeps the others in float32.
+    fast = options.plan == "fast"
+    dtype = "float32" if fast else options.dtype
+    plain = tokenizer_option(options.model, device, dtype, random_weights=options.random_weights)
+    weights = fingerprint(plain)
+    tok = plain.fast(dtype=getattr(torch, options.dtype)) if fast else plain
+
+    writer = _writer(options, split, tok.config.codebook_size)
+    workers = workers_option(options.workers)
+    job = pipeline.Job(options.inputs, options.batch_size, workers, split, options.resume, options.overwrite)
+    processor = ImageProcessor(tok.config.image_size, options.resize or tok.config.resize)
+    model = options.model + (" (random weights)" if options.random_weights else "")
+    progress = ProgressBar()
+    try:
+        summary = pipeline.tokenize(tok, job, processor, writer, model, progress, weights)
+    except pipeline.NoImages as error:
+        raise UsageError(str(error)) from None
+    finally:
+        progress.close()
+
+    exit_code = EXIT_SKIPPED if summary.left_out else 0
+    # In half precision the codes depend on how products round; the name makes the same choice again.
+    products = getattr(tok, "products", "") if options.dtype != "float32" and device.type == "cpu" else ""
+    to_stdout = writer.output == STDOUT
+    if options.as_json:
+        about = {"output": str(writer.output), "model": options.model, "random_weights": options.random_weights}
+        about |= {"device": str(device), "dtype": options.dtype, "resize": processor.resize, "shard": str(split)}
+        about |= {"batch_size": job.batch_size, "workers": workers, "products": getattr(tok, "products", None)}
+        closing = json.dumps(about | summary.to_dict() | {"exit_code": exit_code})
+        tell(closing) if to_stdout else print(closing, flush=True)
+    elif to_stdout:
+        tell(closing_table(summary, job, str(device), products), lines=True)
+    else:
+        table = closing_table(summary, job, str(device), products)
+        print(table, printable(str(writer.output)), sep="\n", flush=True)
+    return exit_code
+
+
+def _output(options: TokenizeOptions) -> Path:
+    """Where to write, with links followed."""
+    with usage():
+        if options.format == "npz":
+            output = output_folder(options.output, "must be a folder with --format npz")
+        else:
+            output = output_file(options.output, "must be a file name (--format npz writes a folder)")
+    if STDOUT in (output, options.output):
+        if options.format == "npz":
+            raise UsageError("--format npz writes a folder, which standard output (-) can't be")
+        if options.resume or options.overwrite:
+            raise UsageError("--resume and --overwrite need a file, and the output is standard output (-)")
+    return output
+
+
+def _writer(options: TokenizeOptions, split: Split, codebook_size: int = 0) -> Writer:
+    from seed_fast.data.writers import JsonlWriter, NpzWriter, StdoutWriter
+
+    if options.output == STDOUT:
+        return StdoutWriter()
+    if options.format == "npz":
+        return NpzWriter(options.output, split, codebook_size=codebook_size)
+    return JsonlWriter(options.output, split)
+
+
+def closing_table(summary: Summary, job: Job, device: str, products: str = "") -> str:
+    """The closing table: each stage, who did it, its seconds, and its share of the seconds of all stages.
+
+    Args:
+        summary: what was done.
+        job: what was asked for.
+        device: where the model was.
+        products: what half precision's matrix products ran in, which its codes depend on.
+    """
+    where = {"main": "main process", "device": device, "workers": f"{job.workers} worker{'s' * (job.workers != 1)}"}
+    rows = [f"{'stage':<14} {'where':<14} {'seconds':>9} {'ms/image':>9} {'share':>7}"]
+    for stage in summary.stages:
+        each = f"{1000 * stage.seconds / summary.written:9.2f}" if summary.written else f"{'-':>9}"
+        rows.append(f"{stage.name:<14} {where[stage.where]:<14} {stage.seconds:9.2f} {each} {100 * stage.share:6.1f}%")
+    busy = sum(stage.seconds for stage in summary.stages)
+    rows += [
+        f"A share is of the {busy:.2f} s that all stages took together.",
+        _wall_time(summary, job, device) + (" Workers ran beside it; their seconds are summed." if job.workers else ""),
+        f"{summary.written} images encoded, {summary.images_per_second:.1f} images/s"
+        + (f"; {summary.resumed} were there before" if summary.resumed else "")
+        + (f"; {summary.skipped} skipped" if summary.skipped else "")
+        + (f"; {summary.bad_inputs} inputs could not be listed" if summary.bad_inputs else ""),
+    ]
+    if products:
+        rows.append(
+            f"Matrix products in half precision: {products}; SEED_FAST_PRODUCTS={products} rounds the same way."
+        )
+    return "\n".join(rows)
+
+
+def _wall_time(summary: Summary, job: Job, device: str) -> str:
+    own = sum(stage.seconds for stage in summary.stages if stage.where != "workers")
+    other = summary.seconds - own - summary.waiting_seconds
+    if device != "cpu" and other < 0:  # the main process went on while the device computed
+        computing = sum(stage.seconds for stage in summary.stages if stage.where == "device")
+        return (
+            f"Wall time {summary.seconds:.2f} s; {device} computed for {computing:.2f} s of it, beside the main process"
+            + (f", which waited {summary.waiting_seconds:.2f} s for workers." if job.workers else ".")
+        )
+    return (
+        f"Wall time {summary.seconds:.2f} s = {own:.2f} s stages of the main process and {device}"
+        + (f" + {summary.waiting_seconds:.2f} s waiting for workers" if job.workers else "")
+        + f" + {max(0.0, other):.2f} s other."
+    )
