@@ -18,15 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seed_fast import SeedConfig, SeedTokenizer
+from seed_fast.convert.contrast import save_contrast
 from seed_fast.data import shapes
 from seed_fast.data.pairs import open_pairs
 from seed_fast.data.samples import ShapesSample
+from seed_fast.distributed import Ranks
+from seed_fast.model.captions import CaptionTokenizer, WordTokenizer
 from seed_fast.model.stage1 import Stage1Model
 from seed_fast.train.batches import Batch, Batches
-from seed_fast.train.captions import CaptionTokenizer, WordTokenizer
-from seed_fast.train.folder import save_contrast
 from seed_fast.train.loop import Loop
-from seed_fast.train.ranks import Ranks
 from seed_fast.train.recipe import Recipe, Run
 from seed_fast.train.stage1 import Stage1
 

@@ -146,9 +146,9 @@ def _eval_retrieval(options: RetrievalOptions) -> int:
     import torch
 
     from seed_fast import SeedTokenizer
+    from seed_fast.convert.contrast import contrast_folder, load_contrast
     from seed_fast.data.pairs import open_pairs
     from seed_fast.eval.retrieval import retrieval, table
-    from seed_fast.train.folder import contrast_folder, load_contrast
 
     try:
         folder = contrast_folder(options.model)

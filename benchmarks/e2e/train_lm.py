@@ -102,9 +102,9 @@ def ours(
     size: str, batches: list[dict[str, Tensor]], dtype: str, device: str, steps: int, dropout: float | None
 ) -> Call:
     """Our loop, step by step."""
+    from seed_fast.distributed import Ranks
     from seed_fast.train.lm import LOSS_SCALE, LOSS_SCALE_WINDOW, LanguageModelTask
     from seed_fast.train.loop import Loop
-    from seed_fast.train.ranks import Ranks
     from seed_fast.train.recipe import Recipe, Run
 
     task = LanguageModelTask(

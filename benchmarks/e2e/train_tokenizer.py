@@ -23,13 +23,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.e2e import official_training as official
 from benchmarks.providers import Bar, Benchmark, Call, Case, Inputs, Provider
 from seed_fast import SeedConfig, SeedTokenizer
+from seed_fast.distributed import Ranks, trainable
+from seed_fast.model.captions import MAX_TOKENS, PAD, WordTokenizer
 from seed_fast.model.qformer import set_dropout
 from seed_fast.model.stage1 import Stage1Model
-from seed_fast.train.captions import MAX_TOKENS, PAD, WordTokenizer
 from seed_fast.train.features import FeatureCache
 from seed_fast.train.loop import Loop
-from seed_fast.train.optimizer import parameter_groups, trainable
-from seed_fast.train.ranks import Ranks
+from seed_fast.train.optimizer import parameter_groups
 from seed_fast.train.recipe import Recipe, Run
 from seed_fast.train.stage1 import Stage1
 from seed_fast.train.stage2 import FROZEN, Stage2

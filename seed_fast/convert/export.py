@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from seed_fast._files import replace_folder_files
+from seed_fast.convert.contrast import has_contrast, load_contrast
 from seed_fast.convert.folder import CONFIG
 from seed_fast.convert.load import load_tokenizer
 from seed_fast.convert.names import VIT_PREFIX
@@ -40,8 +41,6 @@ def export_official(source: str | Path, destination: str | Path) -> Path:
         ValueError: the weights are untrained, and no stage 1 is there.
         as `SeedTokenizer.from_pretrained` otherwise.
     """
-    from seed_fast.train.folder import has_contrast, load_contrast  # it imports from here
-
     tok = load_tokenizer(source)
     weights = to_official(tok)
     vit = {name: value for name, value in weights.items() if name.startswith(VIT_PREFIX)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -11,7 +10,6 @@ from itertools import chain, islice
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import nn
 
 from seed_fast.data.counting import Counting
 from seed_fast.data.decode import Decoded, Decoder
@@ -22,6 +20,7 @@ from seed_fast.data.staging import Fetched, Staging, fetch, link_to
 from seed_fast.data.writers import Writer
 from seed_fast.model.encoder import ImageEncoder
 from seed_fast.model.fast import FastTokenizer
+from seed_fast.model.identity import fingerprint
 from seed_fast.profiling import Stage, StageTimer
 
 
@@ -100,16 +99,6 @@ def describe_run(tok: ImageEncoder, model: str, weights: str, processor: ImagePr
 def plan_of(tok: ImageEncoder) -> str:
     """Which forward it is: "fast" or "plain"."""
     return "fast" if isinstance(tok, FastTokenizer) else "plain"
-
-
-def fingerprint(tok: nn.Module) -> str:
-    """A hash of every tensor's name, shape and up to 64 of its values: tells two checkpoints apart, in no time."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(tok.state_dict().items()):
-        values = tensor.detach().flatten()
-        sample = values[:: max(1, len(values) // 64)][:64].float().cpu().numpy()
-        digest.update(f"{name}{list(tensor.shape)}".encode() + sample.tobytes())
-    return digest.hexdigest()
 
 
 def tokenize(

@@ -40,8 +40,8 @@ def _eval_lm(options: LmOptions) -> int:
         raise UsageError(f"{options.output}: --output must be a folder, got a file")
     decoding = after_checks(options)
     from seed_fast import SeedTokenizer
+    from seed_fast.convert.contrast import contrast_folder, load_contrast
     from seed_fast.eval.lm import evaluate, table
-    from seed_fast.train.folder import contrast_folder, load_contrast
 
     try:
         folder = contrast_folder(options.model)

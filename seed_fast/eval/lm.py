@@ -29,8 +29,8 @@ from seed_fast.generate.drawing import attempts, draw
 from seed_fast.lm.model import LanguageModel
 from seed_fast.lm.sequences import drawing_sequence
 from seed_fast.lm.vocabulary import Vocabulary
+from seed_fast.model.captions import CaptionTokenizer
 from seed_fast.model.stage1 import Stage1Model
-from seed_fast.train.captions import CaptionTokenizer
 
 SAMPLED = Decoding(top_p=1.0)  # from the whole distribution: where a model's mistakes show
 

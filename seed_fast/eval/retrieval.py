@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from seed_fast.eval.recalls import KS, recalls
+from seed_fast.model.captions import CaptionTokenizer
 from seed_fast.model.stage1 import Stage1Model
-from seed_fast.train.captions import CaptionTokenizer
 
 ROWS = {"causal_embeddings": "causal embeddings", "reconstructed_codes": "reconstructed codes"}
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from seed_fast._files import replace_folder_files
 from seed_fast._hub import hub_id, language_model_folder
 from seed_fast.data.tokens import TokenizerIdentity
+from seed_fast.distributed import is_sharded, trainable, whole
 from seed_fast.lm.card import CARD, model_card
 from seed_fast.lm.folder import (
     ADAPTER_CONFIG,
@@ -37,9 +38,8 @@ from seed_fast.lm.folder import (
     read_tokenizer,
 )
 from seed_fast.lm.identity import write_identity
+from seed_fast.lm.streaming import stream_model
 from seed_fast.lm.vocabulary import Vocabulary, add_image_words
-from seed_fast.train import optimizer, sharded
-from seed_fast.train.ranks import whole
 
 
 class LanguageModel(NamedTuple):
@@ -131,7 +131,7 @@ def build(
         if full or untied is not None:
             raise ValueError(f"{folder}: an adapter goes on as it is; merge it first to learn as a whole or by codes")
         add_image_words(tokenizer, codebook_size)
-        model = _read_adapted(folder, base, tokenizer, dtype, trainable=True)
+        model = _read_adapted(folder, base, tokenizer, dtype, learns=True)
         return LanguageModel(model.to(device).train(), tokenizer, Vocabulary.of_tokenizer(tokenizer))
     known = len(tokenizer)
     vocabulary = add_image_words(tokenizer, codebook_size)
@@ -206,10 +206,10 @@ def save(
         about: what the model card says of the training, as titles and texts.
     """
     adapted = hasattr(model, "peft_config")
-    if not adapted and sharded.is_sharded(model):
+    if not adapted and is_sharded(model):
         _save_sharded(model, tokenizer, Path(folder), write=write, identity=identity, about=about)
         return
-    named = optimizer.trainable(model) if adapted else model.state_dict().items()
+    named = trainable(model) if adapted else model.state_dict().items()
     tensors = {name: whole(value) for name, value in named} | dict(extra or {})
     if not write:
         return
@@ -237,10 +237,10 @@ def _save_sharded(
 ) -> None:
     """`save` for a model that no rank holds whole."""
     if not write:
-        sharded.stream_model(None, model)
+        stream_model(None, model)
         return
     with replace_folder_files(folder) as staging:
-        sharded.stream_model(staging, model)
+        stream_model(staging, model)
         model.config.architectures, model.config.dtype = [type(model).__name__], next(model.parameters()).dtype
         model.config.save_pretrained(staging)
         if model.can_generate():
@@ -294,7 +294,7 @@ def load(
     tokenizer = read_tokenizer(folder)
     vocabulary = Vocabulary.of_tokenizer(tokenizer)
     if is_adapter(folder):
-        model = _read_adapted(folder, base, tokenizer, dtype, trainable=False)
+        model = _read_adapted(folder, base, tokenizer, dtype, learns=False)
     else:
         model = _read_base(folder, dtype)
     return LanguageModel(model.to(device).eval(), tokenizer, vocabulary)
@@ -308,7 +308,7 @@ def _name_base(path: Path, base: str, revision: str | None) -> None:
 
 
 def _read_adapted(
-    folder: str | Path, base: str | Path | None, tokenizer: Any, dtype: torch.dtype, *, trainable: bool
+    folder: str | Path, base: str | Path | None, tokenizer: Any, dtype: torch.dtype, *, learns: bool
 ) -> Any:
     from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 
@@ -318,15 +318,15 @@ def _read_adapted(
     _resize(model, len(tokenizer))
     with warnings.catch_warnings():  # as in `add_adapter`
         warnings.simplefilter("ignore", FutureWarning)
-        model = PeftModel.from_pretrained(model, local, is_trainable=trainable)
-    if trainable and dtype != torch.float32:
+        model = PeftModel.from_pretrained(model, local, is_trainable=learns)
+    if learns and dtype != torch.float32:
         _learn_in_float32(model)  # norms were read as the base's dtype
         set_peft_model_state_dict(model, load_peft_weights(local, device="cpu"))
     return model
 
 
 def _learn_in_float32(model: nn.Module) -> None:
-    for _, p in optimizer.trainable(model):
+    for _, p in trainable(model):
         p.data = p.data.float()
 
 

@@ -1,6 +1,9 @@
-"""What tells two tokenizers apart by their codes: a hash over all that decides them, and nothing that doesn't.
+"""Three hashes of weights, each for one question.
 
-A decoder, a head or a name may differ, and the codes mean the same; one entry of the codebook may not.
+encoder_hash   do two tokenizers give the same codes? Covers every field and weight that decides codes, and no others:
+               the decoder, the head or the name may differ
+fingerprint    are two checkpoints the same? Samples of every tensor; instant, even for seed-2
+checksum       are these exactly the weights that cached features were computed with? Every byte
 """
 
 from __future__ import annotations
@@ -8,10 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 # Fields of SeedConfig that the way from an image to its codes depends on; weights don't show all of them.
 FIELDS = (
@@ -43,6 +48,36 @@ def encoder_hash(tok: Any) -> str:
         for digest in pool.map(_digest, tensors):
             total.update(digest)
     return total.hexdigest()
+
+
+def fingerprint(tok: nn.Module) -> str:
+    """Hash every tensor's name, shape and up to 64 of its values, which tells two checkpoints apart in no time.
+
+    Args:
+        tok: any module, usually a `SeedTokenizer`.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(tok.state_dict().items()):
+        values = tensor.detach().flatten()
+        sample = values[:: max(1, len(values) // 64)][:64].float().cpu().numpy()
+        digest.update(f"{name}{list(tensor.shape)}".encode() + sample.tobytes())
+    return digest.hexdigest()
+
+
+def checksum(*modules: nn.Module) -> str:
+    """Compute the CRC-32 of all weights of the modules, byte by byte.
+
+    Returns:
+        8 hexadecimal digits.
+    """
+    value = 0
+    for module in modules:
+        for tensor in module.state_dict().values():
+            value = zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data, value)
+    return f"{value:08x}"
 
 
 def _digest(item: tuple[str, Tensor]) -> bytes:

@@ -30,8 +30,7 @@ from torch import Tensor, nn
 
 from seed_fast._files import to_disk, writing
 from seed_fast.convert.files import CheckpointError
-from seed_fast.train.optimizer import trainable
-from seed_fast.train.ranks import sharded_like, whole
+from seed_fast.distributed import sharded_like, trainable, whole
 
 STATE = "state.json"
 _NAME = re.compile(r"step-(\d{8,})")

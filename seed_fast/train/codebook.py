@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from seed_fast.distributed import Ranks, concatenate
 from seed_fast.model.tokenizer import SeedTokenizer
 from seed_fast.ops import nearest_code
 from seed_fast.train.batches import Batch, Batches, endless
-from seed_fast.train.ranks import Ranks, concatenate
 
 VECTORS_PER_ENTRY = 8
 ITERATIONS = 10

@@ -15,24 +15,25 @@ from seed_fast._files import OutputError, locked_folder, remove_leftovers
 from seed_fast._hub import hub_id, language_model_folder
 from seed_fast.cli._run import run
 from seed_fast.commands import UsageError, _device
+from seed_fast.convert.contrast import has_contrast, load_contrast, save_contrast
 from seed_fast.convert.files import TensorFile
 from seed_fast.convert.folder import write_folder
 from seed_fast.convert.names import VIT_PREFIX
 from seed_fast.convert.source import checkpoint_folder
 from seed_fast.convert.stage1 import load_bert, load_official_stage1
 from seed_fast.data.pairs import Pairs, open_pairs
+from seed_fast.distributed import Ranks, gather_with_gradient, gather_without_gradient, leave, whole
 from seed_fast.lm.folder import UNTIED
+from seed_fast.model.captions import VOCABULARY, BertCaptions, CaptionTokenizer, WordTokenizer
 from seed_fast.model.config import PRESETS, SeedConfig
+from seed_fast.model.identity import checksum
 from seed_fast.model.stage1 import Stage1Model
 from seed_fast.model.tokenizer import SeedTokenizer
 from seed_fast.train import checkpoint
-from seed_fast.train.captions import VOCABULARY, BertCaptions, CaptionTokenizer, WordTokenizer
 from seed_fast.train.codebook import codebook_from_data
-from seed_fast.train.features import FeatureCache, fingerprint
-from seed_fast.train.folder import has_contrast, load_contrast, save_contrast
+from seed_fast.train.features import FeatureCache
 from seed_fast.train.loop import Loop
 from seed_fast.train.options import Stage1Options, Stage2Options, TrainOptions
-from seed_fast.train.ranks import Ranks, gather_with_gradient, gather_without_gradient, leave, whole
 from seed_fast.train.recipe import DTYPES, Recipe
 from seed_fast.train.stage1 import Stage1
 from seed_fast.train.stage2 import FROZEN, Stage2
@@ -80,7 +81,7 @@ class _Session:
         if options.cache_features is None:
             return None
         recipe = options.recipe(None, self.ranks.device)
-        about = {"weights": fingerprint(*(tok.get_submodule(part) for part in parts)), "features": name}
+        about = {"weights": checksum(*(tok.get_submodule(part) for part in parts)), "features": name}
         about |= {"image_size": tok.config.image_size, "resize": tok.config.resize}
         return FeatureCache(
             options.cache_features, lambda batch: compute(batch["pixels"]), shape=shape, dtype=DTYPES[recipe.dtype],

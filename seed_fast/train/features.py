@@ -12,28 +12,18 @@ import json
 import os
 import shutil
 import weakref
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from seed_fast._files import OutputError, open_locked, write_beside, writing
 from seed_fast.train.batches import Batch
 
 ABOUT = "about.json"
-
-
-def fingerprint(*modules: nn.Module) -> str:
-    """A checksum of all weights: features of other weights must not be taken for these."""
-    value = 0
-    for module in modules:
-        for tensor in module.state_dict().values():
-            value = zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data, value)
-    return f"{value:08x}"
 
 
 @dataclass
@@ -55,7 +45,7 @@ class FeatureCache:
             there already.
         shape: of one sample's features.
         dtype: in which they are stored and given back.
-        about: what else they depend on, such as `fingerprint`; a cache made with another is refused.
+        about: what else they depend on, such as the `checksum` of the weights; a cache made with another is refused.
         rank: of this process.
 
     Raises:

@@ -20,6 +20,7 @@ from torch import Tensor
 from seed_fast import SeedTokenizer
 from seed_fast.commands import UsageError, _device
 from seed_fast.data.tokens import TokenizerIdentity, TokenStore, open_tokens
+from seed_fast.distributed import Ranks
 from seed_fast.lm.batches import SampleSource, SequenceBatches, parse_tasks
 from seed_fast.lm.estimate import Estimate, estimate
 from seed_fast.lm.folder import UNTIED, is_adapter, read_config, read_tokenizer
@@ -30,7 +31,6 @@ from seed_fast.train import lm_cli, sharded
 from seed_fast.train.command import _guarded, _usage, hold_output
 from seed_fast.train.lm import LOSS_SCALE, LOSS_SCALE_WINDOW, LanguageModelTask
 from seed_fast.train.loop import Loop
-from seed_fast.train.ranks import Ranks
 from seed_fast.train.recipe import DTYPES, Recipe, Run
 
 METRICS = "metrics.jsonl"  # of the loop

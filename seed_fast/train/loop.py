@@ -24,13 +24,13 @@ import torch
 from torch import Tensor, nn
 
 from seed_fast._stops import stops_handled
+from seed_fast.distributed import Ranks, is_sharded, sharded_like, synchronise, trainable, whole, wrap
 from seed_fast.model import vit
 from seed_fast.model.products import TRAINING_ADVICE, warn_of_slow_half
 from seed_fast.train import checkpoint, sharded
 from seed_fast.train.batches import Batch, Batches, endless
 from seed_fast.train.metrics import MetricsLog, Progress
-from seed_fast.train.optimizer import MovingAverage, adamw, begin_states, trainable
-from seed_fast.train.ranks import Ranks, sharded_like, synchronise, whole, wrap
+from seed_fast.train.optimizer import MovingAverage, adamw, begin_states
 from seed_fast.train.recipe import DTYPES, Recipe, Run
 
 LEAST_SCALE = 2.0**-10  # of the float16 loss; below it nothing but NaN makes steps fail
@@ -203,7 +203,7 @@ class Loop:
             "loss_scale": self.scaler.state_dict(),
             "data": self.ranks.of_all(self.batches.state_dict()),
         }
-        if self._in_parts and sharded.is_sharded(self.task) and sharded.can_write_parts():
+        if self._in_parts and is_sharded(self.task) and sharded.can_write_parts():
             with ExitStack() as stack:
                 staging = checkpoint.staging_of(self.run.checkpoints, self.step)
                 if self.ranks.rank == 0:

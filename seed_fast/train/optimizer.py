@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-
-def trainable(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Names and parameters that the optimizer moves."""
-    return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
+from seed_fast.distributed import trainable
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -8,25 +8,16 @@ transformers, one parameter at a time.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from seed_fast.convert.files import CheckpointError, Entry, write_safetensors
-from seed_fast.train.ranks import whole
+from seed_fast.convert.files import CheckpointError
 
-SHARD_BYTES = 4 << 30  # of a file of the finished model
 _PARTS = "shard-*.safetensors"
-
-
-def is_sharded(module: nn.Module) -> bool:
-    """True if a parameter lies in parts on several ranks."""
-    return any(hasattr(p, "full_tensor") for p in module.parameters())
 
 
 def can_write_parts() -> bool:
@@ -114,44 +105,3 @@ def _compare(place: Path, wanted: Mapping[str, Tensor], stored: Mapping[str, lis
     for name, tensor in wanted.items():
         if stored[name] != list(tensor.shape):
             raise CheckpointError(f"{place}: {name} must be {list(tensor.shape)}, got {stored[name]}")
-
-
-def stream_model(folder: Path | None, model: Any, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write the weights of a sharded model as transformers reads them. Every rank must call.
-
-    In memory is one whole parameter at a time.
-
-    Args:
-        folder: where to, for the rank that writes; None for all others.
-        model: of transformers.
-        shard_bytes: files are no larger, but for a parameter that is.
-    """
-    named = dict(model.named_parameters())  # a matrix that serves twice comes once, as transformers stores it
-    if folder is None:
-        for p in named.values():
-            whole(p)
-        return
-    groups: list[dict[str, Entry]] = [{}]
-    size = 0
-    for name, p in named.items():
-        count = p.numel() * p.element_size()
-        if groups[-1] and size + count > shard_bytes:
-            groups.append({})
-            size = 0
-        groups[-1][name] = Entry(p.shape, p.dtype)
-        size += count
-
-    def tensors(names: Mapping[str, Entry]) -> Iterator[tuple[str, Tensor]]:
-        for name in names:
-            yield name, whole(named[name])
-
-    files = ["model.safetensors"]
-    if len(groups) > 1:
-        files = [f"model-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
-    for file, entries in zip(files, groups, strict=True):
-        write_safetensors(folder / file, entries, tensors(entries), {"format": "pt"})
-    if len(groups) > 1:
-        places = {name: file for file, entries in zip(files, groups, strict=True) for name in entries}
-        total = sum(p.numel() * p.element_size() for p in named.values())
-        index = {"metadata": {"total_size": total}, "weight_map": places}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from seed_fast.distributed import concatenate, gather_with_gradient
+from seed_fast.model.captions import CaptionTokenizer
 from seed_fast.model.qformer import set_dropout
 from seed_fast.model.stage1 import Gather, Stage1Model, contrastive_loss
 from seed_fast.train.batches import Batch, Batches
-from seed_fast.train.captions import CaptionTokenizer
-from seed_fast.train.ranks import concatenate, gather_with_gradient
 
 
 class Stage1(nn.Module):

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from seed_fast._hub import hub_id, language_model_folder
+from seed_fast.model.captions import CaptionTokenizer
 from seed_fast.model.config import SeedConfig
 from seed_fast.model.stage1 import Stage1Model
 from seed_fast.train.batches import Batch
-from seed_fast.train.captions import CaptionTokenizer
 
 Target = Callable[[Batch], Tensor]
 KINDS = ("clip-image:FOLDER", "clip-text:FOLDER", "stage1-text")

@@ -116,7 +116,7 @@ import os, sys, time
 import torch
 from seed_fast.cli import _checks
 from seed_fast.cli._run import run
-from seed_fast.train.ranks import Ranks, leave
+from seed_fast.distributed import Ranks, leave
 
 def tokenize():
     with _checks.together_with_other_ranks():

@@ -18,9 +18,9 @@ import torch
 from seed_fast import SeedTokenizer, _files
 from seed_fast._files import OutputError, locked_folder, replace_folder_files, staging_folder, write_beside
 from seed_fast.data.tokens import open_tokens
+from seed_fast.distributed import Ranks
 from seed_fast.model import calibration
 from seed_fast.train.command import hold_output
-from seed_fast.train.ranks import Ranks
 from tests.pictures import encoded, picture, write_files
 
 

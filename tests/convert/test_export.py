@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 from seed_fast import SeedConfig, SeedTokenizer
 from seed_fast.cli import app
 from seed_fast.convert import from_official_stage1, official_shapes
+from seed_fast.convert.contrast import save_contrast
+from seed_fast.model.captions import WordTokenizer
 from seed_fast.model.stage1 import Stage1Model
-from seed_fast.train.captions import WordTokenizer
-from seed_fast.train.folder import save_contrast
 from tests.train.tiny import CONFIG
 
 

@@ -18,6 +18,7 @@ from seed_fast.data.pipeline import Job, NoImages, Summary
 from seed_fast.data.shards import Split
 from seed_fast.data.staging import HostLink
 from seed_fast.data.writers import JsonlWriter, NpzWriter, Writer
+from seed_fast.model.identity import fingerprint
 from tests.fake_tokenizer import FakeTokenizer
 from tests.pictures import encoded, picture, write_files
 
@@ -207,10 +208,10 @@ def test_the_stages_are_those_of_the_work_and_add_up(folder: Path, tmp_path: Pat
 
 def test_a_fingerprint_tells_weights_apart() -> None:
     tok = FakeTokenizer()
-    before = pipeline.fingerprint(tok)
-    assert pipeline.fingerprint(FakeTokenizer()) == before
+    before = fingerprint(tok)
+    assert fingerprint(FakeTokenizer()) == before
     tok.weights[0] += 1
-    assert pipeline.fingerprint(tok) != before
+    assert fingerprint(tok) != before
 
 
 def test_entries_are_drawn_as_they_are_needed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

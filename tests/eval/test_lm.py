@@ -14,6 +14,7 @@ pytest.importorskip("transformers")
 
 from seed_fast import SeedConfig, SeedTokenizer
 from seed_fast.cli import app
+from seed_fast.convert.contrast import save_contrast
 from seed_fast.data import shapes
 from seed_fast.data.pairs import open_pairs
 from seed_fast.eval import lm as judge
@@ -24,9 +25,8 @@ from seed_fast.lm.model import LanguageModel
 from seed_fast.lm.sequences import caption_sequence, drawing_prompt, drawing_sequence
 from seed_fast.lm.vocabulary import Vocabulary, add_image_words
 from seed_fast.lm.words import word_tokenizer
+from seed_fast.model.captions import WordTokenizer
 from seed_fast.model.stage1 import Stage1Model
-from seed_fast.train.captions import WordTokenizer
-from seed_fast.train.folder import save_contrast
 
 CODEBOOK = 16
 SMALL = {"image_size": 16, "vit_depth": 1, "qformer_depth": 2, "decoder_depth": 1, "num_codes": 6}

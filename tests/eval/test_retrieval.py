@@ -13,13 +13,13 @@ from typer.testing import CliRunner
 
 from seed_fast import SeedConfig, SeedTokenizer
 from seed_fast.cli import app
+from seed_fast.convert.contrast import save_contrast
 from seed_fast.data import shapes
 from seed_fast.data.pairs import open_pairs
 from seed_fast.eval.recalls import recalls
 from seed_fast.eval.retrieval import retrieval, table
+from seed_fast.model.captions import WordTokenizer
 from seed_fast.model.stage1 import Stage1Model
-from seed_fast.train.captions import WordTokenizer
-from seed_fast.train.folder import save_contrast
 from tests.pictures import encoded, picture, write_files
 
 SMALL = {"image_size": 16, "vit_depth": 1, "qformer_depth": 2, "decoder_depth": 1}

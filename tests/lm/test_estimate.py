@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 pytest.importorskip("peft")
 
 from seed_fast.cli import app
+from seed_fast.distributed import trainable
 from seed_fast.lm import estimate as module
 from seed_fast.lm.estimate import count, estimate
 from seed_fast.lm.model import Lora, build
 from seed_fast.train.lm import LanguageModelTask
-from seed_fast.train.optimizer import trainable
 from tests.lm.tiny import CODEBOOK, base, config, store, tokenizer
 
 

@@ -14,11 +14,11 @@ import torch
 pytest.importorskip("peft")
 
 from seed_fast.data.tokens import TokenizerIdentity
+from seed_fast.distributed import trainable
 from seed_fast.lm.folder import FAMILIES, base_of
 from seed_fast.lm.model import Lora, build, load, save
 from seed_fast.lm.vocabulary import Vocabulary
 from seed_fast.train.lm import LanguageModelTask
-from seed_fast.train.optimizer import trainable
 from tests.lm.tiny import CODEBOOK, base, tokenizer
 
 PLAIN = """

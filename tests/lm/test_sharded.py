@@ -18,11 +18,12 @@ from safetensors.torch import load_file
 
 pytest.importorskip("peft")
 
+from seed_fast.distributed import Ranks, wrap
 from seed_fast.lm.model import build, build_empty
+from seed_fast.lm.streaming import stream_model
 from seed_fast.train import sharded
 from seed_fast.train.lm import LanguageModelTask
 from seed_fast.train.optimizer import adamw, begin_states
-from seed_fast.train.ranks import Ranks, wrap
 from tests.lm import tiny
 from tests.lm.test_resume import losses, places, start, train  # noqa: F401  (the fixture)
 
@@ -65,7 +66,7 @@ def test_two_ranks_leave_what_one_leaves_and_go_on_with_one(places, tmp_path):  
 def test_plain_transformers_reads_it(places, tmp_path, monkeypatch):  # noqa: F811
     from transformers import AutoModelForCausalLM
 
-    monkeypatch.setattr(sharded.stream_model, "__defaults__", (20_000,))  # several files
+    monkeypatch.setattr(stream_model, "__defaults__", (20_000,))  # several files
     train(places, tmp_path, "--full", "--steps", 1, "--fsdp", ranks=2)
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
     plain, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
@@ -145,7 +146,7 @@ def measure(rank: int, port: int, folder: Path, results) -> None:
     found["resume"] = memory.peak()
 
     memory = Memory()
-    sharded.stream_model(folder if rank == 0 else None, language.model)
+    stream_model(folder if rank == 0 else None, language.model)
     found["save"] = memory.peak()
     results.put((rank, found))
     dist.barrier()

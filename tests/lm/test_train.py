@@ -13,12 +13,12 @@ pytest.importorskip("peft")
 from seed_fast import SeedTokenizer
 from seed_fast.cli import app
 from seed_fast.data.tokens import open_tokens
+from seed_fast.distributed import Ranks
 from seed_fast.lm.batches import SequenceBatches
 from seed_fast.lm.model import Lora, build, load
 from seed_fast.train import checkpoint
 from seed_fast.train.lm import LOSS_SCALE, LOSS_SCALE_WINDOW, LanguageModelTask
 from seed_fast.train.loop import LEAST_SCALE, Loop
-from seed_fast.train.ranks import Ranks
 from seed_fast.train.recipe import Recipe, Run
 from tests.lm.tiny import CODEBOOK, base, store
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from seed_fast import SeedTokenizer
 from seed_fast.cli import app
 from seed_fast.convert import to_official, to_official_stage1
-from seed_fast.train.folder import load_contrast
+from seed_fast.convert.contrast import load_contrast
 from tests.train.tiny import CONFIG
 
 COMMON = ["--data", "shapes:48", "--batch-size", "16", "--epochs", "2", "--warmup-steps", "2", "--workers", "0"]

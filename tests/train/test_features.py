@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from seed_fast.train.features import FeatureCache, fingerprint
+from seed_fast.model.identity import checksum
+from seed_fast.train.features import FeatureCache
 from seed_fast.train.stage1 import Stage1
 from tests.train.tiny import CONFIG, ListBatches, loop, stage1
 
@@ -99,12 +100,12 @@ def test_the_size_is_estimated_and_a_full_disk_named_first(tmp_path):
         features.check_space(10**15)
 
 
-def test_a_fingerprint_tells_weights_apart():
+def test_a_checksum_tells_weights_apart():
     one, two = stage1().model.tokenizer, stage1().model.tokenizer
-    assert fingerprint(one.vit) == fingerprint(two.vit)
+    assert checksum(one.vit) == checksum(two.vit)
     with torch.no_grad():
         two.vit.cls_token[0, 0, 0] += 1e-6
-    assert fingerprint(one.vit) != fingerprint(two.vit)
+    assert checksum(one.vit) != checksum(two.vit)
 
 
 def test_training_on_cached_features_is_the_same_training(tmp_path):

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from seed_fast import SeedConfig, SeedTokenizer
+from seed_fast.convert.contrast import load_contrast
 from seed_fast.data import shapes
 from seed_fast.data.pairs import open_pairs
-from seed_fast.train.folder import load_contrast
 from tests.examples import example
 
 CONFIG = replace(SeedConfig.preset("seed-tiny"), vit_depth=1, qformer_depth=2, decoder_depth=1)

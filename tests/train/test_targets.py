@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from seed_fast import SeedTokenizer
+from seed_fast.distributed import Ranks
 from seed_fast.train.codebook import codebook_from_data, k_means
-from seed_fast.train.ranks import Ranks
 from seed_fast.train.targets import open_target
 from tests.train.tiny import CONFIG, ListBatches, stage1
 

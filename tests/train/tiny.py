@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 
 from seed_fast import SeedConfig, SeedTokenizer
+from seed_fast.distributed import Ranks, gather_with_gradient, gather_without_gradient
+from seed_fast.model.captions import WordTokenizer
 from seed_fast.model.stage1 import Stage1Model
-from seed_fast.train.captions import WordTokenizer
 from seed_fast.train.loop import Loop
-from seed_fast.train.ranks import Ranks, gather_with_gradient, gather_without_gradient
 from seed_fast.train.recipe import Recipe, Run
 from seed_fast.train.stage1 import Stage1
 from seed_fast.train.stage2 import Stage2

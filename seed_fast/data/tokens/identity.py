@@ -12,7 +12,7 @@ class TokenizerIdentity:
 
     Args:
         name: as the user calls it.
-        weights: a hash of samples of all its weights, `seed_fast.pipeline.fingerprint`; None where codes came without.
+        weights: its `seed_fast.model.identity.fingerprint`, a hash of samples of its weights; None where unknown.
         codebook_size: codes are below it.
         codes_per_image: N.
         encoder: a hash of all that decides codes, `seed_fast.model.identity.encoder_hash`; None where codes came
@@ -28,8 +28,7 @@ class TokenizerIdentity:
     @classmethod
     def of_tokenizer(cls, tok: Any, name: str) -> TokenizerIdentity:
         """The identity of a `SeedTokenizer`; reads all of its weights once."""
-        from seed_fast.data.pipeline import fingerprint
-        from seed_fast.model.identity import encoder_hash
+        from seed_fast.model.identity import encoder_hash, fingerprint
 
         config = tok.config
         return cls(name, fingerprint(tok), config.codebook_size, config.num_codes, encoder_hash(tok))

@@ -21,9 +21,9 @@ from seed_fast._disguise import disguised
 from seed_fast._files import write_beside
 from seed_fast.convert.files import CheckpointError
 from seed_fast.convert.source import checkpoint_folder
+from seed_fast.model.captions import MAX_TOKENS, CaptionTokenizer, open_captions
 from seed_fast.model.stage1 import Stage1Model
 from seed_fast.model.tokenizer import SeedTokenizer
-from seed_fast.train.captions import MAX_TOKENS, CaptionTokenizer, open_captions
 
 CONTRAST = "contrast.safetensors"
 _PREFIX = "tokenizer."

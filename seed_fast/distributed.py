@@ -1,11 +1,14 @@
-"""The processes of a run under torchrun, or the only one: who they are, and what they exchange."""
+"""The processes (ranks) of a run under torchrun, or the only one: which this is, and what they exchange.
+
+Parameters may be whole on every rank, or sharded by FSDP2; `whole` and `sharded_like` convert between the two.
+"""
 
 from __future__ import annotations
 
 import gc
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -185,3 +188,13 @@ def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)  # type: ignore[attr-defined]
+
+
+def trainable(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the name and the parameter of everything that an optimizer changes."""
+    return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Return True if any parameter is split over several ranks (FSDP2)."""
+    return any(hasattr(p, "full_tensor") for p in module.parameters())

@@ -9,8 +9,8 @@ import torch
 
 from seed_fast import SeedTokenizer
 from seed_fast.convert.stage1 import load_bert, load_official_stage1, to_official_stage1
+from seed_fast.model.captions import CLS, PAD, SEP, UNKNOWN, BertCaptions, WordTokenizer, open_captions, split_words
 from seed_fast.model.stage1 import Stage1Model
-from seed_fast.train.captions import CLS, PAD, SEP, UNKNOWN, BertCaptions, WordTokenizer, open_captions, split_words
 from tests.train.tiny import CONFIG
 
 CAPTIONS = ["A red circle.", "a blue square, left of a red one", "ein größeres Bild"]
