@@ -1,4 +1,4 @@
-"""What is faster on this machine: measured once, then read from the cache folder.
+"""Measure once per machine which of several ways is faster, and keep the answer in the cache folder.
 
 A question, such as "which library multiplies float32 matrices", has a table as its answer. Its file is named after the
 question and the machine: processor, instruction sets, number of threads, versions of torch and seed_fast. A file that
@@ -43,7 +43,7 @@ _disturbance = 1.0  # the highest median time / least time since `answer` began 
 
 
 def machine() -> dict[str, Any]:
-    """What an answer depends on."""
+    """Return everything about the machine that an answer depends on, as JSON can hold it."""
     return {
         "processor": cpu_model(),
         "isa": torch.backends.cpu.get_cpu_capability(),
@@ -55,7 +55,7 @@ def machine() -> dict[str, Any]:
 
 
 def folder() -> Path:
-    """Where answers are kept."""
+    """Return the folder in which answers are kept: SEED_FAST_CACHE/calibration."""
     return Path(_env.get("SEED_FAST_CACHE")).expanduser() / "calibration"
 
 
@@ -66,13 +66,16 @@ def answer(
     *,
     again: bool = False,
 ) -> dict[str, Any]:
-    """The table that answers a question on this machine.
+    """Return the table that answers a question on this machine; measure it where it isn't known yet.
 
     Args:
-        question: its name, with everything that the answer depends on besides the machine.
-        measure: makes the answer, of what JSON can hold.
-        is_answer: False for what a file can't mean; such a file is measured again.
+        question: name of the question, with everything that the answer depends on besides the machine.
+        measure: measures and returns the answer, as JSON can hold it.
+        is_answer: takes what a file holds and returns False if that isn't a valid answer; then it is measured again.
         again: measure now, once in this process, whatever the file says.
+
+    Returns:
+        What `measure` returned, now or earlier.
     """
     about = {"schema": SCHEMA, "question": question, "machine": machine()}
     key = json.dumps(about, sort_keys=True)
@@ -100,7 +103,7 @@ def _measured(measure: Callable[[], dict[str, Any]], before: dict[str, Any] | No
 
 
 def answers() -> dict[str, dict[str, Any]]:
-    """{question: answer} that the cache folder holds for this machine; nothing is measured."""
+    """Return {question: answer} for every answer that the cache folder holds for this machine; nothing is measured."""
     here, found = machine(), {}
     for path in sorted(folder().glob("*.json")):
         content = _content(path)
@@ -110,12 +113,13 @@ def answers() -> dict[str, dict[str, Any]]:
 
 
 def forget() -> None:
-    """Read the files again at the next question."""
+    """Forget the answers that this process holds in memory; the next question reads the files again."""
     with _lock:
         _known.clear()
 
 
 def _content(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object in a file; None where there is none that can be read."""
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -127,7 +131,7 @@ def _content(path: Path) -> dict[str, Any] | None:
 
 
 def _read(path: Path, about: dict[str, Any], is_answer: Callable[[Any], bool]) -> dict[str, Any] | None:
-    """The answer, its disturbance and its tries, if the file has them and is about the question."""
+    """Return the answer, its disturbance and its tries; None where the file holds no answer to this question."""
     content = _content(path)
     if content is None:
         return None
@@ -150,27 +154,29 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 def medians(
     calls: Mapping[str, Callable[[], object]], baseline: str, seconds: float, wait: Callable[[], object] = lambda: None
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Times of calls that do the same, and their gains over one of them.
+    """Time several calls that compute the same, and compare them with one of them.
 
-    Calls take turns, so that what else the machine does hits all of them alike. Gains are of the fewest seconds, since
-    other programs only ever add time; on a quiet machine they are those of the medians.
+    The calls take turns, so that other programs slow all of them alike. Gains are ratios of the shortest times, since
+    other programs only ever add time; on a quiet machine ratios of medians are the same.
 
     Args:
         calls: {name: call}.
         baseline: name of the call that the others are compared with.
-        seconds: about how long to measure; seven rounds at least, unless one takes too long.
-        wait: returns when the device has done what was launched.
+        seconds: about how long to measure, s; at least seven rounds are made, unless that takes twice as long.
+        wait: blocks until the device has finished what was launched.
 
     Returns:
-        (median s, gain over the baseline as a factor), by name.
+        {name: median time in s} and {name: how many times as fast as the baseline}.
     """
     repeats, times = {}, {name: [] for name in calls}  # type: ignore[var-annotated]
     end = time.perf_counter() + seconds
+    # A first call warms up; a second one tells how often a call must be repeated to be timed well.
     for name, call in calls.items():
         repeats[name] = 1
         _seconds(call, 1, wait)  # warms up
         once = _seconds(call, 1, wait)
         repeats[name] = max(1, int(SHORTEST / max(once, 1e-9)))
+    # Then rounds in which every call has one turn.
     for turn in range(MOST_ROUNDS):
         now = time.perf_counter()
         if turn and (now > end + seconds or (turn >= LEAST_ROUNDS and now > end)):
@@ -186,6 +192,7 @@ def medians(
 
 
 def _seconds(call: Callable[[], object], repeats: int, wait: Callable[[], object]) -> float:
+    """Return the time of one call in s, averaged over `repeats` of them."""
     wait()
     start = time.perf_counter()
     for _ in range(repeats):
