@@ -87,12 +87,15 @@ def shard_option(shard: str | None) -> Split:
 
 
 def check_resumable(resume: bool, overwrite: bool, leftovers: list[Path]) -> None:
-    """Refuse, before anything is loaded, to touch what an earlier run has left if no option says what to do with it."""
+    """Refuse, before anything is loaded, to touch what an earlier run has left unless an option says what to do.
+
+    Raises:
+        UsageError: there are leftovers and neither option is given, or both options are.
+    """
     if resume and overwrite:
         raise UsageError("--resume goes on with what is there, --overwrite drops it: give one of them")
     if leftovers and not (resume or overwrite):
-        what = "an unfinished run" if leftovers[0].suffix == ".partial" else "an earlier run"
-        raise UsageError(f"{leftovers[0]}: left by {what}; --resume goes on with it, --overwrite drops it")
+        raise UsageError(f"{leftovers[0]}: left by an earlier run; --resume goes on with it, --overwrite drops it")
 
 
 def preset_option(name: str, random_weights: bool) -> None:

@@ -1,4 +1,4 @@
-"""Read and write checkpoints: official formats in both directions, and this package's own folders."""
+"""Checkpoints of others in and out, and our own folder format."""
 
 from seed_fast.convert.files import CheckpointError
 from seed_fast.convert.load import convert

@@ -117,6 +117,20 @@ class TokenStore:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return map(self.__getitem__, range(len(self)))
 
+    def verify(self) -> None:
+        """Read every sample.
+
+        Raises:
+            StoreError: a shard is damaged, or a code is not below `codebook_size`.
+        """
+        for sample in self:
+            images = [sample["codes"]] if "codes" in sample else sample.get("images", sample.get("image_ids", ()))
+            for codes in images:
+                if codes is not None and codes.size and int(codes.max()) >= self.codebook_size:
+                    raise StoreError(
+                        f"sample {sample['key']!r}: a code must be below {self.codebook_size}, got {codes.max()}"
+                    )
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_shard"}  # files stay with a process
 

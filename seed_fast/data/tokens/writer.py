@@ -52,7 +52,8 @@ class TokensWriter:
         self.folder, self.tokenizer = folder, tokenizer
         self.next_place = self.samples = self.skipped = 0
         self.complete = False
-        part = "" if split.count == 1 else f".{split.index:05d}-of-{split.count:05d}"
+        self.is_whole = split.count == 1  # nobody else writes to the folder
+        part = "" if self.is_whole else f".{split.index:05d}-of-{split.count:05d}"
         self._stem, self._shard_samples = f"tokens{part}", shard_samples
         self._index, self._run = folder / index_name(split), folder / f"{self._stem}.run.json"
         self._about: dict[str, Any] = {}

@@ -1,1 +1,1 @@
-"""What lies between an op's contract and its kernels, one file per op: allocate results, pass addresses, launch."""
+"""Glue between an op's contract and its kernels, one file per op: allocate, pass addresses, launch."""
