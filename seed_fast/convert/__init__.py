@@ -1,4 +1,4 @@
-"""Checkpoints of others in and out, and our own folder format."""
+"""Read and write checkpoints: official formats in both directions, and this package's own folders."""
 
 from seed_fast.convert.files import CheckpointError
 from seed_fast.convert.load import convert

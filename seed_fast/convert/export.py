@@ -1,9 +1,9 @@
-"""`export_official`, behind `seed-fast convert --to-official`: a folder of ours to files that the official code reads.
+"""`export_official`, behind `seed-fast convert --to-official`: write files that the official code reads.
 
-seed_quantizer.pt   the tokenizer without its image encoder, as the released file of that name
-eva_vit_g.pth       the image encoder, as LAVIS has it
-stage1.pth          {"model": ...}: Q-Former, text tower and projections, as the official stage 1 saves them
-config.json         ours; it says what official files don't, such as the numbers of heads
+seed_quantizer.pt   the tokenizer without its image encoder, like the released file of that name
+eva_vit_g.pth       the image encoder, like the file of LAVIS
+stage1.pth          {"model": ...}: Q-Former, text tower and projections, like the official stage 1 saves them
+config.json         our own; it has what official files lack, such as the numbers of heads
 """
 
 from __future__ import annotations
@@ -27,20 +27,22 @@ QUANTIZER, STAGE_1 = OFFICIAL[0], "stage1.pth"
 
 
 def export_official(source: str | Path, destination: str | Path) -> Path:
-    """Write the official files of a tokenizer; of one that stage 1 left, `stage1.pth` and the image encoder alone.
+    """Write the official files of a tokenizer.
+
+    A folder that only stage 1 has trained gives `stage1.pth` and the image encoder alone.
 
     Args:
-        source: what `SeedTokenizer.from_pretrained` takes; beside a folder's own contrast.safetensors stage 1's file is
-            written too.
-        destination: folder to write; files of these names in it are replaced when the new ones are whole.
+        source: what `SeedTokenizer.from_pretrained` takes. A folder with contrast.safetensors gives `stage1.pth` too.
+        destination: folder to write; files of these names in it are replaced when the new ones are complete.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: the weights are untrained, and no stage 1 is there.
-        as `SeedTokenizer.from_pretrained` otherwise.
+        ValueError: the weights are untrained, and the folder holds no stage 1.
+        FileNotFoundError, OSError, ValueError: see `SeedTokenizer.from_pretrained`.
     """
+    # Which files can be written: the image encoder always, the others if they are trained.
     tok = load_tokenizer(source)
     weights = to_official(tok)
     vit = {name: value for name, value in weights.items() if name.startswith(VIT_PREFIX)}
@@ -52,19 +54,20 @@ def export_official(source: str | Path, destination: str | Path) -> Path:
         contents[STAGE_1] = {"model": {name: value for name, value in stage1.items() if name not in vit}}
     if len(contents) == 1:
         raise ValueError(f"{source}: must hold trained weights to export, got initial ones")
+    # Write all files into a staging folder, which replaces the old ones at the end.
     destination = Path(destination)
     if destination.exists() and not destination.is_dir():
         raise NotADirectoryError(f"{destination}: must be a folder, got a file")
     with replace_folder_files(destination) as staging:
         for name, content in contents.items():
-            with open(staging / name, "wb") as file:  # given a name, torch doesn't say what is wrong with writing
+            with open(staging / name, "wb") as file:  # given a path, torch would hide why writing failed
                 torch.save(_owned(content), file)
         (staging / CONFIG).write_text(json.dumps(tok.config.to_dict(), indent=2) + "\n", encoding="utf-8")
     return destination
 
 
 def _owned(content: object) -> object:
-    """Tensors without the storage that they may be a part of, which `torch.save` would write too."""
+    """Return content with copies of its tensors, since `torch.save` would write the whole storage behind a view."""
     if isinstance(content, Tensor):
         return content.detach().cpu().clone()
     return {name: _owned(value) for name, value in content.items()} if isinstance(content, dict) else content

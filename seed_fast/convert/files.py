@@ -1,8 +1,7 @@
-"""Checkpoint files of others, read tensor by tensor, and our own, written tensor by tensor.
+"""Read checkpoint files tensor by tensor, and write `.safetensors` files tensor by tensor.
 
-A foreign pickle is only ever opened by `torch.load(weights_only=True)`: nothing in it runs. Files are memory-mapped,
-and the mapping is dropped and made again every `PIECE` bytes, so that pages already copied don't stay resident beside
-their copies.
+A foreign pickle is only ever opened by `torch.load(weights_only=True)`: nothing in it runs. Files are memory-mapped.
+The mapping is closed and opened again after every `PIECE` bytes, so that pages already copied leave memory.
 """
 
 from __future__ import annotations
@@ -29,15 +28,16 @@ _SAFETENSORS_TYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16:
 # LAVIS's training code saves {"model": ..., "optimizer": ...}, Lightning "state_dict", DeepSpeed "module".
 _WRAPPERS = ("model", "state_dict", "module", "model_state_dict")
 _MOST_WRAPPERS = 8
-_PREFIXES = ("module", "model")  # of all names: DistributedDataParallel, and a model that is a part of another
-_INSERTED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # torch.compile, FSDP, checkpointing
+_PREFIXES = ("module", "model")  # before every name: DistributedDataParallel, and a model inside another
+# Parts of names that torch.compile, FSDP and activation checkpointing insert.
+_INSERTED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
 _ZIP = b"PK\x03\x04"
 
 
 class CheckpointError(ValueError):
-    """A file isn't a checkpoint, is damaged, or isn't the checkpoint it should be; the message names it."""
+    """Raised when a file isn't a checkpoint, is damaged, or isn't the expected one; the message names it."""
 
 
 class Entry(NamedTuple):
@@ -52,8 +52,8 @@ class TensorFile:
 
     Attributes:
         entries: name to `Entry` of each tensor.
-        is_mapped: whether reading maps the file, a piece at a time, or holds it as a whole (legacy pickles).
-        metadata: the header's strings (`.safetensors` only).
+        is_mapped: True if the file is mapped and read in pieces, False if it is held as a whole (legacy pickles).
+        metadata: strings of the header (`.safetensors` only).
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -70,20 +70,27 @@ class TensorFile:
     def read(
         self, names: Iterable[str], *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
     ) -> Iterator[tuple[str, Tensor]]:
-        """Yield (name, tensor). The tensors own their memory. `dtype` None keeps each one's type."""
+        """Yield (name, tensor) for each of `names`; the tensors own their memory.
+
+        Args:
+            names: which tensors, in this order.
+            device: where to put them.
+            dtype: type to convert to; None keeps the stored type of each.
+        """
         tensors: dict[str, Tensor] = {}
         copied = 0
         for name in names:
             if not tensors or (self.is_mapped and copied >= PIECE):
-                tensors, copied = {}, 0  # the old mapping goes before the new one comes
+                tensors, copied = {}, 0  # close the old mapping before the new one is opened
                 tensors = self._open()
             source = tensors.pop(name)
             copied += source.numel() * source.element_size()
             tensor = source.to(device=device, dtype=dtype or source.dtype, copy=self.is_mapped).contiguous()
-            del source  # while the caller holds the tensor, the memory that it was read into goes
+            del source  # free what was read while the caller works with the copy
             yield name, tensor
 
     def _open(self) -> dict[str, Tensor]:
+        """Return {plain name: tensor}; the tensors are views of the mapping where the file is mapped."""
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path}: no such file")
         tensors = self._open_safetensors() if self._is_safetensors() else self._open_torch()
@@ -93,10 +100,10 @@ class TensorFile:
             raise CheckpointError(f"{self.path}: {error}") from None
 
     def _is_safetensors(self) -> bool:
-        """What it is: people give files of one kind the suffix of the other."""
+        """Return True for a .safetensors file, by its content: files of either kind may have the other's suffix."""
         with open(self.path, "rb") as file:
             head = file.read(9)
-        # The length of the header comes first, and its lowest byte may be what a pickle begins with.
+        # The file begins with the length of its header, whose lowest byte may equal the first byte of a pickle.
         if len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") < self.path.stat().st_size:
             return True
         return self.path.suffix == ".safetensors" and not head.startswith((_ZIP, pickle.PROTO))
@@ -105,7 +112,7 @@ class TensorFile:
         try:
             with safe_open(self.path, framework="pt") as file:
                 self.metadata = file.metadata() or {}
-                # Views of the mapping: nothing is read before a tensor is.
+                # Views of the mapping: nothing is read from the disk yet.
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except SafetensorError as error:
             raise CheckpointError(
@@ -116,17 +123,18 @@ class TensorFile:
     def _open_torch(self) -> dict[str, Tensor]:
         with open(self.path, "rb") as file:
             head = file.read(4)
-        # The legacy format can only be read as a whole, and by a name that ends so torch takes it for another one.
+        # The legacy format can only be read as a whole. A file named .safetensors must be given to torch open, because
+        # torch would go by the name.
         is_misnamed = self.path.suffix == ".safetensors"
         self.is_mapped = head == _ZIP and not is_misnamed
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about pickles that torch.save didn't write: they fail right after
+                warnings.simplefilter("ignore")  # torch warns of pickles that it didn't write; they fail right after
                 with open(self.path, "rb") if is_misnamed else nullcontext(self.path) as file:
                     content = torch.load(file, map_location="cpu", weights_only=True, mmap=self.is_mapped)
         except (OSError, MemoryError):
             raise
-        except Exception as error:  # whatever a parser of foreign bytes trips over, the file is at fault
+        except Exception as error:  # a parser of foreign bytes may raise anything; the file is at fault
             what = disguised(self.path)
             if what is not None:
                 raise CheckpointError(f"{self.path}: must be a whole PyTorch checkpoint, got {what}") from None
@@ -143,7 +151,7 @@ class TensorFile:
 
 
 def unwrapped(content: Any) -> Any:
-    """The state dict inside of what training code wraps it into, such as {"state_dict": {"model": ...}}."""
+    """Return the state dict inside what training code wraps around it, as in {"state_dict": {"model": ...}}."""
     for _ in range(_MOST_WRAPPERS):
         if not isinstance(content, Mapping) or any(isinstance(value, Tensor) for value in content.values()):
             return content
@@ -155,10 +163,10 @@ def unwrapped(content: Any) -> Any:
 
 
 def plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by the names of the bare model, without what torch.compile, DistributedDataParallel and FSDP add to them.
+    """Return the tensors by the names of the bare model, without what torch.compile, DDP and FSDP add to them.
 
     Raises:
-        ValueError: two names become one.
+        ValueError: two names become the same.
     """
     named = {name: ".".join(part for part in name.split(".") if part not in _INSERTED) for name in tensors}
     while named:
@@ -175,6 +183,7 @@ def plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _explain(error: Exception, *, is_pickle: bool) -> str:
+    """Return the message for a file that `torch.load` could not read."""
     text = str(error)
     wanted = re.search(r"GLOBAL (\S+)", text)
     if isinstance(error, pickle.UnpicklingError) and (wanted or (is_pickle and "Unsupported operand" in text)):
@@ -189,11 +198,18 @@ def _explain(error: Exception, *, is_pickle: bool) -> str:
 def write_safetensors(
     path: Path, entries: Mapping[str, Entry], tensors: Iterable[tuple[str, Tensor]], metadata: Mapping[str, str]
 ) -> None:
-    """Write tensors in the order of `entries` as they arrive. The library's `save_file` wants all of them at once.
+    """Write tensors one by one as they arrive; the library's own `save_file` needs all of them in memory.
+
+    Args:
+        path: file to write.
+        entries: shape and type of every tensor, in the order in which they will come.
+        tensors: (name, tensor) pairs.
+        metadata: strings for the header.
 
     Raises:
         ValueError: a tensor isn't of a floating-point type, or isn't the one that `entries` announced.
     """
+    # The header first: it says where each tensor will lie.
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name, (shape, dtype) in entries.items():
@@ -203,6 +219,7 @@ def write_safetensors(
         header[name] = {"dtype": _SAFETENSORS_TYPES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the format aligns the data to 8 bytes
+    # Then the tensors, each checked against its announcement.
     expected = iter(entries.items())
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)

@@ -1,4 +1,4 @@
-"""Our checkpoint format: a folder with config.json, model.safetensors and README.md (the model card)."""
+"""This package's checkpoint format: a folder with config.json, model.safetensors and README.md (the model card)."""
 
 from __future__ import annotations
 
@@ -27,16 +27,19 @@ def write_folder(
     trained: bool,
     entries: Mapping[str, Entry] | None = None,
 ) -> Path:
-    """Write a checkpoint folder beside its place and rename it in when it is whole.
+    """Write a checkpoint folder beside its place, and rename it when it is complete.
 
     A folder that is already there keeps its files until all new ones are on disk; then each is replaced, weights last.
 
     Args:
-        folder: where to; parents are made.
+        folder: folder to write; its parents are made.
         config: sizes of the model.
-        tensors: our names to tensors, or (name, tensor) pairs that come one at a time, which need `entries`.
-        trained: whether these are trained weights; kept in the weights' metadata and on the card.
-        entries: name, shape and type of what `tensors` yields, in its order. Default: read off the mapping.
+        tensors: mapping of our names to tensors, or an iterable of (name, tensor) pairs, which needs `entries`.
+        trained: True if the weights are trained; recorded in the metadata of the weights and on the card.
+        entries: name, shape and type of what `tensors` yields, in its order. Default: taken from the mapping.
+
+    Returns:
+        The folder's absolute path.
     """
     if isinstance(tensors, Mapping):
         entries = {name: Entry(tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
@@ -60,6 +63,7 @@ def write_folder(
 
 
 def _write_text(path: Path, text: str) -> None:
+    """Write a file and wait until it is on the disk."""
     with open(path, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -67,7 +71,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def model_card(name: str, config: SeedConfig, entries: Mapping[str, Entry], *, trained: bool) -> str:
-    """Model card in Markdown, with the front matter that the Hugging Face hub reads."""
+    """Return a model card in Markdown, with the front matter that the Hugging Face hub reads."""
     count = sum(entry.shape.numel() for entry in entries.values())
     types = ", ".join(sorted({str(entry.dtype).removeprefix("torch.") for entry in entries.values()}))
     state = (
@@ -104,5 +108,5 @@ codes = tok.encode("photo.jpg")  # [1, {config.num_codes}]
 
 
 def entries_as(entries: Mapping[str, Entry], dtype: torch.dtype | None) -> dict[str, Entry]:
-    """The same entries with another type; None keeps each one's own."""
+    """Return the entries with their type replaced by `dtype`; None keeps them as they are."""
     return {name: Entry(entry.shape, dtype or entry.dtype) for name, entry in entries.items()}

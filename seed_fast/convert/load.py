@@ -24,7 +24,10 @@ def load_tokenizer(
     dtype: torch.dtype | str | None = None,
     config: SeedConfig | None = None,
 ) -> SeedTokenizer:
-    """See `SeedTokenizer.from_pretrained`. Holds the model once, and one tensor of a file at a time beside it."""
+    """Load a tokenizer; `SeedTokenizer.from_pretrained` describes arguments and errors.
+
+    Memory holds the model once, and one tensor of the file beside it.
+    """
     checkpoint = open_checkpoint(name, config)
     tensors = dict(checkpoint.tensors(device=device or "cpu", dtype=_dtype(dtype) or torch.float32))
     return adopt(checkpoint.config, tensors, trained=checkpoint.trained)
@@ -38,20 +41,21 @@ def convert(
     dtype: torch.dtype | str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Convert a checkpoint to a folder of ours; one tensor at a time is in memory.
+    """Convert a checkpoint to this package's format, with one tensor at a time in memory.
 
     Args:
-        source: whatever `SeedTokenizer.from_pretrained` takes.
-        destination: folder to write; a checkpoint that is there stays until the new one is whole.
-        preset: preset name or config of an official checkpoint. Default: what its tensors show.
-        dtype: type to store, "float32", "bfloat16" or "float16". Default: each tensor as it is, without loss.
-        progress: called with (bytes written, bytes in all) after each tensor.
+        source: what `SeedTokenizer.from_pretrained` takes.
+        destination: folder to write; a checkpoint that is there stays until the new one is complete.
+        preset: preset name or config of an official checkpoint. Default: recognised by its tensors.
+        dtype: type to store, "float32", "bfloat16" or "float16". Default: the stored type of each tensor.
+        progress: called with (bytes written, bytes in total) after each tensor.
 
     Returns:
-        The folder.
+        The folder's absolute path.
 
     Raises:
-        CheckpointError: the checkpoint can't be read or lacks weights; as `SeedTokenizer.from_pretrained` says.
+        CheckpointError: the checkpoint can't be read or lacks weights.
+        FileNotFoundError, OSError, ValueError: see `SeedTokenizer.from_pretrained`.
     """
     config = SeedConfig.preset(preset) if isinstance(preset, str) else preset
     stored = _dtype(dtype)
@@ -64,6 +68,7 @@ def convert(
 def _counted(
     checkpoint: Checkpoint, dtype: torch.dtype | None, progress: Callable[[int, int], None] | None
 ) -> Iterator[tuple[str, Tensor]]:
+    """Yield the checkpoint's tensors, and report after each how many bytes are done."""
     entries = entries_as(checkpoint.entries, dtype).values()
     total = sum(entry.shape.numel() * entry.dtype.itemsize for entry in entries)
     done = 0
@@ -75,6 +80,7 @@ def _counted(
 
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """Return the dtype of a name; a dtype or None stays as it is."""
     if dtype is None or dtype in DTYPES.values():
         return dtype  # type: ignore[return-value]
     if isinstance(dtype, str) and dtype in DTYPES:

@@ -1,8 +1,8 @@
 """Names of the official checkpoints: one table per format, from our names to theirs.
 
-Conversion is renaming only: every tensor of ours has the shape and the values of an official one. A row is a pattern of
-our name and the official name; `{i}` stands for a layer number, `*` for the rest of the name. The first row that fits
-wins.
+Conversion only renames: every tensor of ours has the shape and the values of an official one. A row pairs a pattern of
+our name with the official name; `{i}` stands for a layer number, `*` for the rest of the name. The first matching row
+counts.
 
 Sources: official models/seed_qformer/*.py for SEED-2; branch v1, models/visual_tokenizer.py for SEED-1.
 """
@@ -17,7 +17,7 @@ from seed_fast.model.config import SeedConfig
 from seed_fast.model.tokenizer import SeedTokenizer
 
 VIT_PREFIX = "visual_encoder."  # eva_vit_g.pth holds the same names without it
-POSITION_IDS = torch.Size([1, 512])  # BERT's buffer 0..511, which no query uses but every official file holds
+POSITION_IDS = torch.Size([1, 512])  # BERT's buffer 0..511: in every official file, though queries don't use it
 
 
 def _qformer_rows(ours: str, queries: str, bert: str) -> tuple[tuple[str, str], ...]:
@@ -69,7 +69,7 @@ SEED_2 = (
 
 
 def rename(name: str, table: tuple[tuple[str, str], ...]) -> str:
-    """The official name of our `name`, by the first row of `table` that fits."""
+    """Return the official name of our `name`, by the first matching row of `table`."""
     for ours, official in table:
         pattern = re.escape(ours).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\*", r"(?P<rest>.+)")
         match = re.fullmatch(pattern, name)
@@ -80,29 +80,29 @@ def rename(name: str, table: tuple[tuple[str, str], ...]) -> str:
 
 
 def official_names(config: SeedConfig) -> dict[str, str]:
-    """Our parameter names to the official names, for each parameter of a model of this config."""
+    """Return {our name: official name} for every parameter of a model of this config."""
     table = SEED_1 if config.generates_text else SEED_2
     return {name: rename(name, table) for name in parameter_shapes(config)}
 
 
 def parameter_shapes(config: SeedConfig) -> dict[str, torch.Size]:
-    """Our parameter names to their shapes; takes no memory for weights."""
+    """Return {our name: shape} for every parameter of a model of this config, without allocating weights."""
     return {name: tensor.shape for name, tensor in SeedTokenizer(config, device="meta").state_dict().items()}
 
 
 def constant_names(config: SeedConfig) -> list[str]:
-    """Official names of the `position_ids` buffers: in every official file, and in no model of ours."""
+    """Return the official names of the `position_ids` buffers, which official files hold and our models don't."""
     branches = ["Qformer", "Reverse_Qformer"] if config.head == "reverse_qformer" else ["Qformer"]
     return [f"{branch}.bert.embeddings.position_ids" for branch in branches]
 
 
 def recognise(names: set[str]) -> SeedConfig:
-    """The preset that wrote a checkpoint with these official names.
+    """Recognise the preset of a checkpoint by its official tensor names.
 
     The order matters: the released seed_quantizer.pt has surplus tensors of branches that its model doesn't use.
 
     Raises:
-        ValueError: none of the generation heads is there.
+        ValueError: the names belong to none of the generation heads.
     """
     roots = {name.split(".")[0] for name in names}
     if "image_down" in roots:

@@ -1,4 +1,4 @@
-"""Official state dicts to `SeedTokenizer` and back, and the checks that every foreign checkpoint passes."""
+"""Convert official state dicts to a `SeedTokenizer` and back, and check that a checkpoint is complete."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def from_official(
     Tensors are shared with `state_dict` where the type allows it, so that nothing is held twice.
 
     Args:
-        state_dict: official name to tensor, also wrapped or prefixed as training code leaves it (`module.`, ...). Names
-            that the model doesn't have are left out, and logged once.
-        config: the sizes; head counts are not in a state dict.
-        dtype: type of the weights. Default: the widest one among the tensors.
+        state_dict: {official name: tensor}, also with the wrappers and prefixes of training code (`module.`, ...).
+            Tensors that the model doesn't have are left out, and logged once.
+        config: the sizes, which a state dict doesn't fully show (numbers of heads).
+        dtype: type of the weights. Default: the widest type among the tensors.
 
     Raises:
         CheckpointError (a ValueError): tensors are missing, or have another shape than `config` says.
@@ -43,7 +43,7 @@ def from_official(
 
 
 def to_official(tok: SeedTokenizer) -> dict[str, Tensor]:
-    """State dict of `tok` with official names; the tensors are shared with `tok`. The inverse of `from_official`."""
+    """Return the state dict of `tok` with official names, tensors shared with `tok`; the inverse of `from_official`."""
     ours = tok.state_dict()
     official = {name: ours[own] for own, name in official_names(tok.config).items()}
     for name in constant_names(tok.config):
@@ -52,13 +52,13 @@ def to_official(tok: SeedTokenizer) -> dict[str, Tensor]:
 
 
 def official_shapes(config: SeedConfig) -> dict[str, torch.Size]:
-    """Official name to shape of each tensor that `from_official` needs."""
+    """Return {official name: shape} for every tensor that `from_official` needs."""
     shapes = parameter_shapes(config)
     return {official: shapes[ours] for ours, official in official_names(config).items()}
 
 
 def adopt(config: SeedConfig, tensors: Mapping[str, Tensor], *, trained: bool) -> SeedTokenizer:
-    """A tokenizer that holds these very tensors, by our names, as its weights."""
+    """Return a tokenizer whose weights are the given tensors themselves, {our name: tensor}, in eval mode."""
     tok = SeedTokenizer(config, device="meta")
     tok.load_state_dict(dict(tensors), assign=True)
     tok.trained = trained
@@ -88,11 +88,12 @@ def check_tensors(shapes: Mapping[str, torch.Size], config: SeedConfig, *, sourc
 
 
 def _some(names: list[str], count: int = 5) -> str:
+    """Join the first names for a message."""
     return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
 
 
 def _kinds(names: list[str], limit: int = 20) -> str:
-    """All names; where there are many, those that differ in a layer number alone as one, with * for it."""
+    """Join names for a message; many names that differ in a layer number alone become one, with * for the number."""
     if len(names) > limit:
         kinds: dict[str, list[str]] = {}
         for name in names:

@@ -1,4 +1,4 @@
-"""Where weights come from: find the files that a name stands for, and which of their tensors is which of ours."""
+"""Find the files that a name stands for, and map their tensors to the parameters of a model."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ ASSETS = Path(__file__).parent.parent / "assets"
 EMBEDDED = "seed-tiny"
 EVA = "eva_vit_g.pth"
 EVA_URL = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/eva_vit_g.pth"
-CAPTIONS = ("contrast.safetensors", "vocabulary.txt", "vocab.txt", "tokenizer*.json")  # beside it after training
+CAPTIONS = ("contrast.safetensors", "vocabulary.txt", "vocab.txt", "tokenizer*.json")  # files that training adds
 OFFICIAL = ("seed_quantizer.pt", "causal_qformer.pth", "seed_tokenizer.pth")  # in the order in which they are loaded
 
 
 @dataclass(frozen=True)
 class Part:
-    """One tensor of the model: in which file, by which name, and the shape the model wants."""
+    """One parameter of the model: the file that holds it, its name there, and the shape and type to read."""
 
     file: TensorFile
     key: str
@@ -36,7 +36,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that has been checked against its config, and not yet read."""
+    """A checkpoint that has been checked against its config; its tensors are not read yet."""
 
     config: SeedConfig
     trained: bool
@@ -44,7 +44,7 @@ class Checkpoint:
 
     @property
     def entries(self) -> dict[str, Entry]:
-        """Our name to shape and stored type, in the order in which `tensors` yields."""
+        """{our name: shape and stored type}, in the order in which `tensors` yields them."""
         return {name: part.entry for name, part in self.parts.items()}
 
     def tensors(
@@ -59,7 +59,10 @@ class Checkpoint:
 
 
 def open_checkpoint(source: str | Path | Sequence[str | Path], config: SeedConfig | None = None) -> Checkpoint:
-    """Find and check a checkpoint; see `SeedTokenizer.from_pretrained` for what `source` may be and what is raised."""
+    """Find a checkpoint and check it against its config, or against `config`.
+
+    `SeedTokenizer.from_pretrained` describes what `source` may be, and what is raised.
+    """
     if isinstance(source, (list, tuple)):
         return _open_official([Path(path) for path in source], config)
     path = Path(str(source))
@@ -82,10 +85,10 @@ def open_checkpoint(source: str | Path | Sequence[str | Path], config: SeedConfi
 
 
 def checkpoint_folder(name: str | Path) -> Path:
-    """The folder of a tokenizer: the embedded one, a local one, or that of a hub id, which is downloaded.
+    """Return the folder of a tokenizer: the embedded one, a local one, or the download of a hub id.
 
     Raises:
-        FileNotFoundError, OSError: as `seed_fast._hub.local_folder`.
+        FileNotFoundError, OSError: no such folder, or the hub can't be reached; see `seed_fast._hub.local_folder`.
     """
     if str(name) == EMBEDDED and not Path(name).exists():
         return ASSETS / EMBEDDED
@@ -93,6 +96,7 @@ def checkpoint_folder(name: str | Path) -> Path:
 
 
 def _open_own(folder: Path, wanted: SeedConfig | None) -> Checkpoint:
+    """Open a folder of this package's format."""
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"{folder / CONFIG}: no such file; a folder with {WEIGHTS} needs it")
     config = SeedConfig.from_file(folder / CONFIG)
@@ -116,10 +120,12 @@ def _open_own(folder: Path, wanted: SeedConfig | None) -> Checkpoint:
 
 
 def _open_official(paths: list[Path], config: SeedConfig | None) -> Checkpoint:
+    """Open official files; the image encoder may be one of them, inside them, or beside them."""
     files = [TensorFile(path) for path in paths]
     eva = [file for file in files if "patch_embed.proj.weight" in file.entries]
     files = [file for file in files if file not in eva]
     label = ", ".join(str(file.path) for file in files) or str(paths[0])
+    # The config: given, beside the files, or recognised by the names of their tensors.
     available = {key: Part(file, key, entry) for file in files for key, entry in file.entries.items()}
     if config is None:
         config = _config_beside(paths[0])
@@ -128,6 +134,7 @@ def _open_official(paths: list[Path], config: SeedConfig | None) -> Checkpoint:
             config = recognise(set(available))
         except ValueError as error:
             raise CheckpointError(f"{label}: {error}") from None
+    # The image encoder, unless the files hold it.
     if not any(key.startswith(VIT_PREFIX) for key in available):
         for file in eva or [_find_eva(paths[0].parent)]:
             label += f", {file.path}"
@@ -135,13 +142,14 @@ def _open_official(paths: list[Path], config: SeedConfig | None) -> Checkpoint:
                 available[VIT_PREFIX + key] = Part(file, key, entry)
     _allow_other_image_size(available, config)
     check_tensors({key: part.entry.shape for key, part in available.items()}, config, source=label)
+    # File after file, so that each is mapped once.
     parts = {ours: available[official] for ours, official in official_names(config).items()}
     order = {file: number for number, file in enumerate(dict.fromkeys(part.file for part in parts.values()))}
     return Checkpoint(config, True, dict(sorted(parts.items(), key=lambda item: order[item[1].file])))
 
 
 def _config_beside(path: Path) -> SeedConfig | None:
-    """The config.json next to an official file, if it is one of ours: hub folders may have one of another library."""
+    """Return the config.json beside an official file; None where it is absent or of another library, as on the hub."""
     beside = path.parent / CONFIG
     if not beside.is_file():
         return None
@@ -150,6 +158,7 @@ def _config_beside(path: Path) -> SeedConfig | None:
 
 
 def _find_eva(folder: Path) -> TensorFile:
+    """Return the file of the image encoder; the error says where to download it."""
     if not (folder / EVA).is_file():
         raise FileNotFoundError(
             f"{folder / EVA}: no such file. SEED's own files don't hold the image encoder. Download {EVA} of LAVIS's "
@@ -159,7 +168,7 @@ def _find_eva(folder: Path) -> TensorFile:
 
 
 def _allow_other_image_size(available: dict[str, Part], config: SeedConfig) -> None:
-    """Let a position embedding for another number of patches pass: the official loader interpolates it."""
+    """Accept a position embedding for another number of patches, which `_resize_positions` will interpolate."""
     key = VIT_PREFIX + "pos_embed"
     if key not in available:
         return
@@ -172,7 +181,7 @@ def _allow_other_image_size(available: dict[str, Part], config: SeedConfig) -> N
 
 
 def _resize_positions(positions_1LE: Tensor, shape: torch.Size) -> Tensor:
-    """Bicubic interpolation of the patches' position embeddings, in float32, the class token's kept.
+    """Interpolate the patches' position embeddings bicubically, in float32; the class token keeps its own.
 
     Source: official models/seed_qformer/eva_vit.py, interpolate_pos_embed.
     """

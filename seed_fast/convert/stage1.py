@@ -1,6 +1,6 @@
-"""Official stage-1 state dicts (LAVIS `blip2_casual`) to `Stage1Model` and back, and BERT's weights into one.
+"""Convert official stage-1 state dicts (LAVIS `blip2_casual`) to `Stage1Model` and back, and load BERT's weights.
 
-The image side has the names of `seed_fast.convert.names`; the rows here are the text branch and the projections.
+The names of the image side are in `seed_fast.convert.names`; those of the text branch and the projections are here.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _TEXT = (
     ("temperature", "temp"),
 )
 STAGE_1 = (*((f"tokenizer.{ours}", official) for ours, official in SEED_2), *_TEXT)
-IMAGE_PARTS = ("vit.", "vision_norm.", "qformer.")  # of the tokenizer; stage 1 knows no other
+IMAGE_PARTS = ("vit.", "vision_norm.", "qformer.")  # the parts of the tokenizer that stage 1 has
 _SIZES = {
     "vocabulary": "Qformer.bert.embeddings.word_embeddings.weight",
     "positions": "Qformer.bert.embeddings.position_embeddings.weight",
@@ -41,13 +41,13 @@ _SIZES = {
 
 
 def stage1_names(model: Stage1Model) -> dict[str, str]:
-    """Our names to the official ones, for each tensor that stage 1 reads."""
+    """Return {our name: official name} for every tensor of stage 1."""
     names = (name for name in model.state_dict() if is_stage1(name))
     return {name: rename(name, STAGE_1) for name in names}
 
 
 def is_stage1(name: str) -> bool:
-    """Whether a tensor of a `Stage1Model` has a part in stage 1; the rest of the tokenizer waits for stage 2."""
+    """Return True if stage 1 uses this tensor of a `Stage1Model`; the rest of the tokenizer is for stage 2."""
     return not name.startswith("tokenizer.") or name.removeprefix("tokenizer.").startswith(IMAGE_PARTS)
 
 
@@ -60,8 +60,8 @@ def from_official_stage1(
     matching and captioning heads of BLIP-2) are left out, and logged once.
 
     Args:
-        state_dict: official name to tensor. The sizes of the vocabulary and of the projection are read off it.
-        config: the other sizes; head counts are not in a state dict.
+        state_dict: {official name: tensor}. It also gives the sizes of the vocabulary and of the projection.
+        config: the other sizes, which a state dict doesn't fully show (numbers of heads).
         dtype: type of the weights.
 
     Raises:
@@ -88,12 +88,15 @@ def from_official_stage1(
 def load_official_stage1(
     model: Stage1Model, state_dict: Mapping[str, Tensor], *, source: str = "state dict"
 ) -> list[str]:
-    """Copy what `state_dict` has of a stage-1 model into it, and return our names of what it doesn't have.
+    """Copy the tensors of `state_dict` into a stage-1 model; it may lack some.
 
-    `blip2_pretrained.pth`, from which the official stage 1 starts, and `eva_vit_g.pth` are such parts.
+    `blip2_pretrained.pth`, from which the official stage 1 starts, and `eva_vit_g.pth` are such incomplete files.
+
+    Returns:
+        Our names of the tensors that `state_dict` doesn't have.
 
     Raises:
-        CheckpointError: a tensor has another shape than the model's, or none is of the model.
+        CheckpointError: a tensor has another shape than the model's, or no name belongs to the model.
     """
     own = _official_state(model)
     names = stage1_names(model)
@@ -112,7 +115,7 @@ def load_official_stage1(
 
 
 def to_official_stage1(model: Stage1Model) -> dict[str, Tensor]:
-    """State dict with official names, tensors shared with `model`. The inverse of `from_official_stage1`."""
+    """Return the state dict with official names, tensors shared with `model`; the inverse of `from_official_stage1`."""
     own = _official_state(model)
     official = {name: own[ours] for ours, name in stage1_names(model).items()}
     official["Qformer.bert.embeddings.position_ids"] = torch.arange(POSITION_IDS.numel()).view(POSITION_IDS)
@@ -120,17 +123,17 @@ def to_official_stage1(model: Stage1Model) -> dict[str, Tensor]:
 
 
 def _official_state(model: Stage1Model) -> dict[str, Tensor]:
-    """Our names to tensors of the official shapes, which share the model's memory."""
+    """Return {our name: tensor}, with the official shapes; the tensors share the model's memory."""
     own = model.state_dict()
     return own | {"temperature": own["temperature"].reshape(())}
 
 
 @torch.no_grad()
 def load_bert(model: Stage1Model, folder: str | Path) -> None:
-    """Start the Q-Former and the text tower from a local BERT folder, such as bert-base-uncased.
+    """Initialise the Q-Former and the text tower from a local BERT folder, such as bert-base-uncased.
 
-    As BLIP-2: self-attention and norms from BERT, text feed-forwards from BERT's, and query feed-forwards as a copy of
-    these. Cross-attention, which BERT lacks, keeps its initial weights, and so do word embeddings beyond BERT's
+    This follows BLIP-2: self-attention, norms and text feed-forwards are BERT's, and query feed-forwards are a copy of
+    the latter. Cross-attention, which BERT lacks, keeps its initial weights, and so do word embeddings beyond BERT's
     vocabulary ([DEC]). BERT's token types, which BLIP-2 lacks, are left out.
 
     Raises:

@@ -18,18 +18,29 @@ def attend(
     dropout: float = 0.0,
     causal: bool = False,
 ) -> Tensor:
-    """`scaled_dot_product_attention`, [B, H, N, d]; `mask` is True where a query may look, broadcast to [B, H, N, L].
+    """Compute attention with torch's fused kernel, or in other ways where its gradient is slow.
 
-    Training in bfloat16 on a CPU goes another way: there the gradient of torch's fused kernel takes several times as
-    long as the matrix products that it consists of.
+    Args:
+        q_BHNd: queries.
+        k_BHLd: keys.
+        v_BHLd: values.
+        mask: True where a query may see a key, broadcast to [B, H, N, L]; it replaces `causal`.
+        dropout: probability with which an attention weight is dropped.
+        causal: True if query i may see keys 0 .. i alone.
+
+    Returns:
+        [B, H, N, d].
     """
+    # The gradient of torch's fused kernel in bfloat16 on a CPU takes several times as long as its matrix products.
     if not (q_BHNd.device.type == "cpu" and q_BHNd.dtype == torch.bfloat16 and q_BHNd.requires_grad):
         return F.scaled_dot_product_attention(
             q_BHNd, k_BHLd, v_BHLd, attn_mask=mask, dropout_p=dropout, is_causal=causal and mask is None
         )
+    # Without mask and dropout our op does it, whose gradient consists of matrix products.
     if mask is None and not dropout:
         q, k, v = (x.transpose(1, 2) for x in (q_BHNd, k_BHLd, v_BHLd))
         return attention(q, k, v, causal=causal).transpose(1, 2)
+    # Otherwise the formula itself, with the softmax in float32.
     if mask is None and causal:
         mask = torch.ones(q_BHNd.shape[-2], k_BHLd.shape[-2], dtype=torch.bool).tril()
     scores = (q_BHNd * q_BHNd.shape[-1] ** -0.5) @ k_BHLd.transpose(-1, -2)

@@ -1,9 +1,10 @@
-"""What is faster on this machine: measured once, then read from the cache folder.
+"""Measure once per machine which of several ways is faster, and keep the answer in the cache folder.
 
 A question, such as "which library multiplies float32 matrices", has a table as its answer. Its file is named after the
 question and the machine: processor, instruction sets, number of threads, versions of torch and seed_fast. A file that
-is damaged or about another machine is measured again; a folder that can't be written to costs a measurement per
-process. Two processes may ask at once: each writes a whole file.
+is damaged or about another machine is measured again; so is one that was measured while other programs were at work,
+by up to `MOST_TRIES` processes, and the least disturbed answer is kept. A folder that can't be written to costs a
+measurement per process. Two processes may ask at once: each writes a whole file.
 """
 
 from __future__ import annotations
@@ -28,18 +29,21 @@ from seed_fast._machine import cpu_model
 
 logger = logging.getLogger(__name__)
 
-SCHEMA = 1
+SCHEMA = 2
 # What hides instruction sets from torch, oneDNN, MKL and our kernels.
 LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "SEED_FAST_CPU_ISA")
 LEAST_ROUNDS, MOST_ROUNDS = 7, 25
+QUIET = 1.5  # median time / least time of a call, up to which nothing else seems to have disturbed it
+MOST_TRIES = 5  # processes that measure on a machine that is never quiet
 SHORTEST = 2e-4  # s: a quicker call is repeated, so that the clock is no part of its time
 
 _known: dict[str, dict[str, Any]] = {}  # answers of this process
 _lock = threading.RLock()
+_disturbance = 1.0  # the highest median time / least time since `answer` began to measure
 
 
 def machine() -> dict[str, Any]:
-    """What an answer depends on."""
+    """Return everything about the machine that an answer depends on, as JSON can hold it."""
     return {
         "processor": cpu_model(),
         "isa": torch.backends.cpu.get_cpu_capability(),
@@ -51,7 +55,7 @@ def machine() -> dict[str, Any]:
 
 
 def folder() -> Path:
-    """Where answers are kept."""
+    """Return the folder in which answers are kept: SEED_FAST_CACHE/calibration."""
     return Path(_env.get("SEED_FAST_CACHE")).expanduser() / "calibration"
 
 
@@ -62,13 +66,16 @@ def answer(
     *,
     again: bool = False,
 ) -> dict[str, Any]:
-    """The table that answers a question on this machine.
+    """Return the table that answers a question on this machine; measure it where it isn't known yet.
 
     Args:
-        question: its name, with everything that the answer depends on besides the machine.
-        measure: makes the answer, of what JSON can hold.
-        is_answer: False for what a file can't mean; such a file is measured again.
+        question: name of the question, with everything that the answer depends on besides the machine.
+        measure: measures and returns the answer, as JSON can hold it.
+        is_answer: takes what a file holds and returns False if that isn't a valid answer; then it is measured again.
         again: measure now, once in this process, whatever the file says.
+
+    Returns:
+        What `measure` returned, now or earlier.
     """
     about = {"schema": SCHEMA, "question": question, "machine": machine()}
     key = json.dumps(about, sort_keys=True)
@@ -76,16 +83,27 @@ def answer(
     with _lock:
         if known not in _known:
             path = folder() / f"{hashlib.blake2b(key.encode(), digest_size=12).hexdigest()}.json"
-            found = None if again else _read(path, about, is_answer)
-            if found is None:
-                found = measure()
-                _write(path, about | {"answer": found})
+            kept = None if again else _read(path, about, is_answer)
+            if kept is None or (kept["disturbance"] > QUIET and kept["tries"] < MOST_TRIES):
+                kept = _measured(measure, kept)
+                _write(path, about | kept)
+            found = kept["answer"]
             _known[key] = _known[known] = found
         return _known[known]
 
 
+def _measured(measure: Callable[[], dict[str, Any]], before: dict[str, Any] | None) -> dict[str, Any]:
+    """Measure, and keep the less disturbed of this answer and the one before."""
+    global _disturbance
+    _disturbance = 1.0
+    now = {"answer": measure(), "disturbance": round(_disturbance, 3), "tries": 1}
+    if before is None:
+        return now
+    return min(now, before, key=lambda kept: kept["disturbance"]) | {"tries": before["tries"] + 1}
+
+
 def answers() -> dict[str, dict[str, Any]]:
-    """{question: answer} that the cache folder holds for this machine; nothing is measured."""
+    """Return {question: answer} for every answer that the cache folder holds for this machine; nothing is measured."""
     here, found = machine(), {}
     for path in sorted(folder().glob("*.json")):
         content = _content(path)
@@ -95,12 +113,13 @@ def answers() -> dict[str, dict[str, Any]]:
 
 
 def forget() -> None:
-    """Read the files again at the next question."""
+    """Forget the answers that this process holds in memory; the next question reads the files again."""
     with _lock:
         _known.clear()
 
 
 def _content(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object in a file; None where there is none that can be read."""
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -112,14 +131,16 @@ def _content(path: Path) -> dict[str, Any] | None:
 
 
 def _read(path: Path, about: dict[str, Any], is_answer: Callable[[Any], bool]) -> dict[str, Any] | None:
+    """Return the answer, its disturbance and its tries; None where the file holds no answer to this question."""
     content = _content(path)
     if content is None:
         return None
-    found = content.pop("answer", None)
-    if content != about or not isinstance(found, dict) or not is_answer(found):
+    kept = {name: content.pop(name, None) for name in ("answer", "disturbance", "tries")}
+    numbers = isinstance(kept["disturbance"], (int, float)) and isinstance(kept["tries"], int)
+    if content != about or not numbers or not isinstance(kept["answer"], dict) or not is_answer(kept["answer"]):
         logger.debug("%s: measured again, since it doesn't answer %r", path, about["question"])
         return None
-    return found
+    return kept
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
@@ -133,27 +154,29 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 def medians(
     calls: Mapping[str, Callable[[], object]], baseline: str, seconds: float, wait: Callable[[], object] = lambda: None
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Times of calls that do the same, and their gains over one of them.
+    """Time several calls that compute the same, and compare them with one of them.
 
-    Calls take turns, so that what else the machine does hits all of them alike. Gains are of the fewest seconds, since
-    other programs only ever add time; on a quiet machine they are those of the medians.
+    The calls take turns, so that other programs slow all of them alike. Gains are ratios of the shortest times, since
+    other programs only ever add time; on a quiet machine ratios of medians are the same.
 
     Args:
         calls: {name: call}.
         baseline: name of the call that the others are compared with.
-        seconds: about how long to measure; seven rounds at least, unless one takes too long.
-        wait: returns when the device has done what was launched.
+        seconds: about how long to measure, s; at least seven rounds are made, unless that takes twice as long.
+        wait: blocks until the device has finished what was launched.
 
     Returns:
-        (median s, gain over the baseline as a factor), by name.
+        {name: median time in s} and {name: how many times as fast as the baseline}.
     """
     repeats, times = {}, {name: [] for name in calls}  # type: ignore[var-annotated]
     end = time.perf_counter() + seconds
+    # A first call warms up; a second one tells how often a call must be repeated to be timed well.
     for name, call in calls.items():
         repeats[name] = 1
         _seconds(call, 1, wait)  # warms up
         once = _seconds(call, 1, wait)
         repeats[name] = max(1, int(SHORTEST / max(once, 1e-9)))
+    # Then rounds in which every call has one turn.
     for turn in range(MOST_ROUNDS):
         now = time.perf_counter()
         if turn and (now > end + seconds or (turn >= LEAST_ROUNDS and now > end)):
@@ -161,10 +184,15 @@ def medians(
         for name, call in calls.items():
             times[name].append(_seconds(call, repeats[name], wait))
     gains = {name: min(times[baseline]) / min(own) for name, own in times.items()}
-    return {name: statistics.median(own) for name, own in times.items()}, gains
+    middle = {name: statistics.median(own) for name, own in times.items()}
+    # One call may have two speeds of its own, such as before and after a page fault; a busy machine slows most of them.
+    global _disturbance
+    _disturbance = max(_disturbance, statistics.median(middle[name] / min(own) for name, own in times.items()))
+    return middle, gains
 
 
 def _seconds(call: Callable[[], object], repeats: int, wait: Callable[[], object]) -> float:
+    """Return the time of one call in s, averaged over `repeats` of them."""
     wait()
     start = time.perf_counter()
     for _ in range(repeats):

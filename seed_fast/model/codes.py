@@ -1,4 +1,4 @@
-"""Codes as others hold them: tensors, arrays and lists of whichever integer type."""
+"""Convert codes to int64 tensors from what callers hold: tensors, arrays or lists of any integer type."""
 
 from __future__ import annotations
 
@@ -12,14 +12,19 @@ _INTEGERS = "iu"  # kinds of numpy types
 
 
 def as_codes(codes: Any, caller: str) -> Tensor:
-    """Codes as int64, on their device; the store and `--format npz` keep them as uint16, which torch hardly knows.
+    """Convert codes to an int64 tensor.
+
+    Stores and `--format npz` hold codes as uint16, for which torch has hardly any operations.
 
     Args:
         codes: a tensor, an array (in any byte order) or nested lists of integers.
-        caller: whom an error names.
+        caller: name of the function that an error message begins with.
+
+    Returns:
+        The codes as int64, with the shape they have; a tensor stays on its device.
 
     Raises:
-        TypeError: they aren't integers.
+        TypeError: the codes aren't integers.
         ValueError: lists of different lengths, or a number that int64 can't hold.
     """
     if not isinstance(codes, Tensor):

@@ -14,7 +14,7 @@ from seed_fast._text import read_json, shown
 Head = Literal["mlp", "reverse_qformer"]
 Resize = Literal["bicubic", "bilinear", "bilinear_crop"]
 
-# The largest that can be meant, far above any known model: beyond them torch overflows, or never ends building layers.
+# Upper limits, far above any known model. With larger sizes torch would overflow, or build layers for hours.
 MOST = {"image_size": 8192, "codebook_size": 1 << 24, "num_codes": 4096, "generation_tokens": 4096}
 MOST |= dict.fromkeys(("vit_depth", "qformer_depth", "decoder_depth", "reverse_depth"), 512)
 MOST_OTHER = 1 << 16  # patches, widths and heads
@@ -31,7 +31,7 @@ class QFormerConfig:
     ffn_dim: int
     encoder_dim: int  # width of the features that the cross-attention reads
     cross_attention_every: int
-    causal: bool  # query i sees the queries up to i; said here, never guessed from the number of queries
+    causal: bool  # True: query i sees the queries up to i alone
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ class SeedConfig:
     resize: Resize = "bicubic"
 
     def __post_init__(self) -> None:
+        # Every field by itself: its type, its range, its choices.
         for field in fields(self):
             value = getattr(self, field.name)
             wanted = int if field.type == "int" else str
@@ -86,6 +87,7 @@ class SeedConfig:
                 raise ValueError(
                     f"SeedConfig: {name} must be one of {', '.join(choices)}, got {shown(getattr(self, name))}"
                 )
+        # Then fields that have to fit each other.
         for whole, part in (
             ("image_size", "patch_size"),
             ("vit_dim", "vit_heads"),
@@ -101,22 +103,22 @@ class SeedConfig:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that the ViT makes of an image: one per patch, and the class token."""
+        """Number of tokens that the ViT makes from an image: one per patch, and the class token."""
         return (self.image_size // self.patch_size) ** 2 + 1
 
     @property
     def generates_text(self) -> bool:
-        """SEED-1: the head makes text features of the caption. SEED-2: it makes one image embedding."""
+        """True if the head produces text features (SEED-1), False if it produces one image embedding (SEED-2)."""
         return self.generation_tokens > 1
 
     @property
     def has_reconstructor(self) -> bool:
-        """Whether a decoder for the causal embeddings exists: SEED-1's released model has none."""
+        """True if the model has a decoder for the causal embeddings; SEED-1's released model has none."""
         return not self.generates_text
 
     @property
     def qformer(self) -> QFormerConfig:
-        """The causal Q-Former, which reads the image features."""
+        """Sizes of the causal Q-Former, which reads the image features."""
         return QFormerConfig(
             num_queries=self.num_codes,
             dim=self.qformer_dim,
@@ -130,7 +132,7 @@ class SeedConfig:
 
     @property
     def reverse_qformer(self) -> QFormerConfig:
-        """The Reverse Q-Former of the generation head, which reads the decoded codes in both directions."""
+        """Sizes of the generation head's Reverse Q-Former, which reads the decoded codes in both directions."""
         return replace(
             self.qformer,
             num_queries=self.generation_tokens,
@@ -141,7 +143,7 @@ class SeedConfig:
 
     @classmethod
     def preset(cls, name: str) -> SeedConfig:
-        """Config of a known model: "seed-1", "seed-2", "seed-2-rqf" or "seed-tiny".
+        """Return the config of a known model: "seed-1", "seed-2", "seed-2-rqf" or "seed-tiny".
 
         Raises:
             ValueError: no preset has this name.
@@ -151,12 +153,12 @@ class SeedConfig:
         return PRESETS[name]
 
     def to_dict(self) -> dict[str, Any]:
-        """Field names and values, as in config.json."""
+        """Return {field name: value}, as config.json holds them."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, source: str = "SeedConfig") -> SeedConfig:
-        """Config from exactly its fields; `source` names the origin in errors.
+        """Make a config from a mapping that holds exactly its fields; errors begin with `source`.
 
         Raises:
             ValueError, TypeError: a field is unknown (misspelt), missing or invalid.
@@ -177,7 +179,7 @@ class SeedConfig:
 
     @classmethod
     def from_file(cls, path: str | Path) -> SeedConfig:
-        """Config from a config.json.
+        """Read a config from a config.json.
 
         Raises:
             FileNotFoundError: there is no such file.

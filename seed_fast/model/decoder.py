@@ -1,4 +1,4 @@
-"""Decoders: from code embeddings to reconstructed causal embeddings, and to what an image generator reads.
+"""Decoders: code embeddings to reconstructed causal embeddings, and to features that condition an image generator.
 
 Source: official models/seed_qformer/qformer_quantizer.py (`blocks`, `blocks_image`, `image_down`, `distill_image_proj`)
 and vit.py; for SEED-1 branch v1, models/visual_tokenizer.py (`blocks_text`, `Reverse_Qformer`, `distill_text_proj`).
@@ -16,18 +16,18 @@ from seed_fast.model.qformer import QFormer
 from seed_fast.model.vit import Block
 
 DECODER_FFN_RATIO = 4  # the official blocks widen by 4 whatever the width of the Q-Former's own feed-forward
-MLP_WIDTHS = (256, 128, 32)  # image_down's widths, constants in the official code: 768 -> 256 -> 128 -> 32 per code
+MLP_WIDTHS = (256, 128, 32)  # widths of the official image_down, constants there: 768 -> 256 -> 128 -> 32 per code
 
 
 def reset_linears(module: nn.Module) -> None:
-    """Draw PyTorch's default initial weights, which the official decoders keep, for all linear maps and norms."""
+    """Draw PyTorch's default initial weights for all linear maps and norms, as the official decoders do."""
     for child in module.modules():
         if isinstance(child, (nn.Linear, nn.LayerNorm)):
             child.reset_parameters()
 
 
 class Decoder(nn.Module):
-    """Code embeddings [B, N, C], plus positions, through Transformer blocks that look both ways. No final norm."""
+    """Code embeddings [B, N, C] to [B, N, C]: Transformer blocks without a causal mask, and without a final norm."""
 
     def __init__(self, config: SeedConfig) -> None:
         super().__init__()
@@ -51,7 +51,10 @@ class Decoder(nn.Module):
 
 
 class MlpHead(nn.Module):
-    """SEED-2 as released: each code narrowed to 32 numbers, all of them side by side projected to one vector [B, G]."""
+    """The head of the released SEED-2: [B, N, C] to [B, G].
+
+    Each code embedding is reduced to 32 numbers; those of all codes, concatenated, are projected to one vector.
+    """
 
     def __init__(self, config: SeedConfig) -> None:
         super().__init__()
@@ -73,7 +76,7 @@ class MlpHead(nn.Module):
 
 
 class ReverseQFormerHead(nn.Module):
-    """A Reverse Q-Former whose T queries read the decoded codes: [B, T, G], or [B, G] when T is 1."""
+    """A Reverse Q-Former whose T queries read the decoded codes: [B, N, C] to [B, T, G], or to [B, G] when T is 1."""
 
     def __init__(self, config: SeedConfig) -> None:
         super().__init__()
@@ -90,5 +93,5 @@ class ReverseQFormerHead(nn.Module):
 
 
 def build_head(config: SeedConfig) -> MlpHead | ReverseQFormerHead:
-    """The generation head that `config.head` names."""
+    """Build the generation head that `config.head` names."""
     return MlpHead(config) if config.head == "mlp" else ReverseQFormerHead(config)

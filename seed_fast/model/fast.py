@@ -1,12 +1,12 @@
 """`FastTokenizer`: the tokenizer's inference plan. The same weights, less work, fewer launches.
 
-What the plain modules compute and this does not:
+Work of the plain modules that the plan saves:
 
-- Layer 0's self-attention reads the query tokens alone, so its output is the same for every image: made once, with the
-  queries of layer 0's cross-attention.
+- Layer 0's self-attention reads the query tokens alone, so its output, and the queries of layer 0's cross-attention,
+  are the same for every image: they are computed once, when the plan is made.
 - The keys and values of the cross-attention are never formed, or come from one product for all layers (see
   `fast_qformer`, and `fast_form` for the choice).
-- Queries, keys and values of each self-attention are one product, and attention reads its halves in place.
+- Queries, keys and values of each self-attention come from one product, and attention reads its parts in place.
 
 Matrix products run in `dtype`, the residual stream, norms and softmax in float32. On a GPU the three stages are CUDA
 graphs (see `graphs`), on a CPU products run in the library that is faster there (see `products`).
@@ -40,7 +40,10 @@ STAGES = ("_image_features", "_query_embeddings", "_lookup")
 
 
 class FastLookup:
-    """Causal embeddings [B, N, C] to codes [B, N] int64. Two small products decide the codes: they stay in float32."""
+    """Causal embeddings [B, N, C] to codes [B, N] int64.
+
+    Both products before the lookup are small and decide the codes, so they stay in float32 in every plan.
+    """
 
     def __init__(self, module: Quantizer) -> None:
         maps: list[Any] = [m for m in module.encode_task if isinstance(m, nn.Linear)]
@@ -60,20 +63,22 @@ class FastTokenizer(ImageEncoder):
     Args:
         tokenizer: the source of the weights.
         dtype: type of the matrix products, float32, bfloat16 or float16. Default: the tokenizer's.
-        cross_attention: "absorbed" or "projected", two orders of the same sums; "auto": in float32 on a CPU the one
-            that is faster here, otherwise the one with fewer operations for this model; "measured": the one that is
-            faster here in any dtype. What is faster is measured once per machine, in a second or so.
+        cross_attention: "absorbed" or "projected", two orders of the same sums. "auto": in float32 on a CPU the
+            order that is faster on this machine, otherwise the one with fewer operations for this model. "measured":
+            the order that is faster on this machine in any dtype. The measurement is made once per machine and takes
+            about a second.
         graphs: on a GPU, replay CUDA graphs; False launches every kernel, for profilers and debuggers.
 
     Attributes:
-        products: what matrix products run in: "torch", "measured", or a value of SEED_FAST_PRODUCTS, which makes the
-            same choice again. In half precision rounding, and with it some codes, depend on it.
+        products: which library computes matrix products: "torch", "measured" (per size of the product), or the value of
+            SEED_FAST_PRODUCTS that repeats the choice elsewhere. In half precision rounding, and with it some codes,
+            depend on it.
 
-    It can be pickled and copied, for processes on machines of one kind.
+    A plan can be pickled and copied, for processes on machines of one kind.
 
     Raises:
-        TypeError: `dtype` is none of these.
-        ValueError: `cross_attention` is none of these, or SEED_FAST_PRODUCTS has an unknown value.
+        TypeError: `dtype` is another one.
+        ValueError: `cross_attention` has an unknown value, or SEED_FAST_PRODUCTS has an unknown value.
 
     Examples:
         >>> from seed_fast import SeedTokenizer
@@ -107,7 +112,7 @@ class FastTokenizer(ImageEncoder):
         self._make_stages()
 
     def _make_stages(self) -> None:
-        """The three stages, each from a batch to a batch."""
+        """Build the three stages: functions that replay CUDA graphs on a GPU, and split large batches elsewhere."""
         made = Graphs(self._device) if self._graphs else None
 
         def stage(function: Stage, row_shape: tuple[int, ...], dtype: torch.dtype) -> Stage:
@@ -122,7 +127,7 @@ class FastTokenizer(ImageEncoder):
         return to_bytes({name: value for name, value in vars(self).items() if name not in STAGES})
 
     def __setstate__(self, state: bytes) -> None:
-        """A plan of its own: graphs are captured anew."""
+        """Restore a plan; CUDA graphs can't be copied, so they are captured anew."""
         vars(self).update(from_bytes(state))
         self._make_stages()
 

@@ -1,7 +1,7 @@
-"""Self-attention of the plan: the op, or torch's own kernel where that is faster on this CPU.
+"""Self-attention of the plan: the op `attention`, or torch's own kernel where that is faster on this CPU.
 
-In float32 the first plan of such a model on a machine times both, for one image and for several; `calibration` keeps
-the answer. Half precision takes the op, for rounding may not depend on a measurement; so does a forced backend.
+In float32 the first plan of a model on a machine times both, for one image and for several; `calibration` keeps the
+answer. Half precision always runs the op, since rounding may not depend on a measurement, and so does a forced backend.
 
 Shapes: B images, L tokens, H heads, d head width.
 """
@@ -19,20 +19,20 @@ from seed_fast.model import calibration
 from seed_fast.model.products import setting
 from seed_fast.ops import attention, forced
 
-SEVERAL = 4  # images
+SEVERAL = 4  # from this number of images on a batch counts as several
 BATCHES = {"one": 1, "several": SEVERAL}
-SECONDS = 0.15  # per number of images
-MARGIN = 1.03  # gain that torch's kernel must have
+SECONDS = 0.15  # time to measure each number of images
+MARGIN = 1.03  # torch's kernel is taken if it is faster by this factor
 
 
 def torch_attention(q_BLHd: Tensor, k_BLHd: Tensor, v_BLHd: Tensor, *, causal: bool = False) -> Tensor:
-    """`attention` by torch's `scaled_dot_product_attention`."""
+    """Compute `attention` by torch's `scaled_dot_product_attention`; return [B, L, H, d]."""
     q, k, v = (x.transpose(1, 2) for x in (q_BLHd, k_BLHd, v_BLHd))
     return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2)
 
 
 class SelfAttention:
-    """Queries, keys and values [B, L, H, d] to [B, L, H, d]."""
+    """Attention of queries, keys and values [B, L, H, d], by the kernel that is faster here; returns [B, L, H, d]."""
 
     def __init__(
         self, tokens: int, heads: int, width: int, dtype: torch.dtype, device: torch.device, *, causal: bool = False
@@ -49,7 +49,7 @@ class SelfAttention:
 
 
 def _gains(tokens: int, heads: int, width: int, causal: bool) -> dict[str, float]:
-    """{"one" | "several" images: gain of torch's kernel over the op}; measured if it isn't known."""
+    """Return {"one" or "several" (images): how many times as fast as the op torch's kernel is}; measure if need be."""
     kind = "causal self-attention" if causal else "self-attention"
     return calibration.answer(
         f"{kind} in float32: {tokens} tokens, {heads} heads of {width}",

@@ -1,9 +1,9 @@
-"""Which order of its sums the plan's cross-attention takes: "absorbed" or "projected" (see `fast_qformer`).
+"""Choose the order of sums in the plan's cross-attention: "absorbed" or "projected" (see `fast_qformer`).
 
-"auto" in float32 on a CPU takes the one that is faster there, measured on one layer when the first plan of such a model
-is made on a machine, and kept (`calibration`). In half precision and on a GPU it takes the one with fewer operations:
-there the two orders round differently, which changes some codes, so no measurement may decide. "measured" times both
-whatever the dtype, and keeps the answer too.
+"auto" takes in float32 on a CPU the order that is faster there. That is measured on one layer, when the first plan of
+such a model is made on a machine, and the answer is kept (`calibration`). In half precision and on a GPU "auto" takes
+the order with fewer operations: there the two round differently, which changes some codes, so no measurement may
+decide. "measured" times both whatever the dtype, and keeps the answer too.
 
 Shapes: L ViT tokens, E ViT width, N queries, C Q-Former width, H heads.
 """
@@ -30,26 +30,27 @@ from seed_fast.model.qformer import QFormer
 FORMS = ("absorbed", "projected")
 CHOICES = ("auto", "measured", *FORMS)
 BATCHES = {"one": 1, "several": 8}  # images that are timed, on both sides of SEVERAL
-SECONDS = 0.25  # per number of images
-IMAGES_ON_A_GPU = 64  # enough that its time isn't that of launches
-MARGIN = 1.05  # gain that a form must have over the one with fewer operations
+SECONDS = 0.25  # time to measure each number of images
+IMAGES_ON_A_GPU = 64  # so many that the time of launches doesn't matter
+MARGIN = 1.05  # the form with more operations is taken if it is faster by this factor
 
 
 def make_qformer(module: QFormer, dtype: torch.dtype, tokens: int, choice: str = "auto") -> FastQFormer:
-    """The Q-Former of a plan.
+    """Build the Q-Former of a plan.
 
     Args:
         module: the source of the weights.
         dtype: type of the products.
-        tokens: L, of which features will be [B, L, E].
+        tokens: L, the number of tokens in the features [B, L, E] that it will read.
         choice: one of `CHOICES`.
 
     Raises:
-        ValueError: no such choice.
+        ValueError: `choice` has an unknown value.
     """
     if choice not in CHOICES:
         names = ", ".join(map(repr, CHOICES[:-1]))
         raise ValueError(f"fast: cross_attention must be {names} or {CHOICES[-1]!r}, got {choice!r}")
+    # How the absorbed form computes its sums: batched, or one product per image, where oneDNN is faster so.
     device = module.query_tokens.device
     fewer, by_image = _fewer_operations(module, tokens), NEVER
     on_cpu_in_float32 = device.type == "cpu" and (dtype == torch.float32 or computed_in_float32(device, dtype))
@@ -58,6 +59,7 @@ def make_qformer(module: QFormer, dtype: torch.dtype, tokens: int, choice: str =
         by_image = (gains["one"]["by image"] >= MARGIN, gains["several"]["by image"] >= MARGIN)
     elif on_cpu_in_float32 and setting().startswith("onednn") and onednn_takes(device, torch.float32):
         by_image = (True, True)
+    # Which form: by measurement, or by counting operations.
     if choice == "measured" or (choice == "auto" and dtype == torch.float32 and device.type == "cpu" and not setting()):
         choice = _faster(_gains(module, dtype, tokens), fewer)
     elif choice == "auto":
@@ -66,13 +68,13 @@ def make_qformer(module: QFormer, dtype: torch.dtype, tokens: int, choice: str =
 
 
 def _cross_attention(module: QFormer) -> Any:
-    """Of the first layer, which has one in every configuration."""
+    """Return the cross-attention of the first layer, which has one in every configuration."""
     layers: list[Any] = list(module.layers)
     return layers[0].cross_attention
 
 
 def _fewer_operations(module: QFormer, tokens: int) -> str:
-    """Of the products of one layer and image that the two orders don't share."""
+    """Return the form with fewer operations, by those products of one layer and image that differ between them."""
     cross, (_, queries, width) = _cross_attention(module), module.query_tokens.shape
     seen = cross.key.in_features
     absorbed = 2 * queries * seen * (cross.heads * tokens + width)  # scores and sums; through key and value maps
@@ -81,7 +83,7 @@ def _fewer_operations(module: QFormer, tokens: int) -> str:
 
 
 def _faster(gains: dict[str, dict[str, float]], fewer: str) -> str:
-    """The form that is faster over all batches; the one with fewer operations unless the other gains for sure."""
+    """Return the form that is faster over all batch sizes: `fewer`, unless the other one wins by more than `MARGIN`."""
     gain = 1.0  # of "projected" over "absorbed"
     for found in gains.values():
         gain *= (found["projected"] / max(1.0, found["by image"])) ** (1 / len(gains))
@@ -91,7 +93,11 @@ def _faster(gains: dict[str, dict[str, float]], fewer: str) -> str:
 
 
 def _gains(module: QFormer, dtype: torch.dtype, tokens: int) -> dict[str, dict[str, float]]:
-    """{"one" | "several" images: {"by image" | "projected": gain over "absorbed"}}; measured if it isn't known."""
+    """Return how many times as fast as "absorbed" the other forms are; measure it where it isn't known yet.
+
+    Returns:
+        {"one" or "several" (images): {"by image" or "projected": factor}}.
+    """
     device, cross = module.query_tokens.device, _cross_attention(module)
     _, queries, width = module.query_tokens.shape
     seen = cross.key.in_features
@@ -112,7 +118,7 @@ def _gains(module: QFormer, dtype: torch.dtype, tokens: int) -> dict[str, dict[s
 
 @torch.no_grad()
 def _measure(module: QFormer, dtype: torch.dtype, tokens: int) -> dict[str, Any]:
-    """Gains of the cross-attention of one layer."""
+    """Time the forms on the cross-attention of one layer; return what `_gains` does."""
     device, cross = module.query_tokens.device, _cross_attention(module)
     _, queries, width = module.query_tokens.shape
     by_image = dtype == torch.float32 and onednn_takes(device, dtype)
@@ -134,7 +140,7 @@ def _measure(module: QFormer, dtype: torch.dtype, tokens: int) -> dict[str, Any]
 
 
 class OneLayer:
-    """The first layer's cross-attention, with its share of what the layers have in common."""
+    """The first layer's cross-attention in one form, including its share of work that all layers have in common."""
 
     def __init__(self, module: QFormer, dtype: torch.dtype, *, absorbed: bool, by_image: bool = False) -> None:
         cross = _cross_attention(module)

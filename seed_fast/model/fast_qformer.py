@@ -1,6 +1,6 @@
 """The Q-Former of the inference plan: layer 0's constants, and cross-attention in one of two orders of its sums.
 
-- "absorbed": the keys and values of the cross-attention are never formed. With a head's maps W_Q [C, d], W_K and W_V
+- "absorbed": the keys and values of the cross-attention are never computed. With a head's maps W_Q [C, d], W_K and W_V
   [E, d], a score is (x W_Q) (f W_K)^T = (x W_Q W_K^T) f^T, and a head's output is (weights f) W_V: N queries go through
   the maps instead of L features, 38 % fewer multiply-adds at full size. The key bias drops out of the softmax; the
   value bias passes through it, weights summing to 1, into the output bias.
@@ -23,15 +23,15 @@ from seed_fast.model.passes import AddNorm
 from seed_fast.model.products import Linear, computed_in_float32, product
 from seed_fast.ops import attention
 
-SEVERAL = 4  # images, from which on their number counts more than the launches
+SEVERAL = 4  # from this number of images on the work counts more than the launches
 NEVER = (False, False)
 
-# The residual stream, float32, and the same values as the next product reads them.
+# The residual stream in float32, and the same values in the dtype of the next product.
 Stream = tuple[Tensor, Tensor]
 
 
 class SelfAttention:
-    """norm(x + out(attention(x))) with one product for queries, keys and values."""
+    """norm(x + out(attention(x))), with one product for queries, keys and values."""
 
     def __init__(self, module: qformer.Attention, dtype: torch.dtype, count: int) -> None:
         parts = (module.query, module.key, module.value)
@@ -51,8 +51,8 @@ class SelfAttention:
 class AbsorbedCrossAttention:
     """Cross-attention whose keys and values are the features themselves.
 
-    Torch has batched float32 products by MKL alone; `by_image` makes the same sums as a product per image or head, by
-    oneDNN: for (fewer than `SEVERAL` images, more).
+    Torch's batched float32 products run in MKL alone. `by_image` computes the same sums in oneDNN instead, as one
+    product per image or head; its two flags are for fewer than `SEVERAL` images, and for more.
     """
 
     def __init__(self, module: qformer.Attention, dtype: torch.dtype, by_image: tuple[bool, bool]) -> None:
@@ -71,7 +71,7 @@ class AbsorbedCrossAttention:
         self.norm = AddNorm(module.norm, dtype, post_norm=True)
 
     def absorb(self, x_BNC: Tensor) -> Tensor:
-        """Queries of the features [B, N * H, E], query-major."""
+        """Return the queries multiplied with the key maps, ready to meet the features: [B, N * H, E], query-major."""
         batch, count, _ = x_BNC.shape
         q_MHd = self.query(x_BNC).unflatten(-1, (self.heads, self.width)).flatten(0, 1)
         through_keys = self._through_keys_by_head if self.by_image[batch >= SEVERAL] else self._through_keys
@@ -85,21 +85,22 @@ class AbsorbedCrossAttention:
         return self.norm.after(x_BNC, self.out(heads_MHd.view(batch, count, -1)))
 
     def _rounded(self, x: Tensor) -> Tensor:
-        """Rounded to the plan's dtype, in that of its sums."""
+        """Round x to the plan's dtype, and return it in the dtype in which sums are computed."""
         return x.to(self.dtype).to(self.computed)
 
     def _through_keys(self, q_MHd: Tensor) -> Tensor:
-        """Queries of each head by its key map: [M, H, E]; M counts the queries of all images."""
+        """Multiply each head's queries with its key map: [M, H, d] to [M, H, E]; M counts the queries of all images."""
         absorbed_MHE = q_MHd.new_empty(len(q_MHd), self.heads, self.key_HdE.shape[2])
         torch.bmm(q_MHd.transpose(0, 1), self.key_HdE, out=absorbed_MHE.transpose(0, 1))
         return absorbed_MHE
 
     def _through_keys_by_head(self, q_MHd: Tensor) -> Tensor:
+        """Compute the same as `_through_keys`, as one product per head."""
         per_head = [product(q_Md, key_dE.t()) for q_Md, key_dE in zip(q_MHd.unbind(1), self.key_HdE, strict=True)]
         return torch.stack(per_head, dim=1)
 
     def _attend(self, absorbed_BME: Tensor, features_BLE: Tensor) -> Tensor:
-        """The heads' outputs [M, H, d]."""
+        """Return the heads' outputs [M, H, d]."""
         scores_BML = torch.bmm(absorbed_BME, features_BLE.transpose(1, 2))
         weights_BML = self._rounded(scores_BML.softmax(-1, dtype=torch.float32))
         seen_MHE = torch.bmm(weights_BML, features_BLE).flatten(0, 1).unflatten(0, (-1, self.heads))
@@ -109,6 +110,7 @@ class AbsorbedCrossAttention:
         return heads_MHd
 
     def _attend_by_image(self, absorbed_BME: Tensor, features_BLE: Tensor) -> Tensor:
+        """Compute the same as `_attend`, as products of one image each, and then of one head each."""
         seen = []  # [N, H, E] of each image
         for absorbed_ME, features_LE in zip(absorbed_BME, features_BLE, strict=True):
             weights_ML = self._rounded(product(absorbed_ME, features_LE).softmax(-1))
@@ -121,7 +123,7 @@ class AbsorbedCrossAttention:
 
 
 class ProjectedCrossAttention:
-    """Cross-attention over keys and values that one product made for all layers."""
+    """Cross-attention over keys and values that come from one product for all layers."""
 
     def __init__(self, module: qformer.Attention, dtype: torch.dtype) -> None:
         self.heads = module.heads
@@ -166,6 +168,7 @@ class FastQFormer:
                 return AbsorbedCrossAttention(cross, dtype, by_image)
             return ProjectedCrossAttention(cross, dtype)
 
+        # Constants: the output of layer 0's self-attention is the same for every image.
         queries = module.norm(module.query_tokens)
         self.start_1NC = layers[0].self_attention(queries, queries).detach().float()
         self.selves = [None, *(SelfAttention(layer.self_attention, dtype, queries.shape[1]) for layer in layers[1:])]
@@ -173,6 +176,7 @@ class FastQFormer:
         self.ffns = [FeedForward(layer.ffn, dtype) for layer in layers]
         first: Any = self.crosses[0]
         self.start_absorbed_1ME = first.absorb(self.start_1NC) if absorbed else None
+        # All layers read the same features, so one product computes the keys and values of all of them.
         if not absorbed:
             parts = [linear for cross in crosses if cross is not None for linear in (cross.key, cross.value)]
             self.heads = crosses[0].heads
@@ -197,7 +201,7 @@ class FastQFormer:
         return x_BNC
 
     def _sources(self, features_BLE: Tensor) -> Iterator[Any]:
-        """What each cross-attention reads: the features, or its keys and values [B, L, H, d]."""
+        """Yield what each cross-attention reads: the features, or its own keys and values [B, L, H, d]."""
         if self.absorbed:
             return itertools.repeat(features_BLE)
         made = self.key_value(features_BLE).unflatten(-1, (-1, 2, self.heads, self.start_1NC.shape[2] // self.heads))

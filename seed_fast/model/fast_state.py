@@ -1,7 +1,7 @@
-"""A plan as bytes: for `pickle` and `copy.deepcopy`, which can't look into weights that lie in a kernel's own layout.
+"""Turn a plan into bytes and back, for `pickle` and `copy.deepcopy`, which can't copy weights in a kernel's own layout.
 
-They are written as plain weights and laid out again when the plan is read, so the bytes hold no layout; which library
-computes a product is read as it was chosen, so they are for machines of one kind.
+Such weights are written as plain tensors, and brought into their layout again when the plan is read. The choice of the
+library for each product is kept, so the bytes are meant for machines of one kind.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def _in_blocks(weight: Tensor) -> Tensor:
 
 
 def to_bytes(attributes: dict[str, Any]) -> bytes:
-    """The attributes of a plan."""
+    """Return the attributes of a plan as bytes that `from_bytes` reads."""
     content = io.BytesIO()
     _Pickler(content).dump(attributes)
     return content.getvalue()
 
 
 def from_bytes(content: bytes) -> dict[str, Any]:
-    """The inverse of `to_bytes`."""
+    """Return the attributes that `to_bytes` wrote."""
     attributes: dict[str, Any] = pickle.loads(content)
     return attributes

@@ -1,8 +1,8 @@
-"""The ViT of the inference plan: few passes over memory, none of them kept.
+"""The ViT of the inference plan: few passes over memory, and no intermediate result that is kept longer than needed.
 
-Queries, keys and values of a block are one product with one bias, attention reads its thirds in place, sums and GELU
-are written over their inputs. The residual stream, norms and their statistics are float32, products run in `dtype`.
-A sum and the norm behind it, which may be the next block's, are one step (`passes`).
+Queries, keys and values of a block come from one product with one bias, attention reads its thirds in place, and sums
+and GELU are written over their inputs. The residual stream, norms and their statistics are float32, products run in
+`dtype`. A sum and the norm that follows it, which may be the next block's, are one step (`passes`).
 
 Shapes: B images, L tokens, E width, S image side in px.
 """
@@ -21,7 +21,7 @@ from seed_fast.model.products import Linear
 
 
 class FastBlock:
-    """A block of the ViT: what its attention and its MLP add to the residual stream, and the norms before them."""
+    """Weights and steps of one ViT block; `FastViT` runs them, since a sum and the next block's norm are one step."""
 
     def __init__(self, block: vit.Block, dtype: torch.dtype, tokens: int) -> None:
         attn = block.attn
@@ -38,6 +38,7 @@ class FastBlock:
         self.fc2 = Linear(block.mlp.fc2.weight, block.mlp.fc2.bias, dtype)
 
     def attend(self, normed_BLE: Tensor) -> Tensor:
+        """Return what the attention adds to the residual stream, [B, L, E]."""
         q, k, v = self.qkv(normed_BLE).unflatten(-1, (3, self.heads, -1)).unbind(2)
         return self.proj(self.attention(q, k, v).flatten(2))
 
@@ -57,8 +58,10 @@ class FastViT:
         self.norm = AddNorm(norm, dtype)
 
     def __call__(self, pixels_B3SS: Tensor) -> Tensor:
+        # Patches and positions; the class token is part of the prefix.
         x_BLE = self.prefix_1LE.repeat(len(pixels_B3SS), 1, 1)
         x_BLE[:, 1:] += self.patch_embed(self.patches(pixels_B3SS))
+        # The first norm has no sum before it; each later one belongs to the sum that precedes it.
         normed_BLE = self.blocks[0].norm1(x_BLE)
         following_norms = [*(block.norm1 for block in self.blocks[1:]), self.norm]
         for block, following in zip(self.blocks, following_norms, strict=True):

@@ -1,9 +1,9 @@
-"""CUDA graphs of a plan's stages: some hundred launches become one, for batches of any size.
+"""CUDA graphs of a plan's stages: some hundred kernel launches become one, for batches of any size.
 
-A stage is a function of a batch whose rows don't depend on each other. It is captured once per bucket, 1, 2, 4, ... 64
-rows, when a batch of that size first comes: a batch is copied into the input of the smallest bucket that holds it,
-the graph is replayed, and the rows of the batch are copied out. A larger batch goes through in parts of 64 rows, so
-its memory is that of 64; matrix products of 64 images (16 448 rows) fill the largest GPU there is.
+A stage is a function of a batch whose rows don't depend on each other. It is captured once per bucket (1, 2, 4, ... 64
+rows), when a batch of that size first comes. A batch is copied into the input of the smallest bucket that holds it, the
+graph is replayed, and the rows of the batch are copied out. A batch of more than 64 rows is computed in parts of 64,
+so it needs no more memory than 64; the matrix products of 64 images (16 448 rows) fill the largest GPU.
 
 Memory: all graphs of a plan share one pool, so that it holds the activations of one stage at one bucket, not the sum.
 They may overwrite each other's results, which is sound because replays take turns and every result is copied out
@@ -32,7 +32,7 @@ Stage = Callable[[Tensor], Tensor]
 
 
 def in_parts(stage: Stage, rows: Tensor, most: int = BUCKETS[-1]) -> Tensor:
-    """`stage(rows)`, by at most `most` rows at a time: what lies between input and result is never larger."""
+    """Return `stage(rows)`, computed by at most `most` rows at a time, which bounds the memory of its activations."""
     if len(rows) <= most:
         return stage(rows)
     result: Tensor | None = None
@@ -46,20 +46,23 @@ def in_parts(stage: Stage, rows: Tensor, most: int = BUCKETS[-1]) -> Tensor:
 
 
 class Recorder(Protocol):
-    """What captures graphs, and says when they may run."""
+    """Interface of a recorder: it captures graphs and orders their replays."""
 
     def turn(self) -> AbstractContextManager[None]:
-        """Inside the block no other graph of the plan runs, and what an earlier turn launched is done first."""
+        """Return a context in which no other graph of the plan runs; work of earlier turns is finished first."""
 
     def capture(self, stage: Stage, rows: Tensor) -> tuple[Callable[[], object], Tensor]:
-        """(what replays `stage(rows)`, where the result is afterwards). Called within a turn."""
+        """Capture `stage(rows)`; return a function that replays it, and the tensor that then holds its result.
+
+        Called within a turn.
+        """
 
     def is_capturing(self) -> bool:
-        """Whether the caller captures a graph of its own."""
+        """Return True if the caller is capturing a graph of its own."""
 
 
 class CudaRecorder:
-    """Graphs of one device in one memory pool."""
+    """Recorder of CUDA graphs of one device, which share one memory pool."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -86,7 +89,7 @@ class CudaRecorder:
                 for _ in range(WARM_UPS):
                     stage(rows)
             graph = torch.cuda.CUDAGraph()
-            # thread_local: what other threads do meanwhile, pinning memory say, is their own business.
+            # thread_local: other threads may call CUDA meanwhile, for example to pin memory.
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 result = stage(rows)
         caller.wait_stream(self._stream)
@@ -106,11 +109,11 @@ class Captured(NamedTuple):
 
 
 class Graphs:
-    """Makes stages of one plan that replay CUDA graphs.
+    """Turns the stages of one plan into functions that replay CUDA graphs.
 
     Args:
-        device: where they run; a CUDA device, unless `recorder` says otherwise.
-        recorder: default: CUDA graphs in a pool of their own.
+        device: device of the graphs; a CUDA device, unless `recorder` is for another one.
+        recorder: default: a `CudaRecorder` with a memory pool of its own.
         buckets: batch sizes to capture, ascending.
     """
 
@@ -121,14 +124,16 @@ class Graphs:
         self._recorder = recorder or CudaRecorder(device)
 
     def stage(self, function: Stage, row_shape: Sequence[int], dtype: torch.dtype) -> Stage:
-        """`function` with a graph per bucket.
+        """Return `function` with one graph per bucket.
 
         Args:
-            function: rows [B, *row_shape] of `dtype` to [B, ...], row by row; capture-safe. Held, so it must not hold
-                the plan: the memory of a plan in a reference cycle is freed late.
+            function: turns rows [B, *row_shape] of `dtype` into [B, ...], each row by itself, and can be captured. It
+                is kept, so it must not refer to the plan: a reference cycle would free the plan's memory late.
+            row_shape: shape of one row.
+            dtype: dtype of the rows that `function` takes.
 
         Returns:
-            The same function, for rows of any dtype. It raises ValueError where their shape is another one.
+            A function that computes the same from rows of any dtype; it raises ValueError for rows of another shape.
         """
         captured: dict[int, Captured] = {}
         most, shape = self._buckets[-1], tuple(row_shape)

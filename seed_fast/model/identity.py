@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Fields of SeedConfig that the way from an image to its codes depends on; weights don't show all of them.
+# Fields of SeedConfig that decide how an image becomes codes; the shapes of weights don't show all of them.
 FIELDS = (
     "image_size", "patch_size", "resize", "vit_dim", "vit_depth", "vit_heads", "vit_ffn_dim", "qformer_dim",
     "qformer_depth", "qformer_heads", "qformer_ffn_dim", "cross_attention_every", "num_codes", "codebook_size",
@@ -28,17 +28,18 @@ PARTS = ("vit.", "vision_norm.", "qformer.", "quantizer.encode_task.", "quantize
 
 
 def encoder_hash(tok: Any) -> str:
-    """A hash of every field and every weight that decides codes.
+    """Hash every field of the config and every weight that decides codes.
 
     Args:
         tok: a `SeedTokenizer`. Weights are compared as float32 numbers, whatever type or device they have.
 
     Returns:
-        16 hexadecimal digits; equal for two tokenizers with equal codes by construction, for others different.
+        16 hexadecimal digits, equal for two tokenizers if those fields and weights are equal.
 
-    Example:
-        >>> tok.save_pretrained("a copy")
-        >>> encoder_hash(SeedTokenizer.from_pretrained("a copy")) == encoder_hash(tok)
+    Examples:
+        >>> from seed_fast import SeedTokenizer
+        >>> tok, again = (SeedTokenizer.from_pretrained("seed-tiny") for _ in range(2))
+        >>> encoder_hash(tok) == encoder_hash(again)
         True
     """
     config = {name: value for name, value in vars(tok.config).items() if name in FIELDS}
@@ -81,6 +82,7 @@ def checksum(*modules: nn.Module) -> str:
 
 
 def _digest(item: tuple[str, Tensor]) -> bytes:
+    """Return the digest of one named tensor: of its name, shape and float32 values."""
     name, tensor = item
     digest = hashlib.blake2b(f"{name}{list(tensor.shape)}".encode(), digest_size=16)
     digest.update(tensor.detach().float().cpu().contiguous().numpy().data)

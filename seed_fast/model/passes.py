@@ -1,8 +1,9 @@
-"""What the inference plan does between its matrix products: sums with norms, biases with GELU.
+"""The steps of the inference plan between its matrix products: sums with norms, and biases with GELU.
 
-On a GPU each is one pass over memory, by an op of the package (`add_layer_norm`, `bias_gelu`): there such passes are
-bound by memory, and docs/fast.md says what fewer of them are worth. On a CPU they are torch's own: there GELU is inside
-its product, and the rest takes about one percent. SEED_FAST_FUSED_PASSES chooses, for measurements and tests.
+On a GPU each is one pass over memory, by an op of the package (`add_layer_norm`, `bias_gelu`), because such passes are
+limited by memory bandwidth there; docs/fast.md estimates what the fusion saves. On a CPU they are torch's own: oneDNN
+applies GELU within the product, and the rest takes about one percent of the time. SEED_FAST_FUSED_PASSES overrides the
+choice, for measurements and tests.
 
 Shapes: E width of the residual stream, which is float32.
 """
@@ -18,10 +19,10 @@ from seed_fast.ops import add_layer_norm
 
 
 def fused_on(device: torch.device) -> bool:
-    """True if passes between products are the package's ops on this device.
+    """Return True if the steps between products run as the package's fused ops on this device.
 
     Raises:
-        ValueError: SEED_FAST_FUSED_PASSES is none of auto, 1 and 0.
+        ValueError: SEED_FAST_FUSED_PASSES is not auto, 1 or 0.
     """
     choice = _env.get("SEED_FAST_FUSED_PASSES")
     if choice not in ("auto", "1", "0"):
@@ -41,9 +42,9 @@ class Norm:
 
 
 class AddNorm(Norm):
-    """A sum into the residual stream and the norm behind it, which a product in `dtype` reads.
+    """A sum into the residual stream, and the layer norm of it, which is the input of a product in `dtype`.
 
-    With `post_norm` the residual stream goes on from the norm.
+    With `post_norm` the norm, not the sum, is the new residual stream.
     """
 
     def __init__(self, module: nn.LayerNorm, dtype: torch.dtype, *, post_norm: bool = False) -> None:
@@ -52,9 +53,11 @@ class AddNorm(Norm):
         self.fused = fused_on(self.weight.device)
 
     def after(self, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
-        """x [..., E] float32, which may be overwritten, and delta -> (the new residual stream, its norm).
+        """Add delta to x [..., E] float32, which may be overwritten.
 
-        The norm is in `dtype` where that costs no pass of its own.
+        Returns:
+            The new residual stream in float32, and the norm: in `dtype` where no extra pass is needed for it, otherwise
+            in float32.
         """
         if self.fused:
             affine = self.weight, self.bias, self.eps

@@ -1,19 +1,19 @@
-"""Matrix products of the inference plan on a CPU, and which library makes them.
+"""Matrix products of the inference plan on a CPU, and the choice of the library that computes them.
 
-Torch's own choice for float32 is MKL, which doesn't use AVX-512 on every processor that has it; oneDNN does, is slower
-on others, and can apply GELU (the exact one) while a result is still in registers. So the first plan on a machine
-measures them, in a second or two, for six kinds of products: by small or large weights, and by few, some or many rows.
-What isn't faster than torch's own choice by a margin isn't taken. `calibration` keeps the answer; SEED_FAST_PRODUCTS
-fixes it.
+Torch's own choice for float32 is MKL, which doesn't use AVX-512 on every processor that has it. oneDNN does, is slower
+on some others, and can apply the exact GELU while a result is still in registers. So the first plan on a machine times
+both, in a second or two, for six kinds of products: small or large weights, and few, some or many rows. A library is
+taken instead of torch's choice only if it is faster by a margin. `calibration` keeps the answer, and SEED_FAST_PRODUCTS
+overrides it.
 
-oneDNN's kernels read weights in blocks. A weight that is a copy anyway (joined, or of another dtype) may be stored that
-way; one that can be shared with the modules stays as it is and is put into blocks in every call: the gain would be
-some percent, the price holding a ViT-g twice.
+oneDNN's kernels read weights in blocks. A weight that is a copy anyway (joined, or of another dtype) may be stored in
+blocks. A weight that can be shared with the modules stays as it is, and oneDNN rearranges it in every call: storing it
+in blocks would gain some percent, and would hold a ViT-g twice.
 
-Half precision doesn't depend on such a measurement, since rounding would: it runs in oneDNN, with weights in blocks
-where they are copies. Where the processor has no instructions for it, which makes it several times slower than float32,
-the products are computed in float32: weights stay in half precision and are widened one at a time, inputs and results
-are rounded to half precision.
+Half precision doesn't depend on such a measurement, because rounding would: it runs in oneDNN, with weights in blocks
+where they are copies. On a processor without instructions for it half precision is several times slower than float32.
+There the products are computed in float32: weights stay in half precision and are widened one at a time, and inputs and
+results are rounded to half precision.
 
 Shapes: M rows, K summed, N columns.
 """
@@ -39,24 +39,24 @@ from seed_fast.ops import bias_gelu
 
 logger = logging.getLogger(__name__)
 
-PROCESSORS = ("x86_64", "AMD64")  # elsewhere torch's own choice stands: nothing was measured
+PROCESSORS = ("x86_64", "AMD64")  # on others torch's own choice stands: oneDNN was not measured there
 HALF = (torch.bfloat16, torch.float16)
-MARGIN = 1.03  # gain that a library must have over torch's own choice
-SLOW = 2.0  # times that half precision takes, of float32's, from which on float32 computes it
-SECONDS = 0.3  # to measure one kind of products
+MARGIN = 1.03  # a library is taken if it is faster than torch's own choice by this factor
+SLOW = 2.0  # half precision that takes this many times as long as float32 is computed in float32
+SECONDS = 0.3  # time to measure one kind of products
 gelu_ = torch.ops.aten.gelu_  # F.gelu in place: fresh memory for a hidden layer costs a CPU more than the GELU
 
 
 class Route(NamedTuple):
-    """How a product is made."""
+    """How one product is computed: in which library, from which layout, and with GELU or without."""
 
-    onednn: bool
-    blocked: bool = False  # the weight lies in oneDNN's blocks
-    fused: bool = False  # oneDNN applies GELU
+    onednn: bool  # False: torch's own choice, MKL for float32
+    blocked: bool = False  # the weight is stored in oneDNN's blocks
+    fused: bool = False  # oneDNN applies GELU within the product
 
     @property
     def name(self) -> str:
-        """As SEED_FAST_PRODUCTS has it."""
+        """The value of SEED_FAST_PRODUCTS that stands for this route."""
         return next(name for name, route in ROUTES.items() if route == self)
 
 
@@ -70,9 +70,9 @@ ROUTES = {
 }
 SETTINGS = (*ROUTES, "float32", "measure")
 
-# Kinds of products. Fewer rows than FEW: one image's queries; fewer than MANY: one image's tokens.
+# Kinds of products by their rows M: below FEW, such as one image's queries; below MANY, such as one image's tokens.
 FEW, MANY = 128, 1000
-LARGE = 1 << 18  # elements of a weight
+LARGE = 1 << 18  # a weight with at least so many elements is large
 ROWS = ("few", "some", "many")
 SAMPLES = {  # M, K, N
     "small": {"few": (64, 128, 384), "some": (512, 128, 512), "many": (4096, 128, 512)},
@@ -82,10 +82,10 @@ _scratch = threading.local()
 
 
 def setting() -> str:
-    """The value of SEED_FAST_PRODUCTS; "" where it isn't set.
+    """Return the value of SEED_FAST_PRODUCTS, or "" where it isn't set.
 
     Raises:
-        ValueError: no such choice.
+        ValueError: the value is unknown.
     """
     name = _env.get("SEED_FAST_PRODUCTS").strip()
     if name and name not in SETTINGS:
@@ -94,7 +94,7 @@ def setting() -> str:
 
 
 def onednn_takes(device: torch.device, dtype: torch.dtype) -> bool:
-    """True if oneDNN can multiply this dtype here; `torch.backends.mkldnn.flags(enabled=False)` says no."""
+    """Return True if oneDNN can multiply this dtype on this device and isn't switched off in torch."""
     if device.type != "cpu" or platform.machine() not in PROCESSORS:
         return False
     if not torch.backends.mkldnn.is_available() or not torch._C._get_mkldnn_enabled():
@@ -108,7 +108,7 @@ def onednn_takes(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def float32_gains() -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    """What this machine makes of float32 products; measured if it isn't known.
+    """Return how fast this machine computes float32 products by each route; measure it where it isn't known yet.
 
     Returns:
         {"small" | "large" weights: {"few" | "some" | "many" rows: {"gain": {route: factor over torch's own choice},
@@ -118,6 +118,7 @@ def float32_gains() -> dict[str, dict[str, dict[str, dict[str, float]]]]:
 
 
 def _is_gains(found: Any) -> bool:
+    """Return True if `found` has all numbers that `float32_gains` promises."""
     try:
         return all(
             float(found[size][rows][part][route]) > 0
@@ -131,6 +132,7 @@ def _is_gains(found: Any) -> bool:
 
 
 def _plain() -> tuple[str, ...]:
+    """Return the names of the routes without a fused GELU."""
     return tuple(name for name, route in ROUTES.items() if not route.fused)
 
 
@@ -139,12 +141,14 @@ PARTS = {"gain": _plain(), "transposed": ("mkl", "onednn"), "gelu": tuple(ROUTES
 
 @torch.no_grad()
 def _measure_float32() -> dict[str, Any]:
+    """Time every route on every kind of product; return what `float32_gains` does."""
     generator = torch.Generator().manual_seed(0)
     table: dict[str, Any] = {}
     for size, shapes in SAMPLES.items():
         for rows, (m, k, n) in shapes.items():
             x, weight, bias = (torch.randn(of, generator=generator) for of in ((m, k), (n, k), (n,)))
             shared, blocked = nn.Parameter(weight), blocks(weight)
+            # Every route with GELU behind it; those without a fused GELU also without it.
             calls: dict[str, Callable[[], object]] = {}
             for name, route in ROUTES.items():
                 used = blocked if route.blocked else shared
@@ -155,6 +159,7 @@ def _measure_float32() -> dict[str, Any]:
             plain, gains = calibration.medians(
                 {name: calls[f"{name}, no GELU"] for name in _plain()}, "mkl", SECONDS / 3
             )
+            # A transposed second matrix, which oneDNN reads more slowly on some processors.
             columns = torch.randn(k, n, generator=generator)
             turned = {"mkl": partial(torch.mm, x, columns), "onednn": partial(product, x, columns.t())}
             _, turned_gains = calibration.medians(turned, "mkl", SECONDS / 3)
@@ -169,13 +174,13 @@ def _measure_float32() -> dict[str, Any]:
 
 
 def choices(summed: int, columns: int, *, gelu: bool = False, shared: bool = True) -> dict[str, Route]:
-    """Routes of float32 products with a weight [N, K], where oneDNN can run, by number of rows.
+    """Choose the routes of float32 products with a weight [N, K], by number of rows, where oneDNN can run.
 
     Args:
         summed: K.
         columns: N.
-        gelu: GELU follows.
-        shared: the weight stays as it is; otherwise it may be put into blocks, for every number of rows or for none.
+        gelu: True if GELU follows.
+        shared: True if the weight must stay as it is. Otherwise it may be stored in blocks, for every number of rows.
 
     Returns:
         {"few" | "some" | "many": route}.
@@ -186,6 +191,7 @@ def choices(summed: int, columns: int, *, gelu: bool = False, shared: bool = Tru
     table = float32_gains()["large" if summed * columns >= LARGE else "small"]
     gains = {rows: table[rows]["gelu" if gelu else "gain"] for rows in ROWS}
     best = {rows: max(found.values()) for rows, found in gains.items()}
+    # Blocks must be good for every number of rows, because the weight is stored once.
     if not shared:
         for candidate in (name for name in gains["few"] if ROUTES[name].blocked):
             everywhere = all(gains[rows][candidate] * MARGIN >= best[rows] for rows in ROWS)
@@ -195,12 +201,17 @@ def choices(summed: int, columns: int, *, gelu: bool = False, shared: bool = Tru
 
 
 def _fastest(gains: dict[str, float]) -> str:
+    """Return the fastest route that reads plain weights; "mkl" where none is faster than it by `MARGIN`."""
     name = max((name for name in gains if not ROUTES[name].blocked), key=gains.__getitem__)
     return name if gains[name] >= MARGIN else "mkl"
 
 
 def known_choices(measured: dict[str, Any]) -> dict[str, str]:
-    """{kind of product: library, and that with GELU where it is another} by the float32 answer among `measured`."""
+    """Summarise the float32 answer among `measured`, as `calibration.answers` returns it; for `seed-fast info`.
+
+    Returns:
+        {kind of product: route, and the route with GELU where that is another one}; empty where nothing is known.
+    """
     table, found = measured.get("float32 products"), {}
     if table and _is_gains(table):
         for size, of in table.items():
@@ -211,22 +222,22 @@ def known_choices(measured: dict[str, Any]) -> dict[str, str]:
 
 
 def kind_of(rows: int) -> str:
-    """ "few", "some" or "many"."""
+    """Return the kind of a number of rows: "few", "some" or "many"."""
     return "few" if rows < FEW else "some" if rows < MANY else "many"
 
 
 def onednn_is_faster(
     rows: int, summed: int, columns: int, device: torch.device, dtype: torch.dtype, *, transposed: bool = False
 ) -> bool:
-    """True if `product` of these sizes is to run in oneDNN; where not, torch's own product is to be taken.
+    """Return True if `product` of these sizes should run in oneDNN, False if torch's own product should.
 
     Args:
         rows: M.
         summed: K.
         columns: N.
-        device: where.
-        dtype: of the matrices.
-        transposed: the second matrix is a transposed view, which costs oneDNN more on some processors.
+        device: device of the matrices.
+        dtype: dtype of the matrices.
+        transposed: True if the second matrix is a transposed view, which costs oneDNN more on some processors.
     """
     if not onednn_takes(device, dtype):
         return False
@@ -239,7 +250,7 @@ def onednn_is_faster(
 
 
 def slowdown(dtype: torch.dtype) -> float:
-    """Time of a product in half precision on this CPU, as a multiple of float32's; measured if it isn't known."""
+    """Return how many times as long as float32 a product in half precision takes on this CPU; measure if need be."""
     name = str(dtype).removeprefix("torch.")
 
     def measure() -> dict[str, Any]:
@@ -259,7 +270,7 @@ def slowdown(dtype: torch.dtype) -> float:
 
 
 def computed_in_float32(device: torch.device, dtype: torch.dtype) -> bool:
-    """True if products of this dtype are to be computed in float32, for want of instructions."""
+    """Return True if products of this dtype are computed in float32, because the CPU lacks instructions for it."""
     if device.type != "cpu" or dtype not in HALF:
         return False
     name = setting()
@@ -269,7 +280,7 @@ def computed_in_float32(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def _has_instructions(dtype: torch.dtype) -> bool:
-    """False where oneDNN says that it can't take this dtype, which needs no measurement."""
+    """Return False where oneDNN reports that the CPU has no instructions for this dtype; nothing is measured."""
     if platform.machine() not in PROCESSORS or not torch.backends.mkldnn.is_available():
         return True
     name = "_is_mkldnn_bf16_supported" if dtype == torch.bfloat16 else "_is_mkldnn_fp16_supported"
@@ -282,7 +293,7 @@ TRAINING_ADVICE = "train in float32"
 
 
 def warn_of_slow_half(device: torch.device, dtype: torch.dtype, advice: str = ADVICE) -> None:
-    """Say, once per dtype and advice, that half precision is slow on this CPU, if it is."""
+    """Log a warning, once per dtype and advice, if half precision is slow on this CPU; `advice` ends the message."""
     if device.type == "cpu" and dtype in HALF:
         _warn_once(dtype, advice)
 
@@ -300,9 +311,9 @@ def _warn_once(dtype: torch.dtype, advice: str) -> None:
 
 
 def describe(device: torch.device, dtype: torch.dtype) -> str:
-    """The name of what a plan's products run in: "measured", a value of SEED_FAST_PRODUCTS, or on a GPU "torch".
+    """Name the library of a plan's products: "measured", a value of SEED_FAST_PRODUCTS, or on a GPU "torch".
 
-    In half precision it says how results were rounded; as SEED_FAST_PRODUCTS it gives them again.
+    In half precision the name tells how results are rounded; with SEED_FAST_PRODUCTS set to it, that is repeated.
     """
     if device.type != "cpu":
         return "torch"
@@ -317,20 +328,20 @@ def describe(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-    """activation(x W^T + b) by oneDNN; activation is "none" or "gelu"."""
-    algorithm = "none" if activation == "gelu" else None  # the other one is "tanh"
+    """Return activation(x W^T + b), computed by oneDNN; activation is "none" or "gelu"."""
+    algorithm = "none" if activation == "gelu" else None  # "none": the exact GELU, not "tanh"
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], algorithm)
     return out
 
 
 def blocks(weight: Tensor) -> Tensor:
-    """A weight in oneDNN's blocks."""
+    """Return a weight in oneDNN's blocks."""
     out: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
     return out
 
 
 def run(route: Route, x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool) -> Tensor:
-    """x W^T + b, and GELU of it, by a route that the weight lies right for."""
+    """Return x W^T + b, or its GELU, by a route; the weight must be in blocks if the route says so."""
     if route.onednn:
         if gelu and route.fused:
             return _linear(x, weight, bias, "gelu")
@@ -341,14 +352,16 @@ def run(route: Route, x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: b
 
 
 class Linear:
-    """x W^T + b in one dtype, whatever x is; with `gelu`, GELU of that."""
+    """x W^T + b, or with `gelu` its GELU, computed in one dtype whatever the dtype of x."""
 
     def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype, *, gelu: bool = False) -> None:
+        # A parameter of this dtype is shared with the module; anything else is a copy, which may be stored in blocks.
         shared = isinstance(weight, nn.Parameter) and weight.dtype == dtype
         self.weight, self.bias = weight.detach().to(dtype), bias.detach().to(dtype)
         self.dtype, self.gelu, device = dtype, gelu, weight.device
         self.fused = gelu and fused_on(device)
         self.columns, self.summed = weight.shape
+        # The route for each number of rows, decided now so that a call only looks it up.
         self.widened = computed_in_float32(device, dtype)
         self.routes = dict.fromkeys(ROWS, MKL)
         if self.widened:
@@ -378,7 +391,10 @@ class Linear:
 
 
 def _wide(weight: Tensor) -> Tensor:
-    """A weight in float32, in memory that the next one overwrites: fresh memory costs more than the widening."""
+    """Return a weight in float32, valid until the next call on this thread.
+
+    The memory is used again, because allocating it anew would cost more than the conversion.
+    """
     room: Tensor | None = getattr(_scratch, "room", None)
     if room is None or room.numel() < weight.numel():
         with torch.inference_mode(False):
@@ -387,5 +403,8 @@ def _wide(weight: Tensor) -> Tensor:
 
 
 def product(x_MK: Tensor, y_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
-    """x y^T + b by oneDNN: [M, N], contiguous; for a dtype that `onednn_takes`. `y_NK` may be a transposed view."""
+    """Return x y^T + b [M, N], contiguous, computed by oneDNN, for a dtype that `onednn_takes`.
+
+    `y_NK` may be a transposed view.
+    """
     return _linear(x_MK, y_NK, bias_N, "none")

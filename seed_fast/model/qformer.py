@@ -5,8 +5,8 @@ Q-Former).
 
 Source: official models/seed_qformer/qformer_causual.py, a BERT-base of post-LN layers with exact GELU. Queries have no
 position embedding: the causal mask and their own values order them. The query branch is here; the text branch, which
-shares the self-attention, is `seed_fast.model.text`. BERT's dropout of 0.1, after the first norm, after each `out` and
-`down` and on the attention weights, serves training alone: it is 0 until `set_dropout`, and codes are made without it.
+shares the self-attention, is `seed_fast.model.text`. BERT has a dropout of 0.1 after the first norm, after each `out`
+and `down` and on the attention weights. It serves training alone: it is 0 until `set_dropout`, and encoding has none.
 
 Shapes: B images, N queries, L features, C query width, E feature width, H heads.
 """
@@ -38,7 +38,7 @@ def init_bert(module: nn.Module) -> None:
 
 
 def set_dropout(module: nn.Module, probability: float) -> None:
-    """Give every dropout inside `module` this probability; it acts in train mode alone. BERT's own is 0.1."""
+    """Set the probability of every dropout inside `module`, which acts in train mode alone; BERT's own is 0.1."""
     if not 0 <= probability < 1:
         raise ValueError(f"set_dropout: probability must be in [0, 1), got {probability}")
     for child in module.modules():
@@ -63,11 +63,18 @@ class Attention(nn.Module):
     def forward(
         self, x_BNC: Tensor, memory_BLE: Tensor, mask: Tensor | None = None, affine: Affine | None = None
     ) -> Tensor:
-        """Queries from x, keys and values from memory (x itself for self-attention). Return [B, N, C].
+        """Attend from x to memory, add the result to x, and normalise.
 
-        `mask`, True where a query may look, broadcast to [B, H, N, L], takes the place of the causal one. `affine`:
-        memory * weight + bias is what is read.
+        Args:
+            x_BNC: source of the queries.
+            memory_BLE: source of the keys and values; x itself for self-attention.
+            mask: True where a query may see a key, broadcast to [B, H, N, L]; it replaces the causal mask.
+            affine: weight and bias [E]; then memory * weight + bias is read in place of memory.
+
+        Returns:
+            [B, N, C].
         """
+        # An affine map of the memory is applied to the weights instead, which are smaller.
         key, value = (
             linear(memory_BLE)
             if affine is None
@@ -99,7 +106,10 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """Self-attention, cross-attention in every `cross_attention_every`-th layer, feed-forward; each one post-LN."""
+    """One layer, [B, N, C] to [B, N, C]: self-attention, cross-attention if it has one, feed-forward; each post-LN.
+
+    Every `cross_attention_every`-th layer has cross-attention, beginning with layer 0.
+    """
 
     def __init__(self, config: QFormerConfig, index: int) -> None:
         super().__init__()
@@ -133,10 +143,13 @@ class QFormer(nn.Module):
         self.layers = nn.ModuleList(Layer(config, index) for index in range(config.depth))
 
     def forward(self, features_BLE: Tensor, affine: Affine | None = None) -> Tensor:
-        """With `affine`, features * weight + bias are read: a norm's own map, which costs less inside the projections.
+        """Turn features [B, L, E] into query embeddings [B, N, C].
 
-        Its gradient then comes with that of their weights, and the features need none: a third less work in
-        cross-attention for features of a frozen encoder.
+        Args:
+            features_BLE: output of the image encoder, or of a decoder.
+            affine: weight and bias [E] of a norm; then features * weight + bias are read. The map is folded into the
+                key and value projections. Its gradient then comes with theirs and the features need none, which saves
+                a third of the work in cross-attention where the encoder is frozen.
         """
         batch = features_BLE.shape[0]  # len() would fix it in an exported program
         x_BNC = self.dropout(self.norm(self.query_tokens).expand(batch, -1, -1))

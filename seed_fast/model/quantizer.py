@@ -17,7 +17,7 @@ from seed_fast.ops import nearest_code
 
 
 def task_layer(input_dim: int, hidden_dim: int, output_dim: int) -> nn.Sequential:
-    """Linear, tanh, linear: the maps into and out of the space of the codebook."""
+    """Build linear, tanh, linear: the form of both maps, into the space of the codebook and out of it."""
     return nn.Sequential(nn.Linear(input_dim, hidden_dim), nn.Tanh(), nn.Linear(hidden_dim, output_dim))
 
 
@@ -32,15 +32,15 @@ class Quantizer(nn.Module):
         self.decode_task = task_layer(code, code, width)
 
     def lookup(self, causal_BNC: Tensor) -> Tensor:
-        """Codes [B, N] int64 of causal embeddings; -1 where an embedding holds NaN."""
+        """Turn causal embeddings into codes [B, N] int64; -1 where an embedding holds NaN."""
         return nearest_code(self.encode_task(causal_BNC), self.codebook)
 
     def embed(self, codes_BN: Tensor) -> Tensor:
-        """Codebook entries [B, N, D]."""
+        """Return the codebook entries [B, N, D] of codes."""
         return F.embedding(codes_BN, self.codebook)
 
     def forward(self, codes_BN: Tensor) -> Tensor:
-        """Codes to the embeddings [B, N, C] that the decoders read."""
+        """Turn codes into the embeddings [B, N, C] that the decoders read."""
         return self.decode_task(self.embed(codes_BN))
 
     @torch.no_grad()

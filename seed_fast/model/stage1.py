@@ -1,8 +1,8 @@
 """`Stage1Model`: a tokenizer, a text tower, and the projections that compare a picture with a caption.
 
-Stage 1 trains the causal Q-Former by image-text contrast: the last query, which sees all others, against the caption's
-[CLS]. Source: official SEED_Tokenizer/lavis/models/blip2_models/blip2_casual.py (image-text contrast alone), and
-section 3.1 of arXiv 2307.08041.
+Stage 1 trains the causal Q-Former by image-text contrast between the last query, which sees all others, and the
+caption's [CLS]. Source: official SEED_Tokenizer/lavis/models/blip2_models/blip2_casual.py (image-text contrast alone),
+and section 3.1 of arXiv 2307.08041.
 
 Shapes: B pairs on this rank, A pairs on all ranks, N queries, C Q-Former width, P projection width, T tokens.
 """
@@ -20,25 +20,26 @@ from seed_fast.model.tokenizer import SeedTokenizer
 
 INITIAL_TEMPERATURE = 0.07
 
-Gather = Callable[[Tensor], tuple[Tensor, int]]  # rows [B, P] of this rank -> rows [A, P] of all, and where ours begin
+# Takes the rows [B, P] of this rank, returns the rows [A, P] of all ranks, and the index at which ours begin.
+Gather = Callable[[Tensor], tuple[Tensor, int]]
 
 
 def alone(rows: Tensor) -> tuple[Tensor, int]:
-    """The `Gather` of a single process."""
+    """Return the rows as they are: the `Gather` of a single process."""
     return rows, 0
 
 
 class Stage1Model(nn.Module):
-    """What stage 1 trains, around the tokenizer that it trains.
+    """The model of stage 1: the tokenizer, and what its training needs in addition.
 
     Trainable: Q-Former, `vision_norm`, text tower, projections and temperature. The ViT is frozen (`train_vision`
     unfreezes it), and the quantizer and the decoders wait for stage 2.
 
     Args:
-        tokenizer: whose Q-Former the text tower shares.
+        tokenizer: the tokenizer to train; the text tower shares its Q-Former.
         vocab_size: entries of the caption vocabulary.
         projection_dim: width of the space in which pictures and captions are compared.
-        max_tokens: most tokens of a caption.
+        max_tokens: largest number of tokens in a caption.
     """
 
     def __init__(
@@ -58,14 +59,14 @@ class Stage1Model(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Draw initial weights for all but the tokenizer."""
+        """Draw initial weights for every part but the tokenizer."""
         self.text.init_weights()
         self.vision_proj.reset_parameters()
         self.text_proj.reset_parameters()
         self.temperature.fill_(INITIAL_TEMPERATURE)
 
     def freeze(self, *, train_vision: bool = False) -> None:
-        """Mark what stage 1 trains by `requires_grad`."""
+        """Set `requires_grad` on the parameters that stage 1 trains, and clear it on the others."""
         self.requires_grad_(True)
         self.tokenizer.requires_grad_(False)
         self.tokenizer.vit.requires_grad_(train_vision)
@@ -73,15 +74,15 @@ class Stage1Model(nn.Module):
         self.tokenizer.qformer.requires_grad_(True)
 
     def image_embedding(self, causal_BNC: Tensor) -> Tensor:
-        """Causal embeddings, or reconstructed ones, [B, N, C] to unit vectors [B, P] of their last query."""
+        """Project the last query of causal or reconstructed embeddings [B, N, C] to unit vectors [B, P]."""
         return F.normalize(self.vision_proj(causal_BNC[:, -1]), dim=-1)
 
     def text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Captions [B, T] to the text tower's output at [CLS], [B, C]."""
+        """Return the text tower's output at [CLS], [B, C], for captions [B, T]."""
         return self.text(self.tokenizer.qformer, input_ids, attention_mask)[:, 0]
 
     def text_embedding(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Captions [B, T] to unit vectors [B, P]."""
+        """Turn captions [B, T] into unit vectors [B, P]."""
         return F.normalize(self.text_proj(self.text_features(input_ids, attention_mask)), dim=-1)
 
     def loss(
@@ -93,17 +94,17 @@ class Stage1Model(nn.Module):
         *,
         gather: Gather = alone,
     ) -> Tensor:
-        """Contrastive loss [] of B pictures and their captions.
+        """Return the contrastive loss [] of B pictures and their captions.
 
         Args:
             pixels: normalised, [B, 3, S, S].
             input_ids: [B, T] int64.
             attention_mask: [B, T], 1 for tokens and 0 for padding.
-            label_smoothing: share of the target that goes to all pairs alike.
+            label_smoothing: share of the target that is spread evenly over all pairs.
             gather: collects the rows of all ranks, so that every other pair of the global batch is a negative.
 
         Raises:
-            ValueError: as many pictures as captions are needed.
+            ValueError: the numbers of pictures and captions differ.
         """
         features = self.tokenizer.vit_features(pixels)
         return self.loss_of_features(features, input_ids, attention_mask, label_smoothing, gather=gather)
@@ -117,7 +118,7 @@ class Stage1Model(nn.Module):
         *,
         gather: Gather = alone,
     ) -> Tensor:
-        """`loss` from the ViT's own output [B, L, E], which can be cached while the ViT is frozen."""
+        """Return `loss` from the ViT's own output [B, L, E], which can be cached while the ViT is frozen."""
         if len(features) != len(input_ids):
             raise ValueError(
                 f"Stage1Model: captions must be as many as pictures, {len(features)}, got {len(input_ids)}"
@@ -136,7 +137,7 @@ class Stage1Model(nn.Module):
         *,
         gather: Gather = alone,
     ) -> Tensor:
-        """`loss` from causal embeddings [B, N, C]."""
+        """Return `loss` from causal embeddings [B, N, C]."""
         image, text = self.image_embedding(causal_BNC), self.text_embedding(input_ids, attention_mask)
         return contrastive_loss(image, text, self.temperature, label_smoothing, gather)
 
@@ -144,7 +145,15 @@ class Stage1Model(nn.Module):
 def contrastive_loss(
     image_BP: Tensor, text_BP: Tensor, temperature: Tensor, label_smoothing: float = 0.0, gather: Gather = alone
 ) -> Tensor:
-    """Mean of the cross-entropies picture -> caption and caption -> picture; logits are cosines / temperature."""
+    """Return the mean of two cross-entropies, picture to caption and caption to picture.
+
+    Args:
+        image_BP: unit vectors of this rank's pictures.
+        text_BP: unit vectors of their captions.
+        temperature: [1]; logits are cosines divided by it.
+        label_smoothing: share of the target that is spread evenly over all pairs.
+        gather: collects the rows of all ranks, whose other pairs are negatives.
+    """
     with torch.autocast(image_BP.device.type, enabled=False):  # logits of half precision lose two digits
         if image_BP.dtype in (torch.bfloat16, torch.float16):
             image_BP, text_BP, temperature = image_BP.float(), text_BP.float(), temperature.float()

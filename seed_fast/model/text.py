@@ -1,7 +1,7 @@
-"""`TextTower`: the Q-Former's text branch. Captions pass through the queries' own self-attention, in both directions.
+"""`TextTower`: the Q-Former's text branch; captions pass through the queries' self-attention without a causal mask.
 
-It serves contrastive training and retrieval; codes are made without it. Weights of its own: word and position
-embeddings, and one feed-forward per layer. The first norm and the self-attention are the Q-Former's.
+It serves contrastive training and retrieval; encoding images doesn't need it. Its own weights are word and position
+embeddings and one feed-forward per layer; the first norm and the self-attention are the Q-Former's.
 
 Source: official models/seed_qformer/qformer_causual.py (`BertEmbeddings`, `intermediate`, `output`), a BERT-base.
 
@@ -31,7 +31,7 @@ class TextTower(nn.Module):
         self.ffns = nn.ModuleList(FeedForward(config.dim, config.ffn_dim) for _ in range(config.depth))
 
     def forward(self, qformer: QFormer, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
-        """Return [B, T, C]; `attention_mask` is 1 for tokens, the first one always, and 0 for padding.
+        """Return text embeddings [B, T, C]; the mask is 1 for tokens, among them always the first, and 0 for padding.
 
         Raises:
             TypeError: the ids aren't int64 or int32.

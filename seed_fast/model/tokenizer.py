@@ -2,8 +2,8 @@
 
 Source: official models/seed_qformer/qformer_quantizer.py (SEED-2) and branch v1, models/visual_tokenizer.py (SEED-1).
 
-"Exact" means float32 with `torch.backends.cuda.matmul.allow_tf32` False, PyTorch's default. bfloat16 and float16 are
-asked for by `dtype=` and may change codes whose best and second-best entries are close.
+"Exact" means float32 with `torch.backends.cuda.matmul.allow_tf32` False, PyTorch's default. bfloat16 and float16,
+chosen by `dtype=`, may change codes whose best and second-best entries are close.
 
 Shapes: B images, S image side in px, L ViT tokens, E ViT width, N codes, C Q-Former width.
 """
@@ -38,7 +38,7 @@ class SeedTokenizer(ImageEncoder, nn.Module):
 
     Args:
         config: sizes; see `SeedConfig.preset`.
-        device: where to make the weights. Default: PyTorch's, so `with torch.device("meta")` makes shapes alone.
+        device: device of the weights. Default: PyTorch's, so under `torch.device("meta")` they have shapes alone.
         dtype: float32 (default), bfloat16 or float16.
 
     Attributes:
@@ -58,7 +58,7 @@ class SeedTokenizer(ImageEncoder, nn.Module):
         self.config = config
         self.trained = False
         device = torch.empty(0, device=device).device
-        # Shapes first, memory once, values once: PyTorch's own initial values would be drawn only to be replaced.
+        # First shapes alone, then memory, then values: PyTorch's own initial values would be drawn only to be replaced.
         with torch.device("meta"):
             self.vit = ViT(config)
             self.vision_norm = nn.LayerNorm(config.vit_dim, eps=VISION_NORM_EPS)
@@ -134,12 +134,12 @@ class SeedTokenizer(ImageEncoder, nn.Module):
     def fast(
         self, *, dtype: torch.dtype | None = None, cross_attention: str = "auto", graphs: bool = True
     ) -> FastTokenizer:
-        """An inference plan over the same weights: the same codes, sooner. See `seed_fast.model.fast`.
+        """Make an inference plan over the same weights: the same codes in less time. See `seed_fast.model.fast`.
 
         Args:
             dtype: type of the matrix products (default: this model's); the residual stream stays float32.
-            cross_attention: "absorbed" or "projected", two orders of the same sums; "auto": in float32 on a CPU the
-                faster one, otherwise the one with fewer operations; "measured": the one that is faster here.
+            cross_attention: "absorbed" or "projected", two orders of the same sums. "auto": in float32 on a CPU the
+                faster order, otherwise the one with fewer operations. "measured": the faster order on this machine.
             graphs: on a GPU, replay CUDA graphs; False launches every kernel.
         """
         from seed_fast.model.fast import FastTokenizer
@@ -147,37 +147,40 @@ class SeedTokenizer(ImageEncoder, nn.Module):
         return FastTokenizer(self, dtype=dtype, cross_attention=cross_attention, graphs=graphs)
 
     def image_features(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels [B, 3, S, S] to normed ViT features [B, L, E]."""
+        """Turn normalised pixels [B, 3, S, S] into normed ViT features [B, L, E]."""
         return self.norm_features(self.vit_features(pixels))
 
     def vit_features(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels [B, 3, S, S] to the ViT's own output [B, L, E], which no other weight touches."""
+        """Turn normalised pixels [B, 3, S, S] into the ViT's own output [B, L, E], before `vision_norm`."""
         if not torch.compiler.is_compiling():
             warn_of_slow_half(self.device, self.dtype)
         return self.vit(self._check_pixels(pixels).to(self.device, self.dtype))
 
     def norm_features(self, features: Tensor) -> Tensor:
-        """The ViT's own output [B, L, E] to normed features [B, L, E]."""
+        """Apply `vision_norm` to the ViT's own output [B, L, E]; return normed features [B, L, E]."""
         if features.dtype in (torch.bfloat16, torch.float16):
-            # As the official ln_vision: statistics and affine map in float32.
+            # The official ln_vision computes statistics and affine map in float32.
             weight, bias = self.vision_norm.weight.float(), self.vision_norm.bias.float()
             return F.layer_norm(features.float(), weight.shape, weight, bias, VISION_NORM_EPS).to(features.dtype)
         return self.vision_norm(features)
 
     def query_embeddings(self, features: Tensor) -> Tensor:
-        """ViT features [B, L, E] to causal embeddings [B, N, C]; the first k don't see later queries."""
+        """Turn ViT features [B, L, E] into causal embeddings [B, N, C]; embedding i depends on queries 0 .. i alone."""
         return self.qformer(features)
 
     def lookup(self, causal: Tensor) -> Tensor:
-        """Causal embeddings [B, N, C] to codes [B, N] int64; -1 where an embedding isn't finite."""
+        """Turn causal embeddings [B, N, C] into codes [B, N] int64; -1 where an embedding isn't finite."""
         return self.quantizer.lookup(causal)
 
     @torch.inference_mode()
     def decode(self, codes: Any) -> Tensor:
-        """Codes to generation embeddings: text features [B, 77, 768] (SEED-1) or an image's [B, 1024] (SEED-2).
+        """Turn codes into what conditions an image generator.
 
         Args:
             codes: [B, N] of any integer type: a tensor, an array or lists.
+
+        Returns:
+            Text features [B, 77, 768] (SEED-1) or image embeddings [B, 1024] (SEED-2), in the model's dtype.
 
         Raises:
             TypeError: `codes` isn't of an integer type.
@@ -187,13 +190,13 @@ class SeedTokenizer(ImageEncoder, nn.Module):
 
     @torch.inference_mode()
     def reconstruct(self, codes: Any) -> Tensor:
-        """Codes to reconstructed causal embeddings [B, N, C], the "causal code" of the paper's retrieval table.
+        """Turn codes into reconstructed causal embeddings [B, N, C], the "causal code" of the paper's retrieval table.
 
         Args:
             codes: as for `decode`.
 
         Raises:
-            TypeError, ValueError: as `decode`; SEED-1's released model has no such decoder.
+            TypeError, ValueError: as `decode`; also for SEED-1's released model, which has no such decoder.
         """
         if self.reconstructor is None:
             raise ValueError(
@@ -202,6 +205,7 @@ class SeedTokenizer(ImageEncoder, nn.Module):
         return self.reconstructor(self.quantizer(self._check_codes("reconstruct", codes)))
 
     def _check_codes(self, caller: str, codes: Any) -> Tensor:
+        """Return codes [B, N] as int64 on the model's device; raise an error that begins with `caller` otherwise."""
         codes = as_codes(codes, caller)
         count, size = self.config.num_codes, self.config.codebook_size
         if codes.ndim != 2 or codes.shape[1] != count:

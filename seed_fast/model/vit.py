@@ -1,4 +1,4 @@
-"""EVA-CLIP ViT: an image becomes one feature per patch, and a class token first.
+"""EVA-CLIP ViT: an image becomes one feature vector per patch, preceded by that of the class token.
 
 Source: official models/seed_qformer/eva_vit.py. Pre-LN blocks, exact GELU, absolute position embedding; no layer scale,
 no relative position, no final norm (the tokenizer's `vision_norm` follows).
@@ -21,10 +21,10 @@ BLOCK_NORM_EPS = 1e-6  # the official blocks pass it; PyTorch's default 1e-5 cha
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention in both directions.
+    """Multi-head self-attention without a causal mask.
 
     `key_bias=False` is EVA's form: biases for queries and values alone. (A key bias adds the same number to all scores
-    of a query, which softmax ignores.) They stay two parameters, as in official files: conversion is renaming only.
+    of a query, which softmax ignores.) They stay two parameters, as in official files, so that conversion only renames.
     """
 
     def __init__(self, dim: int, heads: int, *, key_bias: bool) -> None:
@@ -36,7 +36,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        """Return [B, L, D], the residual not added."""
+        """Return [B, L, D], without the residual."""
         bias: Tensor | None = self.qkv.bias
         if self.q_bias is not None and self.v_bias is not None:
             bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
@@ -59,7 +59,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-LN Transformer block: of the ViT (`key_bias=False`) and of the decoder (`key_bias=True`)."""
+    """Pre-LN Transformer block, [B, L, D] to [B, L, D]; the ViT has it without a key bias, the decoders with one."""
 
     def __init__(self, dim: int, heads: int, ffn_dim: int, *, key_bias: bool) -> None:
         super().__init__()
@@ -90,14 +90,14 @@ class PatchEmbed(nn.Module):
         return F.linear(self.patches(pixels_B3SS), self.weight.flatten(1), self.bias)
 
     def patches(self, pixels_B3SS: Tensor) -> Tensor:
-        """What the map reads: [B, (S/P)^2, 3 * P * P]."""
+        """Cut pixels into patches in reading order, [B, (S/P)^2, 3 * P * P]: what the linear map reads."""
         side = self.patch_size
         patches = pixels_B3SS.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # [B, 3, rows, P, columns, P]
         return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
 class ViT(nn.Module):
-    """Pixels [B, 3, S, S] to features [B, L, D] of the last block, not normed; L = (S/P)^2 + 1, class token first."""
+    """Pixels [B, 3, S, S] to the last block's features [B, L, D], not normed; L = (S/P)^2 + 1, class token first."""
 
     def __init__(self, config: SeedConfig) -> None:
         super().__init__()

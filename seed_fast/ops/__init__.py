@@ -1,4 +1,4 @@
-"""The package's ops. One file per op is its contract; `explain` says which backend would run it, and why."""
+"""The package's ops: one file per op holds its contract. `explain` says which backend would run an op, and why."""
 
 from seed_fast.ops._dispatch import BackendError, backend, backend_table, explain, forced
 from seed_fast.ops.add_layer_norm import add_layer_norm

@@ -1,4 +1,4 @@
-"""The only dispatcher: which backend runs an op, and why each other one does not.
+"""The only dispatcher: it chooses the backend that runs an op, and says why each other one does not.
 
 An op registers a preference list of `Backend`s. Selection is a pure function of the arguments (device, dtype, shape,
 layout) and of what this machine has; the first backend without an objection runs. `SEED_FAST_BACKEND=<name>` and
@@ -21,7 +21,7 @@ NAMES = ("cuda", "triton", "cpu", "sdpa", "xformers", "reference")
 
 
 class BackendError(RuntimeError):
-    """A backend that was asked for by name cannot run the op on these arguments."""
+    """Raised when a backend that was asked for by name cannot run the op on these arguments."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,11 @@ class Backend:
 
     Args:
         name: one of `NAMES`.
-        run: the implementation; takes the op's arguments.
-        unavailable: why this machine cannot run it at all, or "" where it can.
-        objections: why these arguments cannot go through it; asks nothing of the machine, so it is asked first.
-        note: what a reader of `seed-fast info` should know (for example that it never ran on real hardware).
+        run: the implementation; it takes the op's arguments and returns the op's results.
+        unavailable: returns why this machine cannot run the backend at all, or "" where it can.
+        objections: takes the op's arguments and returns why they cannot go through this backend, an empty list where
+            they can. It looks at the arguments alone, so it is called before `unavailable`, which may load a driver.
+        note: shown beside the backend in `seed-fast info`, for example that it never ran on real hardware.
     """
 
     name: str
@@ -43,7 +44,7 @@ class Backend:
     note: str = ""
 
     def reasons(self, *args: Any) -> list[str]:
-        """Why this backend cannot run on `args`; empty where it can."""
+        """Return why this backend cannot run on `args`; an empty list where it can."""
         reasons = self.objections(*args)
         missing = "" if reasons else self.unavailable()
         return [missing] if missing else reasons
@@ -55,11 +56,12 @@ _logged: set[tuple[str, str]] = set()
 
 
 def register(op: str, *backends: Backend) -> None:
-    """Declare the backends of `op` in order of preference; the last one must accept everything."""
+    """Declare the backends of `op` in order of preference; the last one must accept all arguments."""
     _TABLE[op] = backends
 
 
 def _check_name(name: str, source: str) -> str:
+    """Return `name` if a backend may have it; `source` is what the error names otherwise."""
     if name not in NAMES:
         raise ValueError(f"{source}: backend must be one of {', '.join(NAMES)}, got {name!r}")
     return name
@@ -67,7 +69,13 @@ def _check_name(name: str, source: str) -> str:
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Run every op on backend `name` inside the block, or raise `BackendError`. Process-global, not per thread."""
+    """Force every op inside the `with` block onto backend `name`; an op that cannot run there raises `BackendError`.
+
+    The setting holds for the whole process, not for one thread.
+
+    Raises:
+        ValueError: no backend has this name.
+    """
     global _forced
     previous, _forced = _forced, _check_name(name, "seed_fast.ops.backend")
     try:
@@ -77,7 +85,7 @@ def backend(name: str) -> Iterator[None]:
 
 
 def forced() -> str:
-    """Name of the backend that is forced now, or ""."""
+    """Return the name of the backend that is forced now, by `backend` or SEED_FAST_BACKEND, or "" where none is."""
     if _forced is not None:
         return _forced
     name = _env.get("SEED_FAST_BACKEND")
@@ -85,7 +93,7 @@ def forced() -> str:
 
 
 def select(op: str, *args: Any) -> Backend:
-    """The backend that runs `op` on `args`.
+    """Return the backend that runs `op` on `args`: the forced one, or else the first without an objection.
 
     Raises:
         BackendError: a forced backend cannot run; the message lists the reasons.
@@ -99,20 +107,24 @@ def select(op: str, *args: Any) -> Backend:
             return candidate
         if wanted:
             raise BackendError(f"{op}: backend {wanted!r} was asked for but cannot run: {'; '.join(reasons)}")
+        # A fallback is worth a line where the machine lacks something; wrong arguments for a kernel surprise nobody.
         if not candidate.objections(*args):
             _log_once(op, candidate.name, reasons)
     raise BackendError(f"{op}: no backend {wanted!r} is registered for it")
 
 
 def _log_once(op: str, name: str, reasons: list[str]) -> None:
-    # Only what this machine lacks: that a CUDA kernel does not take a CPU tensor surprises nobody.
+    """Log that `op` does not run on backend `name`, once per process."""
     if (op, name) not in _logged:
         _logged.add((op, name))
         logger.warning("%s: falling back from backend %r: %s", op, name, "; ".join(reasons))
 
 
 def explain(op: str, *args: Any) -> str:
-    """Which backend would run `op` on `args` (the op's own arguments), and why each other one would not.
+    """Say which backend would run `op` on `args` (the op's own arguments), and why each other one would not.
+
+    Returns:
+        Several lines of text: the op with its chosen backend, then one line per backend in order of preference.
 
     Raises:
         ValueError: `op` is not an op of this package.
@@ -138,7 +150,12 @@ def explain(op: str, *args: Any) -> str:
 
 
 def backend_table() -> list[dict[str, Any]]:
-    """One row per op and backend: {"op", "backend", "available", "reason", "note"}; what `seed-fast info` prints."""
+    """List every backend of every op, as `seed-fast info` prints them.
+
+    Returns:
+        One dict per op and backend: "op" and "backend" (names), "available" (bool), "reason" (why it is not available
+        on this machine, or "") and "note" (a remark on the backend, or "").
+    """
     rows = []
     for op, backends in sorted(_TABLE.items()):
         for candidate in backends:

@@ -1,4 +1,7 @@
-"""What the compiled module and the GPU of this machine can do, asked once and without raising."""
+"""Report what the compiled module, Triton, xFormers and the GPU of this machine can do; nothing here raises.
+
+The `..._unavailable` functions return a reason as text, or "" where the library works.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 @lru_cache(maxsize=1)
 def load() -> tuple[ModuleType | None, str]:
-    """(module, "") or (None, why the compiled module is not there)."""
+    """Return (the compiled module, ""), or (None, why it cannot be imported)."""
     try:
         from seed_fast import _C
     except ImportError as error:
@@ -28,18 +31,18 @@ def load() -> tuple[ModuleType | None, str]:
 
 
 def module() -> Any:
-    """The compiled module; for code that runs only where `cpu_unavailable()` or `cuda_unavailable()` is ""."""
+    """Return the compiled module; call it only where `cpu_unavailable()` or `cuda_unavailable()` returned ""."""
     return load()[0]
 
 
 def cpu_unavailable() -> str:
-    """Why the C++ CPU kernels cannot run on this machine, or ""."""
+    """Return why the C++ CPU kernels cannot run on this machine, or "" where they can."""
     return load()[1]
 
 
 @lru_cache(maxsize=1)
 def cuda_unavailable() -> str:
-    """Why the CUDA kernels of the compiled module cannot run on this machine, or ""."""
+    """Return why the CUDA kernels of the compiled module cannot run on this machine, or "" where they can."""
     if load()[0] is None:
         return load()[1]
     available, reason = module().cuda_available()
@@ -49,7 +52,7 @@ def cuda_unavailable() -> str:
 
 
 def triton_unavailable() -> str:
-    """Why Triton kernels cannot run on this machine, or "". The interpreter counts: it runs them on CPU tensors."""
+    """Return why Triton kernels cannot run on this machine, or "" where they can, if only under the interpreter."""
     try:
         import triton  # noqa: F401
     except ImportError as error:
@@ -62,19 +65,22 @@ def triton_unavailable() -> str:
 
 
 def triton_interprets() -> bool:
-    """Whether Triton kernels run in its interpreter, on CPU tensors."""
+    """Return True if TRITON_INTERPRET is set: Triton's interpreter then runs its kernels on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET", "0") in ("1", "true", "on")
 
 
 def triton_device_objections(tensor: Tensor) -> list[str]:
-    """Why a Triton kernel cannot take a tensor where it is. The interpreter takes CPU tensors, but only on request."""
+    """Return why a Triton kernel cannot read a tensor on its device; an empty list where it can.
+
+    The interpreter reads CPU tensors, but only where backend "triton" is forced: it is slow, and meant for tests.
+    """
     if tensor.is_cuda or (triton_interprets() and _dispatch.forced() == "triton"):
         return []
     return [f"the tensor is on {tensor.device}"]
 
 
 def xformers_unavailable() -> str:
-    """Why xFormers cannot run on this machine, or ""."""
+    """Return why xFormers cannot run on this machine, or "" where it can."""
     try:
         from xformers.ops import memory_efficient_attention  # noqa: F401
     except ImportError as error:
@@ -83,15 +89,15 @@ def xformers_unavailable() -> str:
 
 
 def threads() -> int:
-    """Threads for one call of a CPU kernel: what torch would use."""
+    """Return how many threads one call of a CPU kernel may use: as many as torch would."""
     return torch.get_num_threads()
 
 
 def isa() -> str:
-    """Highest instruction set the CPU kernels may use, or "" for what the CPU has."""
+    """Return the highest instruction set that CPU kernels may use (SEED_FAST_CPU_ISA), or "" for no limit."""
     return _env.get("SEED_FAST_CPU_ISA")
 
 
 def stream(tensor: Tensor) -> int:
-    """The current CUDA stream of the tensor's device, as the integer that launchers take."""
+    """Return the handle of the current CUDA stream on the tensor's device, the integer that launchers take."""
     return torch.cuda.current_stream(tensor.device).cuda_stream

@@ -5,8 +5,8 @@
     pre-norm (default):  the residual stream goes on from the sum:   returns (s, norm)
     post_norm=True:      the residual stream goes on from the norm:  returns (norm, norm)
 
-x [..., D] is the residual stream: the first result has its dtype. The second one is what the next matrix product reads:
-it has `out_dtype`, so no pass is needed to cast it. delta [..., D], weight [D] and bias [D] are of any of the dtypes.
+x [..., D] is the residual stream; the first result has its dtype. The second result is the input of the next matrix
+product; it has `out_dtype`, so no further pass casts it. delta [..., D], weight [D] and bias [D] may have any dtype.
 float32, float16, bfloat16; float64 by the reference alone. Deterministic. Rows with NaN or infinity become NaN. A
 constant row has variance 0, so its norm is the bias.
 
@@ -43,7 +43,11 @@ LIBRARY.define(
 def reference(
     x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor, eps: float, out_dtype: torch.dtype, post_norm: bool
 ) -> tuple[Tensor, Tensor]:
-    """The definition in plain torch, differentiable: x, delta [N, D], weight, bias [D] -> stream, y [N, D]."""
+    """Compute the definition in plain torch, differentiable.
+
+    Returns:
+        stream [N, D] of x's dtype and y [N, D] of `out_dtype`, from x, delta [N, D] and weight, bias [D].
+    """
     precise = _precise(x, delta)
     total = (x.to(precise) + delta.to(precise)).to(x.dtype)
     norm = F.layer_norm(total.to(precise), weight.shape, weight.to(precise), bias.to(precise), eps)
@@ -53,7 +57,12 @@ def reference(
 def reference_backward(
     grad_stream: Tensor, grad_y: Tensor, x: Tensor, delta: Tensor, weight: Tensor, eps: float, post_norm: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient of `reference`, written out: -> that of the sum, so of x and delta, [N, D]; of weight; of bias."""
+    """Compute the gradient of `reference`, written out.
+
+    Returns:
+        The gradients of the sum x + delta (that of x and that of delta alike) [N, D], of weight [D] and of bias [D], in
+        float32 (float64 where x or delta is).
+    """
     precise = _precise(x, delta)
     total = (x.to(precise) + delta.to(precise)).to(x.dtype).to(precise)
     centred = total - total.mean(1, keepdim=True)
@@ -69,11 +78,12 @@ def reference_backward(
 
 
 def _precise(x: Tensor, delta: Tensor) -> torch.dtype:
+    """Return the dtype of sums and statistics: float32, or float64 where an input is."""
     return torch.promote_types(torch.promote_types(x.dtype, delta.dtype), torch.float32)
 
 
 def _has_stream(x: Tensor, out_dtype: torch.dtype, post_norm: bool) -> bool:
-    """Whether both results differ: two norms of one dtype are one tensor, and the first result is empty."""
+    """Return True if the two results differ. Otherwise both are one tensor, and the op's first result is empty."""
     return not post_norm or out_dtype != x.dtype
 
 
@@ -169,22 +179,22 @@ def add_layer_norm(
 
     Args:
         x: [..., D] float32, float16, bfloat16 or float64; D >= 1.
-        delta: what is added, shaped like x, of any of these dtypes.
+        delta: tensor to add, shaped like x, of any of these dtypes.
         weight: [D] scale of the norm, of any of these dtypes.
         bias: [D] shift of the norm, of any of these dtypes.
-        eps: what is added to the variance; at least 0.
+        eps: number added to the variance; at least 0.
         out_dtype: dtype of the second result; default: x's.
-        post_norm: the residual stream goes on from the norm instead of the sum.
+        post_norm: return the norm, not the sum, as the new residual stream.
 
     Returns:
-        The residual stream behind the sum, [..., D] of x's dtype, and the norm, [..., D] of `out_dtype`. With
-        `post_norm` and one dtype both are the same tensor.
+        The new residual stream [..., D] of x's dtype, and the norm [..., D] of `out_dtype`. With `post_norm` and one
+        dtype both are the same tensor.
 
     Raises:
         TypeError, ValueError: wrong type, dtype, shape or device.
         BackendError: a forced backend cannot run.
 
-    Example:
+    Examples:
         >>> x, delta = torch.zeros(3, 4), torch.tensor([1.0, 1.0, 3.0, 3.0]).expand(3, 4)
         >>> x, y = add_layer_norm(x, delta, torch.ones(4), torch.zeros(4), 0.0, out_dtype=torch.float16)
         >>> x[0].tolist(), y[0].tolist(), y.dtype

@@ -1,4 +1,4 @@
-"""attention: every query's average of the values, weighted by its softmax over the keys.
+"""attention: for every query, the average of the values, weighted by the softmax of the query's scores with the keys.
 
     out[b, i, h] = sum over j of  softmax_j(scale q[b, i, h] . k[b, j, h])  v[b, j, h]
 
@@ -39,16 +39,18 @@ LIBRARY.define(
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Tensor:
-    """The definition in plain torch, in float32 (float64 for float64)."""
+    """Compute the definition in plain torch, in float32 (float64 for float64); return [B, Lq, H, Dh] of q's dtype."""
     p_BHij = _weights(_heads(q), _heads(k), causal, scale)
     return (p_BHij @ _heads(v)).transpose(1, 2).to(q.dtype).contiguous()
 
 
 def _heads(x_BLHd: Tensor) -> Tensor:
+    """Return x as [B, H, L, Dh] in float32 (float64 for float64)."""
     return x_BLHd.to(torch.promote_types(x_BLHd.dtype, torch.float32)).transpose(1, 2)
 
 
 def _weights(q_BHid: Tensor, k_BHjd: Tensor, causal: bool, scale: float) -> Tensor:
+    """Return the softmax of the scores, [B, H, Lq, Lk]; hidden keys have weight 0."""
     scores_BHij = q_BHid @ k_BHjd.transpose(-1, -2) * scale
     if causal:
         hidden = torch.ones(scores_BHij.shape[-2:], dtype=torch.bool, device=q_BHid.device).triu(1)
@@ -75,7 +77,7 @@ def _run(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Tensor:
 def reference_backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient of `reference`, written out: -> grad_q, grad_k, grad_v."""
+    """Compute the gradient of `reference`, written out; return grad_q, grad_k and grad_v, shaped like q, k and v."""
     grad_BHid, q_BHid, k_BHjd, v_BHjd = (_heads(x) for x in (grad_out, q, k, v))
     p_BHij = _weights(q_BHid, k_BHjd, causal, scale)
     grad_v = p_BHij.transpose(-1, -2) @ grad_BHid
@@ -145,13 +147,13 @@ _dispatch.register(
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, scale: float | None = None) -> Tensor:
-    """Multi-head attention with heads in the third axis, as projections leave them.
+    """Compute multi-head attention of tensors whose third axis is the head, the layout that projections produce.
 
     Args:
         q: [B, Lq, H, Dh] float32, float16, bfloat16 or float64; any strides.
         k: [B, Lk, H, Dh], Lk >= 1; v like k.
-        causal: query i sees keys 0 .. i.
-        scale: what the scores are multiplied with; default 1 / sqrt(Dh).
+        causal: True if query i may see keys 0 .. i alone.
+        scale: factor of the scores; default 1 / sqrt(Dh).
 
     Returns:
         [B, Lq, H, Dh], contiguous, of q's dtype.

@@ -1,6 +1,6 @@
-"""bias_gelu: what follows a matrix product without a bias, in one pass over memory.
+"""bias_gelu: a bias and the exact GELU, in one pass over memory; it follows a matrix product without a bias.
 
-    y = GELU(x + bias),  GELU(s) = s Phi(s) = s (1 + erf(s / sqrt(2))) / 2          the exact one; in float32
+    y = GELU(x + bias),  GELU(s) = s Phi(s) = s (1 + erf(s / sqrt(2))) / 2          computed in float32
 
 x [..., D] and bias [D] are float32, float16 or bfloat16 in any mix (float64: by the reference alone); y is like x. The
 sum is not rounded to x's dtype in between. Deterministic. NaN gives NaN; infinities give a limit or NaN.
@@ -31,19 +31,20 @@ LIBRARY.define("bias_gelu_backward(Tensor grad_y, Tensor x, Tensor bias) -> (Ten
 
 
 def reference(x: Tensor, bias: Tensor) -> Tensor:
-    """The definition in plain torch, differentiable: x [N, D], bias [D] -> y [N, D]."""
+    """Compute the definition in plain torch, differentiable: x [N, D], bias [D] -> y [N, D] of x's dtype."""
     precise = _precise(x)
     return F.gelu(x.to(precise) + bias.to(precise)).to(x.dtype)
 
 
 def reference_backward(grad_y: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient of `reference`: -> grad_x [N, D] like x, grad_bias [D] like bias."""
+    """Compute the gradient of `reference`: return grad_x [N, D] of x's dtype and grad_bias [D] of bias's dtype."""
     precise = _precise(x)
     grad = torch.ops.aten.gelu_backward(grad_y.to(precise), x.to(precise) + bias.to(precise))
     return grad.to(x.dtype).contiguous(), grad.sum(0).to(bias.dtype)
 
 
 def _precise(x: Tensor) -> torch.dtype:
+    """Return the dtype of the computation: float32, or float64 for float64."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
@@ -115,7 +116,8 @@ def bias_gelu(x: Tensor, bias: Tensor, *, inplace: bool = False) -> Tensor:
     Args:
         x: [..., D] float32, float16, bfloat16 or float64; D >= 1.
         bias: [D], of any of these dtypes.
-        inplace: write over x, whose axes but the last must be one in memory; for inference, without a gradient.
+        inplace: write the result over x, for inference (no gradient). The last axis of x must be contiguous, and its
+            other axes must join into one without a copy.
 
     Returns:
         [..., D] of x's dtype; x itself with `inplace`.
@@ -124,7 +126,7 @@ def bias_gelu(x: Tensor, bias: Tensor, *, inplace: bool = False) -> Tensor:
         TypeError, ValueError: wrong type, dtype, shape, layout or device; `inplace` where a gradient is wanted.
         BackendError: a forced backend cannot run.
 
-    Example:
+    Examples:
         >>> bias_gelu(torch.zeros(2, 3), torch.tensor([0.0, 1.0, -1.0]))[0]
         tensor([ 0.0000,  0.8413, -0.1587])
     """

@@ -7,11 +7,11 @@ reference alone). Returns ids [...] int64 and, on request, margin [...] float32:
 best and the second-best entry, exact but for the last bit of float32; 0 for ties, inf where K = 1. Deterministic, not
 differentiable, never materialises [N, K].
 
-Every backend screens in a fast precision with a stated error bound, decides in float64 what lies inside the bound, and
-in integers what float64 cannot tell apart, so all return the same ids. A row of z that holds NaN has no nearest code:
-id -1, margin nan. A row or an entry whose squared norm overflows float32 is a ValueError; on a GPU, where raising would
-wait for the device, such a row gets id -1 and margin nan, such an entry gives them to every row, and only an explicit
-`pack_codebook` raises.
+Every backend computes scores in a fast precision with a stated error bound (the screen). Entries whose scores lie
+within that bound of the best are scored again in float64, and in integers where float64 cannot tell them apart. So all
+backends return the same ids. A row of z that holds NaN has no nearest code: its id is -1, its margin nan. A row or an
+entry whose squared norm overflows float32 is a ValueError. On a GPU raising would wait for the device, so there such a
+row gets id -1 and margin nan, such an entry gives these to every row, and only an explicit `pack_codebook` raises.
 
 Source: the argmin of `VectorQuantizer2` in the official models/seed_qformer/qformer_quantizer.py.
 """
@@ -36,14 +36,14 @@ LIBRARY.define("nearest_code(Tensor z, Tensor codebook, Tensor? packed, bool ret
 
 
 class PackedCodebook(NamedTuple):
-    """A codebook laid out once for the kernel of its device: a snapshot, made by `pack_codebook`."""
+    """A copy of a codebook in the layout that the kernel of its device reads; made by `pack_codebook`."""
 
     codebook: Tensor  # [K, D]
-    packed: Tensor | None  # [bytes] uint8; None where this machine's kernels want no layout of their own
+    packed: Tensor | None  # [bytes] uint8; None where this machine's kernels read the codebook as it is
 
 
 def reference(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-    """The definition: z [N, D], codebook [K, D] -> ids [N] int64, margin [N] float32.
+    """Compute the definition: z [N, D], codebook [K, D] -> ids [N] int64, margin [N] float32.
 
     Scores come from float64, whose error is bounded; rows that it leaves open are decided in Python's integers.
     """
@@ -73,7 +73,11 @@ def reference(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _exact_best(z: np.ndarray, entries: np.ndarray) -> tuple[int, float]:
-    """z [D], entries [C, D] float64, C >= 2 -> the first entry of those that are nearest, and the gap to the second."""
+    """Compare the C >= 2 entries [C, D] with z [D], all float64, in exact arithmetic.
+
+    Returns:
+        The index of the nearest entry, the lowest one among equals, and the gap in squared distance to the second best.
+    """
     different, first, counts = np.unique(entries + 0.0, axis=0, return_index=True, return_counts=True)
     significands, exponents = _significands(np.concatenate([z[None], different]))
     lowest = exponents[significands != 0].min(initial=0)
@@ -86,7 +90,7 @@ def _exact_best(z: np.ndarray, entries: np.ndarray) -> tuple[int, float]:
 
 
 def _significands(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Int64 significands and exponents of finite float64 values: x = significand * 2^exponent."""
+    """Return int64 significands and exponents of finite float64 values: x = significand * 2^exponent, exactly."""
     bits = x.view(np.int64)
     exponents, fractions = bits >> 52 & 0x7FF, bits & (2**52 - 1)
     sizes = np.where(exponents > 0, fractions | 2**52, fractions)
@@ -94,7 +98,7 @@ def _significands(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _widen(x: Tensor) -> Tensor:
-    """x in float64, exactly: also in a thread that flushes subnormals to zero (`torch.set_flush_denormal`)."""
+    """Return x in float64 without loss, even in a thread that flushes subnormals (`torch.set_flush_denormal`)."""
     if x.dtype == torch.float64:
         return x
     single = x.float().contiguous()
@@ -104,7 +108,7 @@ def _widen(x: Tensor) -> Tensor:
 
 
 def _norms_are_finite(x: Tensor) -> Tensor:
-    """x [N, D] -> [N], whether ||x_n||^2 is finite in float32."""
+    """Return a mask [N], True where the squared norm of the row of x [N, D] is finite in float32."""
     return x.double().square().sum(1) <= torch.finfo(torch.float32).max
 
 
@@ -117,6 +121,7 @@ def _run_reference(z: Tensor, codebook: Tensor, packed: Tensor | None, return_ma
 
 
 def _check_norms(what: str, x: Tensor, excused: Tensor) -> None:
+    """Raise a ValueError that names the first row of x [N, D] with a bad norm; rows in the mask `excused` [N] pass."""
     bad = ~(_norms_are_finite(x) | excused)
     if bad.any():
         raise ValueError(backends.OVERFLOW.format(what=what, index=int(bad.nonzero()[0])))
@@ -157,16 +162,16 @@ _dispatch.register(
 
 
 def pack_codebook(codebook: Tensor) -> PackedCodebook:
-    """Lay a codebook out once, for many calls of `nearest_code` with codebook unchanged.
+    """Prepare a codebook once for many calls of `nearest_code`, which otherwise prepare it in every call.
 
     Args:
         codebook: [K, D] float32, float16, bfloat16 or float64; copied, so later writes to it have no effect.
 
     Returns:
-        What `nearest_code` takes in place of `codebook`, on the same device.
+        A `PackedCodebook` on the same device, which `nearest_code` and `vector_quantize` take in place of `codebook`.
 
     Raises:
-        TypeError, ValueError: not such a tensor, or an entry whose squared norm overflows float32.
+        TypeError, ValueError: wrong type, dtype or shape, or an entry whose squared norm overflows float32.
     """
     _check_codebook("pack_codebook", codebook)
     codebook = codebook.detach().clone()
@@ -190,7 +195,14 @@ def _check_codebook(op: str, codebook: Tensor) -> None:
 
 
 def check(op: str, z: Tensor, codebook: Tensor | PackedCodebook) -> tuple[Tensor, Tensor | None]:
-    """(codebook [K, D], its packed form or None), or an error that names what is wrong with z [..., D] or codebook."""
+    """Check z [..., D] and the codebook for the op named `op`.
+
+    Returns:
+        The codebook [K, D], and its packed form or None.
+
+    Raises:
+        TypeError, ValueError: wrong type, dtype, shape or device; the message names which.
+    """
     codebook, packed = codebook if isinstance(codebook, PackedCodebook) else (codebook, None)
     _check_codebook(op, codebook)
     if not isinstance(z, Tensor):
@@ -214,12 +226,12 @@ def nearest_code(
 def nearest_code(
     z: Tensor, codebook: Tensor | PackedCodebook, *, return_margin: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Id of the nearest codebook entry of every vector, equal to the float64 argmin on every backend.
+    """Find the nearest codebook entry of every vector; all backends return the argmin of exact arithmetic.
 
     Args:
         z: [..., D] float32, float16, bfloat16 or float64.
-        codebook: [K, D], or what `pack_codebook` made of it.
-        return_margin: also return the gap to the second best.
+        codebook: [K, D], or the result of `pack_codebook`.
+        return_margin: also return the gap between the best and the second-best entry.
 
     Returns:
         ids [...] int64, -1 where z holds NaN; with `return_margin`, (ids, margin [...] float32 in squared distance).

@@ -1,4 +1,4 @@
-"""vector_quantize: nearest codebook entry, straight-through output and both loss terms, in one pass.
+"""vector_quantize: the nearest codebook entry, the straight-through output and both loss terms, in one pass.
 
     ids        = nearest_code(z, codebook)
     z_q        = codebook[ids]                         forward; its gradient goes to z unchanged (straight-through)
@@ -36,7 +36,11 @@ LIBRARY.define(
 
 
 def reference(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The definition, differentiable: z [N, D], codebook [K, D] -> z_q [N, D], ids [N], commit [], codebook_loss []."""
+    """Compute the definition in plain torch, differentiable.
+
+    Returns:
+        z_q [N, D], ids [N] int64, commit [] and codebook_loss [], from z [N, D] and codebook [K, D].
+    """
     ids, _ = nearest_code_reference(z.detach(), codebook.detach())
     chosen = torch.where(ids[:, None] >= 0, codebook[ids], torch.nan)
     z_q = (z + (chosen - z).detach()).to(z.dtype)
@@ -116,13 +120,14 @@ def vector_quantize(z: Tensor, codebook: Tensor | PackedCodebook) -> tuple[Tenso
 
     Args:
         z: [..., D] float32, float16, bfloat16 or float64.
-        codebook: [K, D], or what `pack_codebook` made of it (then it gets no gradient).
+        codebook: [K, D], or the result of `pack_codebook`, which gets no gradient.
 
     Returns:
-        z_q [..., D] like z; ids [...] int64; commitment loss [] and codebook loss [], both unweighted.
+        z_q [..., D] of z's dtype; ids [...] int64; commitment loss [] and codebook loss [], both unweighted.
 
     Raises:
-        TypeError, ValueError: as `nearest_code`.
+        TypeError, ValueError: wrong dtype, shape or device, or a squared norm that overflows float32.
+        BackendError: a forced backend cannot run.
 
     Examples:
         >>> z = torch.tensor([[0.9], [0.2]], requires_grad=True)

@@ -1,4 +1,4 @@
-"""Times, costs and ceilings put together: shares of the peaks, the roof of each stage, and Amdahl's law."""
+"""Combine times, costs and ceilings: shares of the peaks, the roof of each stage, and Amdahl's law."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from seed_fast.profile.measure import PARTS, STAGES, Samples
 
 
 def quantiles(samples: list[float]) -> dict[str, float]:
-    """{"median", "q20", "q80"} of `samples`."""
+    """Return the median and the quantiles 0.2 and 0.8 of samples: {"median", "q20", "q80"}."""
     if len(samples) == 1:
         return dict.fromkeys(("median", "q20", "q80"), samples[0])
     fifths = statistics.quantiles(samples, n=5, method="inclusive")
@@ -18,19 +18,20 @@ def quantiles(samples: list[float]) -> dict[str, float]:
 
 
 def analyse(samples: Samples, costs: dict[str, Cost], ceilings: dict[str, float], batch: int) -> dict[str, Any]:
-    """{"whole": ..., "stages": [...]}: everything that the table, the JSON and the picture show.
+    """Compute everything that the table, the JSON and the picture show.
 
     Args:
-        samples: times of rounds.
-        costs: by stage and part; a stage without (decoding) has no rates.
-        ceilings: of `seed_fast.profile.ceilings`.
+        samples: times of the rounds.
+        costs: cost by stage and part; a stage without one (decoding) gets no rates.
+        ceilings: what `seed_fast.profile.ceilings.ceilings` returns.
         batch: images per round.
 
     Returns:
-        Times are ms per batch. Shares are 0 to 1, gains are factors. A field that is not known is None.
+        {"whole": {...}, "stages": [{...}, ...]}; docs/profile.md lists the fields. Times are ms per batch, shares are 0
+        to 1, gains are factors. A field that is not known is None.
     """
     wall = statistics.median(samples.wall)
-    # Medians of the stages can add up to more than the median of the whole; shares are of the larger, and make 100%.
+    # Medians of the stages can add up to more than the median of the whole; shares refer to the larger of the two.
     total = max(wall, sum(statistics.median(samples.seconds[name]) for name in STAGES))
     stages = [_stage(name, samples, costs.get(name), ceilings, total) for name in _in_order(samples)]
     top = [stage for stage in stages if stage["part_of"] is None]
@@ -50,16 +51,17 @@ def analyse(samples: Samples, costs: dict[str, Cost], ceilings: dict[str, float]
 
 
 def _in_order(samples: Samples) -> list[str]:
-    """The stages, each followed by its parts."""
+    """Return the names of the measured stages, each followed by its parts."""
     names = [name for stage in STAGES for name in (stage, *(p for p in PARTS if p.startswith(stage + "/")))]
     return [name for name in names if name in samples.seconds]
 
 
 def _stage(name: str, samples: Samples, cost: Cost | None, ceilings: dict[str, float], total: float) -> dict[str, Any]:
+    """Return the fields of one stage, or of one part ("Q-Former/FFN"); `total` is the time that shares refer to, s."""
     stage, _, part = name.partition("/")
     seconds = samples.seconds[name]
     median = statistics.median(seconds)
-    share = min(median / total, 1 - 1e-6)  # a part, timed by itself, may have met a noisy moment
+    share = min(median / total, 1 - 1e-6)  # a part is timed by itself, perhaps in a noisy moment
     found: dict[str, Any] = {
         "name": part or stage,
         "part_of": stage if part else None,
@@ -74,6 +76,7 @@ def _stage(name: str, samples: Samples, cost: Cost | None, ceilings: dict[str, f
                             "gemm_share", "copy_share", "roof_ms", "bound", "gain_at_roof"))  # fmt: skip
     if cost is None:
         return found
+    # The roof: the time that computing takes at the peak of products, or moving bytes at that of copies.
     peak = ceilings[f"gemm_{cost.dtype}_gflops"] * 1e9
     computing, moving = cost.flops / peak, cost.bytes / (ceilings["copy_gb_per_s"] * 1e9)
     roof = max(computing, moving)
@@ -95,7 +98,7 @@ def _stage(name: str, samples: Samples, cost: Cost | None, ceilings: dict[str, f
 
 
 def _decoding_cores(top: list[dict[str, Any]]) -> float | None:
-    """How many cores have to decode so that the rest never waits for images."""
+    """Return how many cores must decode images so that the other stages never wait; None where nothing is timed."""
     decoding = sum(stage["ms"]["median"] for stage in top if stage["where"] == "main")
     rest = sum(stage["ms"]["median"] for stage in top if stage["where"] != "main")
     return decoding / rest if rest else None

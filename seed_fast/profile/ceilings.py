@@ -1,7 +1,7 @@
-"""What a machine reaches at best, by torch: matrix products per dtype, and copying memory.
+"""Measure what a machine reaches at best: matrix products per dtype, and copies of memory.
 
-A product starts small and grows while the next size fits into its time, since one machine multiplies a thousand times
-as fast as another, and so does one dtype as another where the processor has no instructions for it.
+The matrices start small and grow while the next size fits into the time: one machine multiplies a thousand times as
+fast as another, and so does one dtype as another where the processor has no instructions for it.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import torch
 
 from seed_fast.model.products import computed_in_float32, onednn_takes, product
 
-ROUNDS, SECONDS = 7, 1.5  # of one ceiling: at most so many calls in about so much time, but one call at least
+ROUNDS, SECONDS = 7, 1.5  # per ceiling: at most so many calls in about so many seconds, but at least one call
 SMALLEST = 128
 
 
 def ceilings(device: str, quick: bool = False) -> dict[str, float]:
-    """Measure them now; a second or two, and never more than some seconds.
+    """Measure the ceilings now; it takes a second or two, and never more than some seconds.
 
     Args:
         device: "cpu", "cuda" or "cuda:N".
         quick: smaller matrices and copies, in a fraction of the time.
 
     Returns:
-        {"gemm_float32_gflops", "gemm_bfloat16_gflops", "copy_gb_per_s"} and on a GPU "gemm_float16_gflops"; copies
-        count bytes read and written.
+        {"gemm_float32_gflops", "gemm_bfloat16_gflops", "copy_gb_per_s"}, and on a GPU "gemm_float16_gflops": GFLOP/s of
+        matrix products, and GB/s of copies, which count bytes read and written.
     """
     on_gpu = torch.device(device).type == "cuda"
     size = 512 if quick else (8192 if on_gpu else 2048)
@@ -41,13 +41,16 @@ def ceilings(device: str, quick: bool = False) -> dict[str, float]:
 
 
 def gemm_peak(device: str, dtype: torch.dtype, size: int, seconds: float = SECONDS) -> float:
-    """GFLOP/s of the product of two square matrices, by the fastest library that the plan has.
+    """Measure the product of two square matrices in the fastest of the libraries that the plan can use.
 
     Args:
-        device: where.
-        dtype: of the matrices.
-        size: largest side. It is reached in steps of two, as long as `seconds` allow the next.
+        device: "cpu", "cuda" or "cuda:N".
+        dtype: dtype of the matrices.
+        size: largest side; sides double up to it while `seconds` allow.
         seconds: about how long one library may take.
+
+    Returns:
+        GFLOP/s of the best call.
     """
     side, best = min(SMALLEST, size), 0.0
     libraries = _libraries(torch.device(device), dtype)
@@ -67,17 +70,20 @@ def gemm_peak(device: str, dtype: torch.dtype, size: int, seconds: float = SECON
 
 
 def _libraries(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[..., object]]:
-    """{name: call of (a, b, out)}: what can multiply matrices of this dtype."""
+    """Return {name: function of (a, b, out)} for the libraries that can multiply matrices of this dtype."""
     found: dict[str, Callable[..., object]] = {"torch": lambda a, b, out: torch.mm(a, b, out=out)}
     if onednn_takes(device, dtype):  # which torch.mm doesn't use in float32
         found["oneDNN"] = lambda a, b, out: product(a, b)
-    if computed_in_float32(device, dtype):  # as the plan does where the processor can't
+    if computed_in_float32(device, dtype):  # the plan does so where the processor lacks instructions
         found["float32"] = lambda a, b, out: torch.mm(a.float(), b.float())
     return found
 
 
 def _fewest_seconds(call: Callable[[], object], on_gpu: bool, seconds: float) -> float:
-    """A ceiling is what the machine can do, not what it did in a noisy moment. The first call counts if it is slow."""
+    """Return the shortest time of several calls in s: what the machine can do, not what it did in a noisy moment.
+
+    The first call counts too, because it may be the only one that fits.
+    """
     wait = torch.cuda.synchronize if on_gpu else lambda: None
     end, found = time.perf_counter() + seconds, []
     while len(found) <= ROUNDS:

@@ -1,11 +1,12 @@
-"""What each stage of encoding has to do: floating-point operations, and bytes moved, from the sizes alone.
+"""Count what each stage of encoding has to do, from the sizes alone: floating-point operations, and bytes moved.
 
-Operations are those of matrix products, attention and the comparison with the codebook, multiply and add counting as
-two; causal attention counts in full, as the plain modules compute it. Norms, GELU, softmax and residuals count as none.
+Operations are those of matrix products, attention and the comparison with the codebook; a multiplication and an
+addition are two. Causal attention counts in full, because the plain modules compute it so. Norms, GELU, softmax and
+residuals count as zero.
 
-Bytes are what has to move where everything between two products is fused into them: each weight once per batch, and
-the inputs and outputs of every product once. (Attention is one step: queries, keys, values in, result out.) What a
-cache holds moves no bytes through memory, so a small model can show more than the copy bandwidth.
+Bytes are those that must move if everything between two products is fused into them: each weight once per batch, and
+the inputs and outputs of every product once. Attention is one step, which reads queries, keys and values and writes its
+result. Data in a cache doesn't move through memory, so a small model can show more than the copy bandwidth.
 
 Shapes: B images, L ViT tokens, E ViT width, N queries, C Q-Former width, K codebook entries, D code width.
 """
@@ -16,14 +17,14 @@ from dataclasses import dataclass
 
 from seed_fast.model.config import SeedConfig
 
-PLANS = ("plain", "absorbed", "projected")  # the modules, or the fast plan with one of its forms of cross-attention
+PLANS = ("plain", "absorbed", "projected")  # the plain modules, or the fast plan by its form of cross-attention
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 QFORMER_PARTS = ("self-attention", "cross-attention", "FFN")
 
 
 @dataclass(frozen=True)
 class Work:
-    """Operations, and elements that move: weights once per batch, activations for the whole batch."""
+    """Operations, and numbers that move: weights once per batch, activations for the whole batch."""
 
     flops: int = 0
     weights: int = 0
@@ -38,7 +39,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Cost:
-    """Work of a stage in bytes; `dtype` is that of its products."""
+    """Operations and bytes of a stage; `dtype` is the dtype of its products."""
 
     flops: int
     weight_bytes: int
@@ -52,12 +53,12 @@ class Cost:
 
 
 def costs(config: SeedConfig, batch: int, dtype: str = "float32", plan: str = "plain") -> dict[str, Cost]:
-    """Cost of encoding one batch, by stage; and of each part of the Q-Former, as "Q-Former/FFN" and so on.
+    """Return the cost of encoding one batch, by stage, and by part of the Q-Former ("Q-Former/FFN" and so on).
 
     Args:
         config: sizes of the model.
         batch: images per batch.
-        dtype: that of the products: "float32", "bfloat16" or "float16".
+        dtype: dtype of the products, "float32", "bfloat16" or "float16".
         plan: "plain" (the modules), or the fast plan's "absorbed" or "projected" cross-attention.
 
     Raises:
@@ -90,32 +91,35 @@ def costs(config: SeedConfig, batch: int, dtype: str = "float32", plan: str = "p
 
 
 def _cost(work: Work, dtype: str) -> Cost:
+    """Return the work with its numbers as bytes of this dtype."""
     size = ITEMSIZE[dtype]
     return Cost(work.flops, size * work.weights, size * work.activations, dtype)
 
 
 def _linear(rows: int, into: int, out: int, bias: int | None = None) -> Work:
-    """[rows, into] times weights [into, out], plus a bias of `bias` (default: `out`) elements."""
+    """Return the work of [rows, into] times weights [into, out], plus a bias of `bias` (default: `out`) numbers."""
     return Work(2 * rows * into * out, into * out + (out if bias is None else bias), rows * (into + out))
 
 
 def _product(count: int, rows: int, inner: int, columns: int, *, weights: bool = False) -> Work:
-    """`count` products [rows, inner] times [inner, columns], of activations or of `count` weights."""
+    """Return the work of `count` products [rows, inner] times [inner, columns]; the second factor may be weights."""
     right = count * inner * columns
     moved = count * rows * (inner + columns)
     return Work(2 * count * rows * inner * columns, right if weights else 0, moved if weights else moved + right)
 
 
 def _attention(batch: int, queries: int, keys: int, width: int) -> Work:
-    """softmax(q k^T) v, all heads together `width` wide."""
+    """Return the work of softmax(q k^T) v; `width` is that of all heads together."""
     return Work(4 * batch * queries * keys * width, 0, 2 * batch * (queries + keys) * width)
 
 
 def _norm(width: int) -> Work:
+    """Return the work of a layer norm: reading its weights."""
     return Work(weights=2 * width)
 
 
 def _vit(config: SeedConfig, batch: int) -> Work:
+    """Return the work of the ViT and the norm that follows it."""
     tokens, width, ffn = config.num_tokens, config.vit_dim, config.vit_ffn_dim
     rows = batch * tokens
     block = (
@@ -132,7 +136,7 @@ def _vit(config: SeedConfig, batch: int) -> Work:
 
 
 def _qformer(config: SeedConfig, batch: int, plan: str) -> dict[str, Work]:
-    """Work of the parts, all layers together."""
+    """Return {part of the Q-Former: work of all its layers together}."""
     queries, width = config.num_codes, config.qformer_dim
     rows, depth = batch * queries, config.qformer_depth
     with_cross = -(-depth // config.cross_attention_every)
@@ -148,6 +152,7 @@ def _qformer(config: SeedConfig, batch: int, plan: str) -> dict[str, Work]:
 
 
 def _plain_cross(config: SeedConfig, batch: int, layers: int) -> Work:
+    """Return the work of cross-attention in the plain modules: every layer computes its own keys and values."""
     tokens, width, queries = config.num_tokens, config.qformer_dim, config.num_codes
     rows = batch * queries
     layer = _linear(rows, width, width) * 2 + _linear(batch * tokens, config.vit_dim, width) * 2
@@ -155,6 +160,7 @@ def _plain_cross(config: SeedConfig, batch: int, layers: int) -> Work:
 
 
 def _projected_cross(config: SeedConfig, batch: int, layers: int) -> Work:
+    """Return the work of "projected": one product computes the keys and values of all layers."""
     tokens, width, queries = config.num_tokens, config.qformer_dim, config.num_codes
     rows = batch * queries
     each = _attention(batch, queries, tokens, width) + _linear(rows, width, width) + _norm(width)
@@ -164,6 +170,7 @@ def _projected_cross(config: SeedConfig, batch: int, layers: int) -> Work:
 
 
 def _absorbed_cross(config: SeedConfig, batch: int, layers: int) -> Work:
+    """Return the work of "absorbed": queries pass through the key and value maps, and meet the features directly."""
     tokens, width, queries, heads = config.num_tokens, config.qformer_dim, config.num_codes, config.qformer_heads
     features, rows = config.vit_dim, batch * queries
     absorb = _product(heads, rows, width // heads, features, weights=True)
@@ -179,6 +186,7 @@ def _absorbed_cross(config: SeedConfig, batch: int, layers: int) -> Work:
 
 
 def _lookup(config: SeedConfig, batch: int) -> Work:
+    """Return the work of the two products before the lookup, and of the comparison with the codebook."""
     rows, width, code = batch * config.num_codes, config.qformer_dim, config.code_dim
     nearest = Work(2 * rows * config.codebook_size * code, config.codebook_size * code, rows * code)
     return _linear(rows, width, width) + _linear(rows, width, code) + nearest

@@ -1,4 +1,4 @@
-"""The picture of a profile: what share each stage has of time, operations and bytes; and the roofline."""
+"""Draw a profile: the shares of each stage in time, operations and bytes, and the roofline."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 
 from seed_fast.profile.text import title
 
-# Colours that people who see no red or green can tell apart (Okabe and Ito); parts are shades of their stage.
+# Colours that colour-blind readers can tell apart (Okabe and Ito); parts have the colour of their stage.
 COLOURS = {
     "decode+resize": "#999999",
     "normalise": "#56b4e9",
@@ -24,11 +24,11 @@ COLOURS = {
     "between stages": "#dddddd",
 }
 MARKERS = {None: "o", "self-attention": "^", "cross-attention": "s", "FFN": "D"}
-LABELLED = 0.045  # share from which a piece of a bar has its number in it
+LABELLED = 0.045  # a piece of a bar with at least this share shows its number
 
 
 def draw(found: dict[str, Any]) -> bytes:
-    """The PNG of one profile, as `seed_fast.profile.run.profile` returns it."""
+    """Return the PNG of one profile, given as `seed_fast.profile.run.profile` returns it."""
     figure, (bars, roof) = pyplot.subplots(1, 2, figsize=(13, 6), layout="constrained", width_ratios=(1, 1.35))
     figure.suptitle(title(found), fontsize=10)
     _bars(bars, found)
@@ -40,6 +40,7 @@ def draw(found: dict[str, Any]) -> bytes:
 
 
 def _bars(axes: Axes, found: dict[str, Any]) -> None:
+    """Draw three stacked bars: how time, operations and bytes divide among the stages."""
     top, whole = [stage for stage in found["stages"] if stage["part_of"] is None], found["whole"]
     pieces = {stage["name"]: (stage["ms"]["median"], stage["flops"] or 0, stage["bytes"] or 0) for stage in top}
     pieces["between stages"] = (whole["other_ms"], 0, 0)
@@ -58,6 +59,7 @@ def _bars(axes: Axes, found: dict[str, Any]) -> None:
                 axes.text(at, floor[at] + share / 2, text, ha="center", va="center", fontsize=8.5,
                           color="white" if dark else "black")  # fmt: skip
         floor = [low + share for low, share in zip(floor, shares, strict=True)]
+    # Under each bar, what its 100% is.
     per_batch = (f"time\n{_round(whole['ms']['median'])} ms", f"operations\n{_round(totals[1] / 1e9)} GFLOP",
                  f"bytes\n{_round(totals[2] / 1e6)} MB")  # fmt: skip
     axes.set_xticks(range(len(per_batch)), per_batch)
@@ -69,12 +71,14 @@ def _bars(axes: Axes, found: dict[str, Any]) -> None:
 
 
 def _roofline(axes: Axes, found: dict[str, Any]) -> None:
+    """Draw achieved GFLOP/s over operations per byte, below the roof of the measured ceilings."""
     stages = [stage for stage in found["stages"] if stage["flops"]]
     bandwidth = found["ceilings"]["copy_gb_per_s"]
     peaks = {dtype: found["ceilings"][f"gemm_{dtype}_gflops"] for dtype in {stage["dtype"]: None for stage in stages}}
     left = min(*(stage["intensity"] for stage in stages), min(peaks.values()) / bandwidth) / 3
     right = max(*(stage["intensity"] for stage in stages), max(peaks.values()) / bandwidth) * 6
     low = min(*(stage["gflops"] for stage in stages), bandwidth * left) / 2
+    # The roofs: a slope, where copies limit, and a level for each dtype, where products limit.
     for (dtype, peak), style in zip(peaks.items(), ("-", "--"), strict=False):
         ridge = peak / bandwidth
         axes.plot([left, ridge, right], [bandwidth * left, peak, peak], style, color="black", linewidth=1.4, zorder=1)
@@ -82,6 +86,7 @@ def _roofline(axes: Axes, found: dict[str, Any]) -> None:
                       ha="right", fontsize=8.5)  # fmt: skip
     axes.annotate(f"copies: {_round(bandwidth)} GB/s", (left, bandwidth * left), (10, -4), textcoords="offset points",
                   va="top", fontsize=8.5)  # fmt: skip
+    # The stages and their parts, each joined to its roof by a dotted line.
     for stage in stages:
         part = stage["name"] if stage["part_of"] else None
         colour = COLOURS[stage["part_of"] or stage["name"]]
@@ -104,4 +109,5 @@ def _roofline(axes: Axes, found: dict[str, Any]) -> None:
 
 
 def _round(value: float) -> str:
+    """Return a number with three digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

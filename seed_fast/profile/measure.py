@@ -1,4 +1,4 @@
-"""Running the stages of encode: their times, launches and idle times, and a trace."""
+"""Run the stages of encoding, and measure their times, launches and idle times; write a trace."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ STAGES = {"decode+resize": "main", "normalise": "device", "ViT": "device", "Q-Fo
           "nearest code": "device"}  # fmt: skip
 PARTS = {f"Q-Former/{name}": "device" for name in QFORMER_PARTS}
 FEWEST_ROUNDS, MOST_ROUNDS, SECONDS = 3, 50, 8.0
-LONGEST_PASS = 0.4  # of the time that measuring may take: one pass warms up, one counts
+LONGEST_PASS = 0.4  # share of the measuring time that a pass may take: one pass warms up, one counts
 GPU_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
 Measure = Callable[[str], AbstractContextManager[None]]
 
 
 @dataclass
 class Samples:
-    """What was measured; every list has one entry per round. Parts are listed under "Q-Former/NAME"."""
+    """Measurements by stage, and by part ("Q-Former/NAME"); every list has one entry per round."""
 
-    wall: list[float] = field(default_factory=list)  # s, of the whole
+    wall: list[float] = field(default_factory=list)  # s, whole pass
     seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    idle: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))  # s, of them, not computing
+    idle: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))  # s, waiting
     launches: dict[str, int] = field(default_factory=dict)
-    warming_up: bool = False  # no second pass fitted: these are the first one's times
+    warming_up: bool = False  # True: only the first pass fitted into the time, and these are its times
 
 
 class Encoding:
@@ -48,7 +48,7 @@ class Encoding:
     Args:
         tok: a `SeedTokenizer`, or the plan that its `fast` made.
         files: the bytes of one image file per image of the batch.
-        blocks: run so many blocks of the ViT, all alike, and count their time for the others; default: all.
+        blocks: number of ViT blocks to run; their time is scaled up to all blocks, which are alike. Default: all.
     """
 
     def __init__(self, tok: SeedTokenizer | FastTokenizer, files: list[bytes], blocks: int | None = None) -> None:
@@ -58,7 +58,7 @@ class Encoding:
         self.processor = ImageProcessor(tok.config.image_size, tok.config.resize)
 
     def run(self, measure: Measure) -> torch.Tensor:
-        """Codes [B, N], each stage inside `measure(its name)`; keeps the features for `run_parts`."""
+        """Return the codes [B, N]; each stage runs inside `measure(its name)`. Keeps the features for `run_parts`."""
         with measure("decode+resize"):
             pixels = np.stack([self.processor.resize_uint8(load_image(file)) for file in self.files])
         with measure("normalise"):
@@ -71,10 +71,10 @@ class Encoding:
             return self.tok.lookup(causal)
 
     def run_parts(self, measure: Measure) -> None:
-        """The Q-Former once more, each of its parts inside `measure("Q-Former/NAME")`.
+        """Run the Q-Former once more, each of its parts inside `measure("Q-Former/NAME")`.
 
-        By itself, so that the measuring of some dozens of parts does not slow the stage that they are parts of; and not
-        by `query_embeddings`, which may replay a graph without parts.
+        This is a run of its own, because measuring dozens of parts would slow the stage itself. It does not call
+        `query_embeddings`, which may replay a CUDA graph, and a graph has no parts.
         """
         with _parts_inside(self.tok, measure):
             self.tok.qformer(self.features)
@@ -82,6 +82,8 @@ class Encoding:
 
 @contextmanager
 def _parts_inside(tok: Any, measure: Measure) -> Iterator[None]:
+    """Wrap the parts of the tokenizer's Q-Former in `measure` while the context lasts."""
+
     def inside(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any, **named: Any) -> Any:
             with measure(f"Q-Former/{name}"):
@@ -104,13 +106,14 @@ def _parts_inside(tok: Any, measure: Measure) -> Iterator[None]:
                     QFORMER_PARTS, (layer.self_attention, layer.cross_attention, layer.ffn), strict=True
                 ):
                     if module is not None:
-                        undo.callback(delattr, module, "forward")  # the class's own is seen again
+                        undo.callback(delattr, module, "forward")  # uncovers the forward of the class
                         module.forward = inside(name, module.forward)
         yield
 
 
 @contextmanager
 def _first_blocks(vit: Any, count: int) -> Iterator[None]:
+    """Leave the ViT its first `count` blocks while the context lasts."""
     blocks = vit.blocks
     vit.blocks = blocks[:count]
     try:
@@ -120,22 +123,22 @@ def _first_blocks(vit: Any, count: int) -> Iterator[None]:
 
 
 def affordable(encoding: Encoding, seconds: float) -> tuple[Encoding, float]:
-    """What can be measured within some seconds.
+    """Reduce an encoding to what can be measured within some seconds.
 
     Args:
-        encoding: what was asked for.
-        seconds: of all passes together.
+        encoding: the encoding that was asked for.
+        seconds: time for all passes together, s.
 
     Returns:
-        (the encoding; or one of fewer images; or, where one image takes too long, of fewer blocks), and the time of a
-        pass of the whole batch that one image and block predict, s. A GPU takes every batch that it can hold.
+        The encoding itself, or one with fewer images, or, where one image takes too long, one with fewer ViT blocks;
+        and the predicted time of a pass of the whole batch in s. On a GPU the encoding stays as it is, with time 0.
     """
     if encoding.tok.device.type != "cpu":
         return encoding, 0.0
     count, one = len(encoding.files), Encoding(encoding.tok, encoding.files[:1], blocks=1)
     samples = Samples()
     with torch.inference_mode():
-        for _ in range(3):  # the first pass may meet weights that were never read, and any of them another program
+        for _ in range(3):  # the first pass may read weights from the disk, and any pass may be disturbed
             start = time.perf_counter()
             _round(one, samples)
             if time.perf_counter() - start > seconds / 15:
@@ -154,11 +157,12 @@ def measure(encoding: Encoding, rounds: int | None = None, seconds: float = floa
 
     Args:
         encoding: the batch.
-        rounds: how many; default: what fits into some seconds, from 3 to 50. One more, which also counts calls, comes
-            first and is not among the times.
-        seconds: rounds that would not end within this time are left out. The first pass is always made; if none fits
-            behind it, its times are the result.
+        rounds: number of rounds; default: as many as fit into some seconds, from 3 to 50. A first pass, which warms up
+            and counts calls, is not among them.
+        seconds: rounds that would not end within this time are left out. The first pass is always made; if no round
+            fits after it, its times are the result.
     """
+    # The first pass warms up and, on a CPU, counts the calls of operations.
     device, samples, first = encoding.tok.device, Samples(), Samples()
     start = time.perf_counter()
     end = start + seconds
@@ -166,11 +170,12 @@ def measure(encoding: Encoding, rounds: int | None = None, seconds: float = floa
         with torch.inference_mode():
             _round(encoding, first)
     else:
-        # Inference mode would show calls that consist of others.
+        # Not in inference mode, which would also count operations that consist of others.
         with torch.no_grad(), _counting() as (counted, first.launches):
             _round(encoding, first, counted)
         if encoding.blocks < encoding.depth:
             del first.launches["ViT"]
+    # Then the rounds that are timed.
     taken = time.perf_counter() - start
     soft_end = start + taken + SECONDS
     with torch.inference_mode():
@@ -189,7 +194,7 @@ def measure(encoding: Encoding, rounds: int | None = None, seconds: float = floa
 
 
 def _round(encoding: Encoding, samples: Samples, also: Measure | None = None) -> None:
-    """Add the times of one pass; every stage runs inside `also(its name)`."""
+    """Make one pass and append its times to `samples`; every stage also runs inside `also(its name)`."""
     device, also = encoding.tok.device, also or _nothing
     timer, cpu_seconds = StageTimer(STAGES | PARTS, device), Counter[str]()
 
@@ -225,12 +230,12 @@ def _nothing(name: str) -> Iterator[None]:
 
 
 def _nvtx(name: str, device: torch.device) -> AbstractContextManager[Any]:
-    """A range for Nsight Systems."""
+    """Return a context that marks a range for Nsight Systems; it does nothing without a GPU."""
     return torch.cuda.nvtx.range(name) if device.type == "cuda" else nullcontext()
 
 
 def count_calls(encoding: Encoding) -> dict[str, int]:
-    """Calls of torch operations, views left out, that reach a kernel of the CPU, by stage and part."""
+    """Count the calls of torch operations that run a kernel of the CPU (not views); return {stage or part: calls}."""
     with torch.no_grad(), _counting() as (counted, counts):
         encoding.run(counted)
         encoding.run_parts(counted)
@@ -239,7 +244,7 @@ def count_calls(encoding: Encoding) -> dict[str, int]:
 
 @contextmanager
 def _counting() -> Iterator[tuple[Measure, dict[str, int]]]:
-    """(what a stage runs inside, counts of its calls, which it adds to)."""
+    """Yield a `Measure` that counts calls, and the dict {name: calls} that it counts into."""
     counts = Counter[str]()
 
     class Counting(TorchDispatchMode):
@@ -283,13 +288,13 @@ def write_trace(encoding: Encoding, path: Path) -> None:
         encoding.run_parts(named)
         if on_gpu:
             torch.cuda.synchronize()
-    beside = path.with_name("unfinished." + path.name)  # in front: a name that ends in .gz is compressed
+    beside = path.with_name("unfinished." + path.name)  # a prefix, because the suffix .gz asks for compression
     profiler.export_chrome_trace(str(beside))
     os.replace(beside, path)
 
 
 def _add_gpu_work(encoding: Encoding, samples: Samples) -> None:
-    """Kernels and idle times by stage, from a trace of one more batch."""
+    """Add launches and idle times of every stage to `samples`, from a trace of one more batch."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -302,10 +307,14 @@ def _add_gpu_work(encoding: Encoding, samples: Samples) -> None:
 
 
 def gpu_work(events: list[dict[str, Any]]) -> dict[str, tuple[int, float]]:
-    """(kernels, seconds in which the GPU was busy) by stage and part, from the events of a Chrome trace.
+    """Count kernels and busy time of the GPU from the events of a Chrome trace.
 
-    Work on the GPU belongs to the stage in whose range, on the same thread, the call was made that launched it.
+    Work on the GPU belongs to the stage during whose range, on the same thread, it was launched.
+
+    Returns:
+        {stage or part: (number of kernels, seconds in which the GPU was busy)}.
     """
+    # The calls that launched work, and in which stage each was made.
     known = {name for name, where in (STAGES | PARTS).items() if where == "device"}
     ranges = [e for e in events if e.get("cat") == "user_annotation" and e["name"] in known]
     stage_of = {}
@@ -314,6 +323,7 @@ def gpu_work(events: list[dict[str, Any]]) -> dict[str, tuple[int, float]]:
             for r in ranges:
                 if r["tid"] == call["tid"] and r["ts"] <= call["ts"] <= r["ts"] + r["dur"]:
                     stage_of[call["args"]["correlation"]] = r["name"]
+    # The work, assigned by its launch; kernels may overlap, so their times are united, not added.
     kernels: Counter[str] = Counter()
     spans: dict[str, list[tuple[float, float]]] = {r["name"]: [] for r in ranges}
     for work in events:
@@ -325,7 +335,7 @@ def gpu_work(events: list[dict[str, Any]]) -> dict[str, tuple[int, float]]:
 
 
 def _covered(spans: list[tuple[float, float]]) -> float:
-    """Length of the union of intervals."""
+    """Return the length of the union of intervals (start, end)."""
     total, reached = 0.0, float("-inf")
     for start, end in sorted(spans):
         total += max(0.0, end - max(start, reached))

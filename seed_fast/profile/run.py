@@ -1,4 +1,4 @@
-"""A whole profile: measured, put together, written down."""
+"""Make a whole profile: measure, analyse, write the files."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from seed_fast.profile.measure import Encoding, Samples, affordable, measure, wr
 from seed_fast.profile.text import render
 
 SCHEMA = 1
-SECONDS = 30.0  # for everything but loading and a trace
-CEILINGS_AGAIN = 0.8  # of the seconds; where a pass has taken longer, ceilings are measured once
-PHOTO_SIZE = (640, 480)  # px; about what image-text data sets hold
+SECONDS = 30.0  # for everything but loading the model and a trace
+CEILINGS_AGAIN = 0.8  # ceilings are measured twice if at most this share of the seconds has passed
+PHOTO_SIZE = (640, 480)  # px; a usual size in image-text data sets
 NO_MATPLOTLIB = "profile.png needs matplotlib: pip install 'seed_fast[bench]'"
 
 
@@ -48,21 +48,22 @@ def profile(
 
     Args:
         tok: a `SeedTokenizer`, or the plan that its `fast` made.
-        model: what the result calls it.
+        model: name of the model in the result.
         batch_size: images per batch.
-        image: bytes of the image file that every image of the batch is; default: a generated JPEG of 640 x 480 px.
-        rounds: batches that are timed, if `seconds` allow so many; default: what fits into some seconds.
+        image: bytes of an image file, which is used for every image of the batch; default: a generated JPEG of 640 x
+            480 px.
+        rounds: number of batches to time, if `seconds` allow so many; default: as many as fit into some seconds.
         quick: measure the ceilings with smaller matrices.
         trace: file for a Chrome trace of one more batch.
-        seconds: about how long to measure. Where a batch takes too long for it, a smaller one is measured; where one
-            image does, some of the ViT's blocks are, which all do the same, and count for the others. "notes" say so.
-        say: takes one line at the start of each step.
+        seconds: about how long to measure, s. Where a batch takes too long, a smaller one is measured; where one image
+            takes too long, some of the ViT's blocks are, and their time is scaled up. "notes" in the result say so.
+        say: called with one line of text at the start of each step.
 
     Returns:
-        What profile.json holds; docs/profile.md lists the fields.
+        The content of profile.json; docs/profile.md lists the fields.
 
     Raises:
-        ImageError: `image` is none that can be used.
+        ImageError: `image` can't be read as an image.
         OSError: the trace cannot be written.
 
     Examples:
@@ -78,6 +79,7 @@ def profile(
     reached = ceilings(device, quick)
     reached.setdefault(f"gemm_{dtype}_gflops", gemm_peak(device, tok.dtype, 512))
     left = end - time.perf_counter()
+    # One block predicts the time of a batch, so that a slow machine gets a smaller one.
     say("measuring a block of the ViT, to know how long a batch takes")
     encoding, predicted = affordable(Encoding(tok, [file] * batch_size), left)
     count = len(encoding.files)
@@ -86,7 +88,7 @@ def profile(
     notes = _notes(samples, encoding, batch_size, rounds, predicted, seconds)
     if end - time.perf_counter() > (1 - CEILINGS_AGAIN) * seconds:
         say("measuring what this machine reaches once more")
-        again = ceilings(device, quick)  # the higher counts: a ceiling met in a noisy moment is none
+        again = ceilings(device, quick)  # the higher value counts: other programs can only lower it
         reached = {name: max(value, again.get(name, 0.0)) for name, value in reached.items()}
     if trace is not None:
         say("tracing one batch")
@@ -118,7 +120,7 @@ def profile(
 def _notes(
     samples: Samples, encoding: Encoding, asked: int, rounds: int | None, predicted: float, seconds: float
 ) -> list[str]:
-    """What was measured otherwise than asked for, and why: a sentence each."""
+    """Return one sentence for every way in which the measurement differs from what was asked for, and why."""
     notes, count, done = [], len(encoding.files), len(samples.wall)
     if encoding.blocks < encoding.depth or count < asked:
         batch = f"A batch of {asked}" if asked > 1 else "One image"
@@ -137,9 +139,10 @@ def _notes(
 
 
 def tokenizer_for_timing(config: SeedConfig, device: torch.device, dtype: torch.dtype) -> SeedTokenizer:
-    """A tokenizer whose encoder has weights of usual sizes, in a second; drawing them one by one takes half a minute.
+    """Return a tokenizer with quickly filled weights, for timing alone.
 
-    Times don't depend on their values; its codes mean nothing, and its decoders hold whatever the memory held.
+    Drawing the weights of seed-2 one by one takes half a minute, this a second. The encoder's weights have usual
+    magnitudes, since times don't depend on their values. Its codes mean nothing, and the decoders are not initialised.
     """
     with torch.device("meta"):
         tok = SeedTokenizer(config, dtype=dtype)
@@ -158,13 +161,14 @@ def tokenizer_for_timing(config: SeedConfig, device: torch.device, dtype: torch.
 
 
 def _form(tok: SeedTokenizer | FastTokenizer) -> str:
+    """Return which of `cost.PLANS` describes the tokenizer."""
     if not isinstance(tok, FastTokenizer):
         return "plain"
     return "absorbed" if tok.qformer.absorbed else "projected"
 
 
 def photo() -> bytes:
-    """A JPEG with the frequencies of a photograph: smooth noise of several scales, the coarser the stronger."""
+    """Return a generated JPEG whose frequencies are like a photograph's: smooth noise of several scales."""
     generator = np.random.default_rng(0)
     width, height = PHOTO_SIZE
     values = np.full((height, width, 3), 128.0)
@@ -179,10 +183,10 @@ def photo() -> bytes:
 
 
 def write(found: dict[str, Any], folder: Path) -> tuple[list[Path], str]:
-    """Write profile.json, profile.txt and profile.png, each beside and renamed.
+    """Write profile.json, profile.txt and profile.png, each beside its place and then renamed.
 
     Returns:
-        (what was written, why something was not or "").
+        The paths of the files written, and why profile.png was not written, or "".
 
     Raises:
         OSError: the folder cannot be written to.

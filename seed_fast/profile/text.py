@@ -1,4 +1,4 @@
-"""The table of `seed-fast profile`, and the sentences that say what follows from it."""
+"""Format a profile as text: a table, and the sentences that say what follows from it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ HEAD = ("stage", "ms", "q20..q80", "share", "GFLOP", "MB", "GEMM peak", "copy pe
 
 
 def render(found: dict[str, Any]) -> str:
-    """The text of one profile, as `seed_fast.profile.run.profile` returns it."""
+    """Return the text of one profile, given as `seed_fast.profile.run.profile` returns it."""
     lines = [HEAD, *(_row(stage) for stage in found["stages"]), *_last_rows(found["whole"])]
     widths = [max(len(line[column]) for line in lines) for column in range(len(HEAD))]
     table = []
@@ -20,6 +20,7 @@ def render(found: dict[str, Any]) -> str:
 
 
 def _row(stage: dict[str, Any]) -> tuple[str, ...]:
+    """Return the cells of one stage."""
     times = stage["ms"]
     return (
         ("  " if stage["part_of"] else "") + stage["name"],
@@ -39,6 +40,7 @@ def _row(stage: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _last_rows(whole: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return the rows below the stages: the time between them, and the whole."""
     times = whole["ms"]
     share = whole["other_ms"] / times["median"]
     other = ("between stages", _number(whole["other_ms"]), "", f"{share:.1%}", *[""] * 9)
@@ -51,7 +53,7 @@ def _last_rows(whole: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def title(found: dict[str, Any]) -> str:
-    """What was measured, in one line."""
+    """Return one line that says what was measured: model, plan, dtype, batch, machine."""
     gpus = found["devices"]["gpus"]
     on_gpu = found["device"].startswith("cuda") and gpus
     where = gpus[0]["name"] if on_gpu else f"{found['devices']['cpu']['model']}, {_threads(found)}"
@@ -67,6 +69,7 @@ def _threads(found: dict[str, Any]) -> str:
 
 
 def _conclusions(found: dict[str, Any]) -> list[str]:
+    """Return the sentences below the table: speed, Amdahl's law, decoding, other programs."""
     whole, top = found["whole"], [stage for stage in found["stages"] if stage["part_of"] is None]
     largest = max(top, key=lambda stage: stage["share"])
     lines = [
@@ -91,6 +94,7 @@ def _conclusions(found: dict[str, Any]) -> list[str]:
 
 
 def _legend(found: dict[str, Any]) -> list[str]:
+    """Return the lines that explain the columns."""
     reached = found["ceilings"]
     peaks = ", ".join(
         f"{_number(value)} GFLOP/s in {name.split('_')[1]}"
@@ -116,7 +120,7 @@ def _legend(found: dict[str, Any]) -> list[str]:
 
 
 def _number(value: float | None, scale: float = 1.0) -> str:
-    """Three digits, or "-"."""
+    """Return value / scale with three digits, or "-" for None."""
     if value is None:
         return "-"
     value /= scale

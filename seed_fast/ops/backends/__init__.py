@@ -1,1 +1,1 @@
-"""Glue between an op's contract and its kernels, one file per op: allocate, pass addresses, launch."""
+"""What lies between an op's contract and its kernels, one file per op: allocate results, pass addresses, launch."""

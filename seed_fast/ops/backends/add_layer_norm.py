@@ -1,7 +1,7 @@
 """add_layer_norm on the C++ CPU kernel, the CUDA and the Triton kernels, and in torch on any device.
 
-Every function takes x, delta [N, D], weight, bias [D], eps and post_norm, and writes stream [N, D] (None: not wanted;
-it may be x itself) and y [N, D].
+Every function takes x, delta [N, D], weight, bias [D], eps and post_norm, and writes its results into stream [N, D] and
+y [N, D]. `stream` may be x itself, or None where only y is wanted. `_objections` functions take the op's arguments.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from seed_fast.ops import _native
 
-# sm_80 is where Triton's generated code is right.
+# Triton generates wrong or slow code for GPUs older than sm_80.
 TRITON_MINIMUM = (8, 0)
 
 
@@ -21,7 +21,7 @@ def cpu(
     x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor, eps: float, post_norm: bool, stream: Tensor | None,
     y: Tensor,
 ) -> None:  # fmt: skip
-    """csrc/cpu/add_layer_norm.cpp."""
+    """Launch the kernel of csrc/cpu/add_layer_norm.cpp."""
     x, delta, weight, bias = _rows(x), _rows(delta), _floats(weight), _floats(bias)
     _native.module().add_layer_norm_cpu(
         _matrix(x), _matrix(delta), weight.data_ptr(), bias.data_ptr(), eps, post_norm, _matrix(stream, like=x),
@@ -30,7 +30,7 @@ def cpu(
 
 
 def cpu_objections(x: Tensor, *others: Any) -> list[str]:
-    """Why the C++ kernel cannot run on these arguments."""
+    """Return why the C++ kernel cannot run on these arguments; an empty list where it can."""
     return ([] if x.device.type == "cpu" else [f"x is on {x.device}"]) + _dtype_objections(x, *others)
 
 
@@ -38,7 +38,7 @@ def cuda(
     x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor, eps: float, post_norm: bool, stream: Tensor | None,
     y: Tensor,
 ) -> None:  # fmt: skip
-    """csrc/cuda/add_layer_norm.cu."""
+    """Launch the kernel of csrc/cuda/add_layer_norm.cu."""
     with torch.cuda.device(x.device):
         x, delta, weight, bias = _rows(x), _rows(delta), _floats(weight), _floats(bias)
         _native.module().add_layer_norm_cuda(
@@ -48,7 +48,7 @@ def cuda(
 
 
 def cuda_objections(x: Tensor, *others: Any) -> list[str]:
-    """Why the CUDA kernels cannot run on these arguments."""
+    """Return why the CUDA kernels cannot run on these arguments; an empty list where they can."""
     return ([] if x.is_cuda else [f"x is on {x.device}"]) + _dtype_objections(x, *others)
 
 
@@ -56,14 +56,14 @@ def triton(
     x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor, eps: float, post_norm: bool, stream: Tensor | None,
     y: Tensor,
 ) -> None:  # fmt: skip
-    """kernels/triton_ops/add_layer_norm.py."""
+    """Launch the kernel of kernels/triton_ops/add_layer_norm.py."""
     from seed_fast.kernels.add_layer_norm import add_layer_norm_fwd
 
     add_layer_norm_fwd(x, delta, weight, bias, eps, post_norm, stream, y)
 
 
 def triton_objections(x: Tensor, *others: Any) -> list[str]:
-    """Why the Triton kernel cannot run on these arguments."""
+    """Return why the Triton kernel cannot run on these arguments; an empty list where it can."""
     reasons = _native.triton_device_objections(x) + _dtype_objections(x, *others)
     if x.is_cuda and torch.cuda.get_device_capability(x.device) < TRITON_MINIMUM:
         reasons.append("the GPU is older than sm_80")
@@ -74,7 +74,7 @@ def composite(
     x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor, eps: float, post_norm: bool, stream: Tensor | None,
     y: Tensor,
 ) -> None:  # fmt: skip
-    """The definition."""
+    """Run the definition, in plain torch."""
     from seed_fast.ops.add_layer_norm import reference
 
     got_stream, got_y = reference(x, delta, weight, bias, eps, y.dtype, post_norm)
@@ -91,15 +91,17 @@ def _dtype_objections(
 
 
 def _rows(x: Tensor) -> Tensor:
+    """Return x with contiguous rows, copied only where they are not."""
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
 def _floats(x: Tensor) -> Tensor:
-    return x.detach().float().contiguous()  # itself, where it is what the kernels read
+    """Return x as the kernels read weights, float32 and contiguous; x itself where it is."""
+    return x.detach().float().contiguous()
 
 
 def _matrix(x: Tensor | None, like: Tensor | None = None) -> tuple[int, int, int]:
-    """(address, dtype, row stride); a matrix that is not wanted has address 0."""
+    """Return (address, dtype code, row stride) of x; for None address 0, with the dtype and row stride of `like`."""
     if x is None:
         assert like is not None
         return 0, _native.DTYPE_CODES[like.dtype], like.shape[1]

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from seed_fast.ops import _dispatch, _native
 
-HEAD_WIDTHS = range(16, 129, 8)  # what our kernels are written for
-# sm_80 is where Triton has tensor cores and where its generated code is right.
+HEAD_WIDTHS = range(16, 129, 8)  # widths that our kernels are written for
+# Triton uses tensor cores, and generates right code, from sm_80 on.
 TRITON_MINIMUM = (8, 0)
-# Where torch's own kernels are as good; before, they have no fused one for every shape and dtype.
+# From sm_80 on torch has a fused kernel for every shape and dtype, as good as ours.
 SDPA_MINIMUM = (8, 0)
 # xFormers: its kernels begin with Volta; bfloat16 with sm_80. The last release with a V100 is 0.0.30.
 XFORMERS_MINIMUM, XFORMERS_BFLOAT16_MINIMUM = (7, 0), (8, 0)
@@ -24,11 +24,12 @@ XFORMERS_ALIGNMENT = 16  # bytes
 
 
 def cpu(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Tensor:
-    """csrc/cpu/attention.cpp."""
+    """Launch the kernel of csrc/cpu/attention.cpp."""
     return _launch_cpu(q, k, v, causal, scale, lse=None)
 
 
 def _launch_cpu(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, lse: Tensor | None) -> Tensor:
+    """Return the output; `lse` [B, H, Lq] float32, if given, receives the logs of the softmax sums."""
     out = torch.empty(q.shape, dtype=q.dtype)
     b, lq, h, d = q.shape
     _native.module().attention_cpu(
@@ -42,9 +43,11 @@ def _launch_cpu(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, lse
 def cpu_backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """float32: our forward again, for out and the log of the sums, then the fused backward of torch's CPU attention.
+    """Return grad_q, grad_k and grad_v, shaped like q, k and v.
 
-    In bfloat16 that backward is several times slower than matrix products, which the CPU has instructions for.
+    In float32 and float16 our forward runs again, for the output and the log of the sums that the fused backward of
+    torch's CPU attention reads. In bfloat16 that backward is several times slower than matrix products, which the CPU
+    has instructions for, so there the gradient is written as products.
     """
     if q.dtype == torch.bfloat16:
         return _backward_by_products(grad_out, q, k, v, causal, scale)
@@ -59,7 +62,7 @@ def cpu_backward(
 def _backward_by_products(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Products in q's dtype; softmax and its gradient in float32."""
+    """Return the three gradients from matrix products in q's dtype; softmax and its gradient are float32."""
     grad_BHid, q_BHid, k_BHjd, v_BHjd = (x.transpose(1, 2) for x in (grad_out, q, k, v))
     s_BHij = (q_BHid * scale) @ k_BHjd.transpose(-1, -2)
     if causal:
@@ -76,7 +79,7 @@ def _backward_by_products(
 
 
 def cpu_backward_objections(grad_out: Tensor, q: Tensor, *others: object) -> list[str]:
-    """Why `cpu_backward` cannot run on these arguments."""
+    """Return why `cpu_backward` cannot run on these arguments; an empty list where it can."""
     reasons = [missing] if (missing := _native.cpu_unavailable()) else cpu_objections(q)
     fused = hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward")
     if q.dtype != torch.bfloat16 and not fused:
@@ -85,12 +88,12 @@ def cpu_backward_objections(grad_out: Tensor, q: Tensor, *others: object) -> lis
 
 
 def cpu_objections(q: Tensor, *others: object) -> list[str]:
-    """Why the C++ kernel cannot run on these arguments."""
+    """Return why the C++ kernel cannot run on these arguments; an empty list where it can."""
     return ([] if q.device.type == "cpu" else [f"q is on {q.device}"]) + _kernel_objections(q)
 
 
 def cuda(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Tensor:
-    """csrc/cuda/attention.cu, and for float16 csrc/cuda/attention_sm70.cu."""
+    """Launch csrc/cuda/attention.cu, or for float16 csrc/cuda/attention_sm70.cu."""
     b, lq, h, d = q.shape
     with torch.cuda.device(q.device):
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -102,7 +105,7 @@ def cuda(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Tensor:
 
 
 def cuda_objections(q: Tensor, k: Tensor, v: Tensor, *others: object) -> list[str]:
-    """Why the CUDA kernels cannot run on these arguments, or are not to."""
+    """Return why the CUDA kernels cannot or should not run on these arguments; an empty list where they may."""
     if not q.is_cuda:
         return [f"q is on {q.device}"]
     reasons = _kernel_objections(q)
@@ -117,19 +120,19 @@ def cuda_objections(q: Tensor, k: Tensor, v: Tensor, *others: object) -> list[st
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Tensor:
-    """torch's own fused kernels; `is_causal` is aligned to the top left there too."""
+    """Run torch's own fused kernels; their `is_causal` is aligned to the top left, as ours is."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
     return out.transpose(1, 2).contiguous()
 
 
 def sdpa_objections(q: Tensor, *others: object) -> list[str]:
-    """Why scaled_dot_product_attention is not to run on these arguments."""
+    """Return why scaled_dot_product_attention should not run on these arguments; an empty list where it may."""
     return ["q is float64, which the reference defines"] if q.dtype == torch.float64 else []
 
 
 def triton(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Tensor:
-    """kernels/triton_ops/attention.py."""
+    """Launch the kernel of kernels/triton_ops/attention.py."""
     from seed_fast.kernels.attention import attention_fwd
 
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -138,7 +141,7 @@ def triton(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Tenso
 
 
 def triton_objections(q: Tensor, *others: object) -> list[str]:
-    """Why the Triton kernel cannot run on these arguments."""
+    """Return why the Triton kernel cannot run on these arguments; an empty list where it can."""
     reasons = _native.triton_device_objections(q) + _kernel_objections(q)
     if q.is_cuda and torch.cuda.get_device_capability(q.device) < TRITON_MINIMUM:
         reasons.append("the GPU is older than sm_80")
@@ -146,7 +149,7 @@ def triton_objections(q: Tensor, *others: object) -> list[str]:
 
 
 def xformers(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Tensor:
-    """xFormers' memory_efficient_attention, which takes [B, L, H, Dh] as it is and aligns causality to the top left."""
+    """Run xFormers' memory_efficient_attention; it takes our layout and aligns causality to the top left too."""
     from xformers.ops import LowerTriangularMask, memory_efficient_attention
 
     mask = LowerTriangularMask() if causal else None
@@ -156,7 +159,7 @@ def xformers(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Ten
 
 
 def xformers_objections(q: Tensor, k: Tensor, v: Tensor, *others: object) -> list[str]:
-    """Why xFormers cannot run on these arguments, or is not to."""
+    """Return why xFormers cannot or should not run on these arguments; an empty list where it may."""
     if not q.is_cuda:
         return [f"q is on {q.device}, and xFormers' kernels are for CUDA"]
     reasons = [] if _dispatch.forced() == "xformers" else ["it runs on request alone"]
@@ -180,12 +183,13 @@ def xformers_objections(q: Tensor, k: Tensor, v: Tensor, *others: object) -> lis
 
 
 def _aligned(x: Tensor) -> bool:
-    """True if every row of [B, L, H, Dh] begins at a multiple of 16 bytes."""
+    """Return True if every row of x [B, L, H, Dh] begins at a multiple of 16 bytes."""
     offsets = [x.data_ptr(), *(x.stride(axis) * x.element_size() for axis in range(3) if x.shape[axis] > 1)]
     return all(offset % XFORMERS_ALIGNMENT == 0 for offset in offsets)
 
 
 def _kernel_objections(q: Tensor) -> list[str]:
+    """Return why none of our own kernels, C++, CUDA or Triton, takes q's dtype or head width."""
     reasons = []
     if q.dtype not in _native.DTYPE_CODES:
         reasons.append(f"q is {str(q.dtype).removeprefix('torch.')}")

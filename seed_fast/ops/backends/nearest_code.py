@@ -1,7 +1,7 @@
 """nearest_code on the C++ CPU kernel, the CUDA kernel and the Triton kernel.
 
 Every function takes the op's arguments: z [N, D], codebook [K, D], packed (of the same device, or None), return_margin;
-and returns ids [N] int64, margin [N] float32 (or [0] where it was not asked for).
+and returns ids [N] int64 and margin [N] float32 (shape [0] where `return_margin` is False).
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from torch import Tensor
 
 from seed_fast.ops import _native
 
-# sm_80 is where Triton has tensor cores and where its generated code is right; older GPUs have the CUDA kernel.
+# Triton uses tensor cores, and generates right code, from sm_80 on; older GPUs have the CUDA kernel.
 TRITON_MINIMUM = (8, 0)
 OVERFLOW = "nearest_code: the squared norm of every {what} must be finite in float32, {what} {index} is not"
 
 
 def cpu(z: Tensor, codebook: Tensor, packed: Tensor | None, return_margin: bool) -> tuple[Tensor, Tensor]:
-    """csrc/cpu/nearest_code.cpp."""
+    """Launch the kernel of csrc/cpu/nearest_code.cpp."""
     module = _native.module()
     packed = pack_cpu(codebook) if packed is None else packed
     ids, margin = _outputs(z, return_margin)
@@ -31,12 +31,12 @@ def cpu(z: Tensor, codebook: Tensor, packed: Tensor | None, return_margin: bool)
 
 
 def cpu_objections(z: Tensor, codebook: Tensor, *options: object) -> list[str]:
-    """Why the C++ kernel cannot run on these arguments."""
+    """Return why the C++ kernel cannot run on these arguments; an empty list where it can."""
     return _device_objections("cpu", z) + _dtype_objections(z, codebook)
 
 
 def pack_cpu(codebook: Tensor) -> Tensor:
-    """Layout of the C++ kernel: [bytes] uint8.
+    """Return the codebook in the layout of the C++ kernel, [bytes] uint8.
 
     Raises:
         ValueError: an entry's squared norm is not finite in float32.
@@ -53,7 +53,7 @@ def pack_cpu(codebook: Tensor) -> Tensor:
 
 
 def cuda(z: Tensor, codebook: Tensor, packed: Tensor | None, return_margin: bool) -> tuple[Tensor, Tensor]:
-    """csrc/cuda/nearest_code.cu. Copies z where its last axis is not contiguous: O(N D), beside O(N K D) work."""
+    """Launch csrc/cuda/nearest_code.cu; z is copied where its last axis is not contiguous, O(N D) beside O(N K D)."""
     module = _native.module()
     with torch.cuda.device(z.device):
         packed = pack_cuda(codebook) if packed is None else packed
@@ -71,12 +71,15 @@ def cuda(z: Tensor, codebook: Tensor, packed: Tensor | None, return_margin: bool
 
 
 def cuda_objections(z: Tensor, codebook: Tensor, *options: object) -> list[str]:
-    """Why the CUDA kernel cannot run on these arguments."""
+    """Return why the CUDA kernel cannot run on these arguments; an empty list where it can."""
     return _device_objections("cuda", z) + _dtype_objections(z, codebook)
 
 
 def pack_cuda(codebook: Tensor) -> Tensor:
-    """Layout of the CUDA kernel: [bytes] uint8, its first int32 the index of an entry with a bad norm, or -1."""
+    """Return the codebook in the layout of the CUDA kernel, [bytes] uint8.
+
+    Its first int32 is the index of an entry whose squared norm is not finite in float32, or -1.
+    """
     module = _native.module()
     codebook = codebook if codebook.stride(1) == 1 else codebook.contiguous()
     packed = torch.empty(
@@ -90,7 +93,7 @@ def pack_cuda(codebook: Tensor) -> Tensor:
 
 
 def triton(z: Tensor, codebook: Tensor, packed: Tensor | None, return_margin: bool) -> tuple[Tensor, Tensor]:
-    """kernels/triton_ops/nearest_code.py."""
+    """Launch the kernel of kernels/triton_ops/nearest_code.py."""
     from seed_fast.kernels.nearest_code import nearest_code_fwd
 
     ids, margin = _outputs(z, return_margin)
@@ -99,7 +102,7 @@ def triton(z: Tensor, codebook: Tensor, packed: Tensor | None, return_margin: bo
 
 
 def triton_objections(z: Tensor, codebook: Tensor, *options: object) -> list[str]:
-    """Why the Triton kernel cannot run on these arguments."""
+    """Return why the Triton kernel cannot run on these arguments; an empty list where it can."""
     reasons = _native.triton_device_objections(z) + _dtype_objections(z, codebook)
     if z.is_cuda and torch.cuda.get_device_capability(z.device) < TRITON_MINIMUM:
         reasons.append("the GPU is older than sm_80")
@@ -107,6 +110,7 @@ def triton_objections(z: Tensor, codebook: Tensor, *options: object) -> list[str
 
 
 def _outputs(z: Tensor, return_margin: bool) -> tuple[Tensor, Tensor]:
+    """Allocate ids and margin."""
     n = z.shape[0]
     return z.new_empty(n, dtype=torch.int64), z.new_empty(n if return_margin else 0, dtype=torch.float32)
 

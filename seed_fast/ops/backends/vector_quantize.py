@@ -16,12 +16,12 @@ Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def loss_dtype(z: Tensor, codebook: Tensor) -> torch.dtype:
-    """float32, or float64 where an input is."""
+    """Return the dtype of the two losses: float32, or float64 where an input is."""
     return torch.promote_types(torch.promote_types(z.dtype, codebook.dtype), torch.float32)
 
 
 def cpu(z: Tensor, codebook: Tensor, packed: Tensor | None) -> Outputs:
-    """csrc/cpu/nearest_code.cpp with its epilogue: gather, and the squared distance of every row."""
+    """Launch csrc/cpu/nearest_code.cpp, whose epilogue gathers the entries and squares the distance of every row."""
     packed = nearest.pack_cpu(codebook) if packed is None else packed
     z_q = z.new_empty(z.shape)
     ids = z.new_empty(z.shape[0], dtype=torch.int64)
@@ -37,7 +37,7 @@ def cpu(z: Tensor, codebook: Tensor, packed: Tensor | None) -> Outputs:
 
 
 def cpu_objections(z: Tensor, codebook: Tensor, *others: object) -> list[str]:
-    """Why the C++ kernels cannot run on these arguments."""
+    """Return why the C++ kernels cannot run on these arguments; an empty list where they can."""
     return nearest.cpu_objections(z, codebook)
 
 
@@ -45,7 +45,7 @@ def cpu_backward(
     z: Tensor, codebook: Tensor, ids: Tensor, grad_z_q: Tensor, grad_commit: Tensor, grad_codebook_loss: Tensor,
     need_z: bool, need_codebook: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """csrc/cpu/vector_quantize.cpp: rows sorted by id, each entry's gradient summed in row order in float64."""
+    """Launch csrc/cpu/vector_quantize.cpp: rows are sorted by id, and each entry sums its rows in order, in float64."""
     grad_z = z.new_empty(z.shape if need_z else 0)
     grad_codebook = codebook.new_empty(codebook.shape if need_codebook else 0)
     _native.module().vector_quantize_backward_cpu(
@@ -58,7 +58,7 @@ def cpu_backward(
 
 
 def cuda(z: Tensor, codebook: Tensor, packed: Tensor | None) -> Outputs:
-    """csrc/cuda/nearest_code.cu, then csrc/cuda/vector_quantize.cu: gather, and both losses summed in one order."""
+    """Launch csrc/cuda/nearest_code.cu, then csrc/cuda/vector_quantize.cu, which sums both losses in a fixed order."""
     module = _native.module()
     with torch.cuda.device(z.device):
         z, codebook = _contiguous_rows(z), _contiguous_rows(codebook)
@@ -75,7 +75,7 @@ def cuda(z: Tensor, codebook: Tensor, packed: Tensor | None) -> Outputs:
 
 
 def cuda_objections(z: Tensor, codebook: Tensor, *others: object) -> list[str]:
-    """Why the CUDA kernels cannot run on these arguments."""
+    """Return why the CUDA kernels cannot run on these arguments; an empty list where they can."""
     return nearest.cuda_objections(z, codebook)
 
 
@@ -83,7 +83,7 @@ def cuda_backward(
     z: Tensor, codebook: Tensor, ids: Tensor, grad_z_q: Tensor, grad_commit: Tensor, grad_codebook_loss: Tensor,
     need_z: bool, need_codebook: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """csrc/cuda/vector_quantize.cu: each entry's gradient summed in row order in float64, without sort or atomics."""
+    """Launch csrc/cuda/vector_quantize.cu: each entry sums its rows in order, in float64, without sort or atomics."""
     with torch.cuda.device(z.device):
         z, codebook = _contiguous_rows(z), _contiguous_rows(codebook)
         grad_z = z.new_empty(z.shape if need_z else 0)
@@ -97,7 +97,7 @@ def cuda_backward(
 
 
 def triton(z: Tensor, codebook: Tensor, packed: Tensor | None) -> Outputs:
-    """kernels/triton_ops/nearest_code.py, then kernels/triton_ops/vector_quantize.py."""
+    """Launch kernels/triton_ops/nearest_code.py, then kernels/triton_ops/vector_quantize.py."""
     from seed_fast.kernels.vector_quantize import vector_quantize_fwd
 
     ids, _ = nearest.triton(z, codebook, packed, False)
@@ -107,7 +107,7 @@ def triton(z: Tensor, codebook: Tensor, packed: Tensor | None) -> Outputs:
 
 
 def triton_objections(z: Tensor, codebook: Tensor, *others: object) -> list[str]:
-    """Why the Triton kernels cannot run on these arguments."""
+    """Return why the Triton kernels cannot run on these arguments; an empty list where they can."""
     return nearest.triton_objections(z, codebook)
 
 
@@ -115,7 +115,7 @@ def triton_backward(
     z: Tensor, codebook: Tensor, ids: Tensor, grad_z_q: Tensor, grad_commit: Tensor, grad_codebook_loss: Tensor,
     need_z: bool, need_codebook: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """kernels/triton_ops/vector_quantize.py; torch sorts the ids, each entry's rows are summed in one program."""
+    """Launch kernels/triton_ops/vector_quantize.py: torch sorts the ids, and one program sums the rows of an entry."""
     from seed_fast.kernels.vector_quantize import vector_quantize_bwd_codebook, vector_quantize_bwd_z
 
     grad_z = z.new_empty(z.shape if need_z else 0)
@@ -128,15 +128,17 @@ def triton_backward(
 
 
 def _contiguous_rows(x: Tensor) -> Tensor:
+    """Return x with contiguous rows, copied only where they are not."""
     return x if x.stride(1) == 1 else x.contiguous()
 
 
 def _device_matrix(x: Tensor) -> tuple[int, int, int, int]:
+    """Return (address, dtype code, rows, row stride) of x [N, D], as the CUDA launchers take a matrix."""
     return x.data_ptr(), _native.DTYPE_CODES[x.dtype], x.shape[0], x.stride(0)
 
 
 def composite(z: Tensor, codebook: Tensor, packed: Tensor | None) -> Outputs:
-    """The device's nearest_code, then a gather and a mean."""
+    """Run nearest_code of the device, then gather the entries and average the squared distances in torch."""
     ids, _ = torch.ops.seed_fast.nearest_code(z, codebook, packed, False)
     z_q = torch.where(ids[:, None] >= 0, codebook[ids.clamp(min=0)], torch.nan)
     loss = (z_q.double() - z.double()).square().mean().to(loss_dtype(z, codebook))
@@ -147,7 +149,7 @@ def composite_backward(
     z: Tensor, codebook: Tensor, ids: Tensor, grad_z_q: Tensor, grad_commit: Tensor, grad_codebook_loss: Tensor,
     need_z: bool, need_codebook: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The same in torch."""
+    """Compute both gradients in torch, in float64."""
     valid = (ids >= 0)[:, None]
     chosen = torch.where(valid, codebook[ids.clamp(min=0)].double(), torch.nan)
     difference = (chosen - z.double()) * (2 / max(1, z.numel()))  # [N, D]
