@@ -5,8 +5,8 @@
 // registers, so the softmax is exact and nothing is rescaled. Weights pass through shared memory, and the warps share
 // out the columns of the values. The next rows are under way in registers while those in shared memory are used.
 //
-// Many queries: each of three warps has 32 queries of its own and walks over the keys, 16 to 32 at a time. Scores and weights
-// stay in registers; sums are rescaled when a row's largest score grows (Milakov and Gimelshein 2018,
+// Many queries: each of three warps has 32 queries of its own and walks over the keys, 16 to 32 at a time. Scores and
+// weights stay in registers; sums are rescaled when a row's largest score grows (Milakov and Gimelshein 2018,
 // arXiv:1805.02867). The 257 queries of ViT-g are nine such warps.
 //
 // kSteps is the head width in units of 8, rounded up to one of those that are compiled.
@@ -29,7 +29,7 @@ SEED_FAST_DEVICE void attend_few(const Problem& problem) {
   constexpr int kShared = kQueries * (Weights::kPitch > Tile<kSteps>::kPitch ? Weights::kPitch : Tile<kSteps>::kPitch);
   SEED_FAST_SHARED(uint4, q_or_weights, [kShared]);
   SEED_FAST_SHARED(uint4, k_or_v, [kKeys * Tile<kSteps>::kPitch + kSteps % 2]);  // the odd one: see the products
-  float(&rows)[2][kWarps][kQueries] = *reinterpret_cast<float(*)[2][kWarps][kQueries]>(k_or_v);
+  float (&rows)[2][kWarps][kQueries] = *reinterpret_cast<float (*)[2][kWarps][kQueries]>(k_or_v);
   static_assert(sizeof rows <= sizeof k_or_v);
   const Lane lane;
   const Tile<kSteps> queries{q_or_weights}, keys{k_or_v};
@@ -67,7 +67,8 @@ SEED_FAST_DEVICE void attend_few(const Problem& problem) {
 
   // Softmax: a row's largest score and the sum of its weights, first over a warp's keys, then over the warps.
   const int row[2] = {lane.result_row, lane.result_row + 2};
-  const int visible[2] = {visible_keys(problem, head.first_row + row[0]), visible_keys(problem, head.first_row + row[1])};
+  const int visible[2] = {visible_keys(problem, head.first_row + row[0]),
+                          visible_keys(problem, head.first_row + row[1])};
   float largest[2] = {-infinity(), -infinity()}, total[2] = {}, shift[2];
   SEED_FAST_UNROLL
   for (int t = 0; t < kRounds * kTiles; ++t) {
@@ -104,8 +105,8 @@ SEED_FAST_DEVICE void attend_few(const Problem& problem) {
     for (int warp = 0; warp < kWarps; ++warp) total[r] += rows[1][warp][row[r]];
   }
 
-  // The products. Where the head width is odd in vectors, the second half of its last unit is the next row's columns, or
-  // the odd vector after the last row: sums that nobody writes.
+  // The products. Where the head width is odd in vectors, the second half of its last unit is the next row's columns,
+  // or the odd vector after the last row: sums that nobody writes.
   Sums<false> sums[kWarpUnits];
   const Tile<kSteps> own_values = Sums<false>::part_of(keys, lane).from(0, 2 * lane.warp);
   SEED_FAST_NO_UNROLL
@@ -220,28 +221,30 @@ SEED_FAST_DEVICE void attend_many(const Problem& problem) {
   }
 }
 
-#define SEED_FAST_ATTENTION(keys, width, blocks, ...)                                                      \
-  SEED_FAST_KERNEL(128, blocks)                                                                            \
-  attention_fwd_sm70_keys##keys##_w##width##_kernel(const Problem problem) {                               \
-    attend_few<width / kHalves, __VA_ARGS__>(problem);                                                     \
+// Kernels for at most `keys` keys, all of them on chip at once; heads of up to `width` columns.
+#define SEED_FAST_ATTEND_FEW_KEYS(keys, width, blocks, ...)                  \
+  SEED_FAST_KERNEL(128, blocks)                                              \
+  attention_fwd_sm70_keys##keys##_w##width##_kernel(const Problem problem) { \
+    attend_few<width / kHalves, __VA_ARGS__>(problem);                       \
   }
-SEED_FAST_ATTENTION(32, 32, 6, 1, 1)
-SEED_FAST_ATTENTION(32, 64, 6, 1, 1)
-SEED_FAST_ATTENTION(32, 88, 4, 1, 1)
-SEED_FAST_ATTENTION(32, 128, 4, 1, 1)
-SEED_FAST_ATTENTION(288, 32, 3, 3, 3)
-SEED_FAST_ATTENTION(288, 64, 3, 3, 3)
-SEED_FAST_ATTENTION(288, 88, 2, 3, 3)
-SEED_FAST_ATTENTION(288, 128, 2, 3, 3)
-#undef SEED_FAST_ATTENTION
+SEED_FAST_ATTEND_FEW_KEYS(32, 32, 6, 1, 1)
+SEED_FAST_ATTEND_FEW_KEYS(32, 64, 6, 1, 1)
+SEED_FAST_ATTEND_FEW_KEYS(32, 88, 4, 1, 1)
+SEED_FAST_ATTEND_FEW_KEYS(32, 128, 4, 1, 1)
+SEED_FAST_ATTEND_FEW_KEYS(288, 32, 3, 3, 3)
+SEED_FAST_ATTEND_FEW_KEYS(288, 64, 3, 3, 3)
+SEED_FAST_ATTEND_FEW_KEYS(288, 88, 2, 3, 3)
+SEED_FAST_ATTEND_FEW_KEYS(288, 128, 2, 3, 3)
+#undef SEED_FAST_ATTEND_FEW_KEYS
 
-#define SEED_FAST_ATTENTION(width, blocks, tiles)                                                     \
-  SEED_FAST_KERNEL(96, blocks)                                                                        \
+// Kernels for any number of keys, which pass in tiles; heads of up to `width` columns.
+#define SEED_FAST_ATTEND_MANY_KEYS(width, blocks, tiles) \
+  SEED_FAST_KERNEL(96, blocks)                           \
   attention_fwd_sm70_many_w##width##_kernel(const Problem problem) { attend_many<width / kHalves, tiles>(problem); }
-SEED_FAST_ATTENTION(32, 4, 4)
-SEED_FAST_ATTENTION(64, 4, 3)
-SEED_FAST_ATTENTION(88, 3, 2)
-SEED_FAST_ATTENTION(128, 2, 3)
-#undef SEED_FAST_ATTENTION
+SEED_FAST_ATTEND_MANY_KEYS(32, 4, 4)
+SEED_FAST_ATTEND_MANY_KEYS(64, 4, 3)
+SEED_FAST_ATTEND_MANY_KEYS(88, 3, 2)
+SEED_FAST_ATTEND_MANY_KEYS(128, 2, 3)
+#undef SEED_FAST_ATTEND_MANY_KEYS
 
 }  // namespace seed_fast::attention

@@ -1,8 +1,8 @@
 // Pieces of the tensor-core kernels of attention (attention_sm70.cu): tiles of binary16 in shared memory, and how the
 // fragments of m8n8k4 come from them.
 //
-// A warp multiplies 32 rows by 8 columns: quad pair p has rows 8 p .. 8 p + 7, and all four share the columns. As an
-// operand a lane holds row `Lane::row` of the 32, or column `Lane::column` of the 8; of a result it holds the rows
+// A warp multiplies 32 rows by 8 columns: quad pair p has rows 8 p .. 8 p + 7, and all four share the columns. A lane
+// holds row `Lane::row` of the first operand, or column `Lane::column` of the second; in a result it holds the rows
 // `Lane::result_row` and two below, and in each the columns 2 s, 2 s + 1, 2 s + 4, 2 s + 5 with s = `Lane::side`.
 #pragma once
 
@@ -34,7 +34,7 @@ struct Lane {
   }
 };
 
-// Whether row `row` of a result's registers, 0 or 1 (two below), holds register i.
+// True if register i of a result belongs to row `row`, 0 or 1 (two below).
 SEED_FAST_DEVICE constexpr int result_row_of(int i) { return i / 2 % 2; }
 // Column of register i in an 8-column result, for side 0.
 SEED_FAST_DEVICE constexpr int result_column_of(int i) { return i / 4 * 4 + i % 2; }
@@ -172,7 +172,8 @@ struct Head {
     k = start(problem.k, b, h);
     v = start(problem.v, b, h);
     out_stride = problem.heads * problem.d;
-    out = static_cast<unsigned short*>(problem.out) + static_cast<long long>(b) * problem.lq * out_stride + h * problem.d;
+    out =
+        static_cast<unsigned short*>(problem.out) + static_cast<long long>(b) * problem.lq * out_stride + h * problem.d;
   }
 
   static SEED_FAST_DEVICE const unsigned short* start(const Tensor& x, unsigned b, unsigned h) {
