@@ -1,4 +1,4 @@
-"""Every Python example of the README and of docs/ runs as it stands, and links between pages lead somewhere."""
+"""Every Python example of README.md and docs/ runs as it stands; links and names of files and targets are right."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+FOLDERS = [ROOT / "csrc/README.md", *ROOT.glob("seed_fast/*/README.md")]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *FOLDERS])
 EXAMPLES = [
     pytest.param(code, id=f"{page.relative_to(ROOT)}-{number}")
     for page in PAGES
@@ -30,6 +31,13 @@ def test_example_runs(code, tmp_path, monkeypatch):
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", FOLDERS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_folder_s_readme_names_files_that_exist(page):
+    for name in re.findall(r"`([\w/.]+\.(?:py|cpp|h|cu))`", page.read_text()):
+        if not name.startswith("_"):  # a suffix such as `_avx2.cpp`
+            assert (page.parent / name).exists() or (ROOT / name).exists(), name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
