@@ -44,3 +44,11 @@ def test_a_folder_s_readme_names_files_that_exist(page):
 def test_make_targets_that_the_pages_name_exist(page):
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"`?\bmake ([a-z][a-z-]+)\b(?=`|    )", page.read_text())) <= targets
+
+
+def test_every_decision_is_dated_and_has_context_decision_and_consequence():
+    decisions = re.split(r"^### ", (ROOT / "docs/decisions.md").read_text(), flags=re.MULTILINE)[1:]
+    assert len(decisions) > 20
+    for decision in decisions:
+        assert re.match(r"20\d\d-\d\d-\d\d: \S", decision), decision.splitlines()[0]
+        assert re.findall(r"^\*(\w+)\.\*", decision, re.MULTILINE) == ["Context", "Decision", "Consequence"], decision
