@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from seed_fast.data.codes import no_codes
 from seed_fast.data.counting import Counting
 from seed_fast.data.decode import Decoded, Decoder
 from seed_fast.data.image_processor import ImageProcessor
@@ -18,7 +19,7 @@ from seed_fast.data.journal import OutputError
 from seed_fast.data.shards import WHOLE, Entry, Split, list_entries, names_anything
 from seed_fast.data.staging import Fetched, Staging, fetch, link_to
 from seed_fast.data.writers import Writer
-from seed_fast.model.encoder import ImageEncoder
+from seed_fast.model.encoder import ImageEncoder, codes_of
 from seed_fast.model.fast import FastTokenizer
 from seed_fast.model.identity import fingerprint
 from seed_fast.profiling import Stage, StageTimer
@@ -242,7 +243,7 @@ def _encode_all(
         finite = (codes >= 0).all(axis=1)
         for image, good in zip(batch.images, finite, strict=True):
             if not good:
-                skip(f"{image.path}: its embedding in {tok.dtype} is not finite, so it has no codes")
+                skip(no_codes(image.path, tok))
         with timer.measure("write"):
             paths = [image.path for image, good in zip(batch.images, finite, strict=True) if good]
             writer.append(paths, codes[finite])
@@ -280,9 +281,7 @@ def encode(
     with timer.measure("Q-Former"):
         causal = tok.query_embeddings(features)
     with timer.measure("nearest code"):
-        # tanh on the way to the codebook would turn an infinite embedding into an ordinary code
-        finite = causal.isfinite().flatten(1).all(dim=1, keepdim=True)
-        return tok.lookup(causal).masked_fill(~finite, -1)
+        return codes_of(tok, causal)
 
 
 def _timed(entries: Iterable[Entry], timer: StageTimer) -> Iterator[Entry]:

@@ -15,6 +15,22 @@ from torch import Tensor
 from seed_fast.model.config import SeedConfig
 
 
+def codes_of(tok: ImageEncoder, causal_BNC: Tensor) -> Tensor:
+    """Look up the codes of causal embeddings: an image with a NaN or an infinity has none. The one place of this rule.
+
+    Args:
+        tok: the tokenizer, or its inference plan, that made the embeddings.
+        causal_BNC: causal embeddings [B, N, C].
+
+    Returns:
+        Codes [B, N] int64; -1 for all codes of an image that has a value which isn't finite.
+    """
+    # Checked before the lookup, whose tanh would turn an infinite embedding into an ordinary code.
+    finite_B1 = causal_BNC.isfinite().flatten(1).all(dim=1, keepdim=True)
+    codes = tok.lookup(causal_BNC)
+    return codes.masked_fill(~(finite_B1 & (codes >= 0).all(dim=1, keepdim=True)), -1)
+
+
 class ImageEncoder(ABC):
     """Encodes images by three stages that a subclass provides: `image_features`, `query_embeddings` and `lookup`."""
 
@@ -64,11 +80,7 @@ class ImageEncoder(ABC):
         Raises:
             TypeError, ValueError: wrong dtype or shape.
         """
-        causal = self.causal_embeddings(pixels)
-        # Checked before the lookup, whose tanh would turn an infinite embedding into an ordinary code.
-        finite_B1 = causal.isfinite().flatten(1).all(dim=1, keepdim=True)
-        codes = self.lookup(causal)
-        return codes.masked_fill(~(finite_B1 & (codes >= 0).all(dim=1, keepdim=True)), -1)
+        return codes_of(self, self.causal_embeddings(pixels))
 
     def encode(self, images: Any) -> Tensor:
         """Turn images into codes.

@@ -9,10 +9,12 @@ import sys
 import time
 
 import pytest
+import torch
 from PIL import Image
 
 from seed_fast.data import shapes
 from seed_fast.data.tokens import open_tokens
+from seed_fast.model.fast import FastTokenizer
 
 
 @pytest.fixture
@@ -110,3 +112,21 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_made(seed_fast, tmp_
         assert found.exit_code == 2
         assert message in found.stderr
         assert not out.exists()
+
+
+def test_a_picture_without_finite_embeddings_is_skipped_and_named(seed_fast, photos, tmp_path, monkeypatch):
+    query_embeddings = FastTokenizer.query_embeddings
+
+    def broken(self, features):
+        causal = query_embeddings(self, features).clone()
+        causal[0, 0, 0] = torch.inf  # of the first image of each batch
+        return causal
+
+    monkeypatch.setattr(FastTokenizer, "query_embeddings", broken)
+    options = ("--workers", 0, "--batch-size", 8, "--json")
+    result = seed_fast("tokens", "build", photos, "-o", tmp_path / "out", *options)
+    assert result.exit_code == 3
+    assert f"skipped: {photos}/0.png: its embedding in torch.float32 is not finite, so it has no codes" in result.stderr
+    assert [sample["key"] for sample in open_tokens(tmp_path / "out")] == [
+        f"{photos}/{number}.png" for number in (2, 4)
+    ]

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from itertools import islice
 
 import numpy as np
-import torch
 
+from seed_fast.data.codes import encode_resized, no_codes
 from seed_fast.data.image_processor import ImageProcessor
 from seed_fast.data.pool import Pool
 from seed_fast.data.samples import Loaded, View, map_samples
@@ -56,24 +56,14 @@ def picture_items(
 
 def _items(tok: ImageEncoder, processor: ImageProcessor, batch: list[tuple[int, Loaded]]) -> Iterator[Item]:
     usable = [row.pixels for _, row in batch if row.error is None]
-    codes = iter(_encode(tok, processor, np.stack(usable)) if usable else ())
+    codes = iter(encode_resized(tok, processor, np.stack(usable)) if usable else ())
     for place, row in batch:
         if row.error is not None:
             yield Item(place, None, row.error)
             continue
         own = next(codes)
         if own[0] < 0:
-            yield Item(place, None, f"{row.key}: its embedding is not finite, so it has no codes")
+            yield Item(place, None, no_codes(row.key, tok))
         else:
             caption = {"codes": own, "text": row.captions[0], "texts": row.captions}
             yield Item(place, {"kind": "caption", "key": row.key, **caption}, None)
-
-
-@torch.inference_mode()
-def _encode(tok: ImageEncoder, processor: ImageProcessor, pixels: np.ndarray) -> np.ndarray:
-    """Codes [B, N] of resized images, uint8 [B, S, S, 3]; -1 where an embedding is not finite."""
-    normalised = processor.normalize(torch.from_numpy(pixels).to(tok.device))
-    causal = tok.query_embeddings(tok.image_features(normalised))
-    # tanh on the way to the codebook would turn an infinite embedding into an ordinary code
-    finite = causal.isfinite().flatten(1).all(dim=1, keepdim=True)
-    return tok.lookup(causal).masked_fill(~finite, -1).cpu().numpy()
