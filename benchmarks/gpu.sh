@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one go: build, tests, sanitizers, benchmarks. `make gpu` runs it; it needs no package
-# registry, only a Python with torch, pybind11, cmake, ninja and pytest, a host compiler, and dist/seed_fast.fatbin
+# registry, only a Python with torch, typer, pybind11, cmake, ninja and pytest, a host compiler, and dist/seed_fast.fatbin
 # (`make fatbin`, on any machine) where NVIDIA's compiler packages are not installed.
 #
 #   benchmarks/gpu.sh [FOLDER]     default: out/gpu; PYTHON=python3.12 chooses the interpreter
@@ -49,7 +49,7 @@ if command -v compute-sanitizer >/dev/null; then
 else
   echo "compute-sanitizer is not installed: memcheck and racecheck did not run" | tee -a "$out/summary.txt"
 fi
-step bench-ops "$python" -m benchmarks.run ops --output "$out/ops.json"
-step bench-e2e "$python" -m benchmarks.run e2e --output "$out/e2e.json"
-step bench-loader "$python" -m benchmarks.run loader --output "$out/loader.json"
+step bench-ops "$python" -m seed_fast bench ops --output "$out/ops.json"
+step bench-e2e "$python" -m seed_fast bench e2e --output "$out/e2e.json"
+step bench-loader "$python" -m seed_fast bench loader --output "$out/loader.json"
 exit "$failed"

@@ -1,4 +1,4 @@
-"""What a benchmark is made of: cases, the providers that compete on them, and the bars that they have to reach."""
+"""The parts of a benchmark: cases, the providers that compete on them, and the bars that they have to reach."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,15 +17,16 @@ from seed_fast.ops import _native
 Inputs = dict[str, Tensor]
 Call = Callable[[], Any]
 
-# Distributions whose versions a result records. None of them is needed to run a benchmark.
+# Distributions whose versions a results file records. None of them is needed to run a benchmark.
 PEERS = ("faiss-cpu", "vector-quantize-pytorch", "flash-kmeans", "xformers", "liger-kernel", "transformers", "peft")
 # Instruction set of the C++ kernels -> the CPU feature that it needs.
 INSTRUCTION_SETS = {"avx512bf16": "avx512_bf16", "avx512": "avx512", "avx2": "avx2", "scalar": ""}
+MemoryMethod = Literal["call", "call here", "process"]  # benchmarks/memory.py describes them
 _compiled: dict[Any, Callable[..., Any]] = {}
 
 
 class Unavailable(Exception):
-    """Why a provider cannot run here. The text is what its row shows, such as "not installed"."""
+    """The provider cannot run here; the text is the status that its row shows, such as "not installed"."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,10 @@ class Case:
         dtype: element type of the inputs.
         quick: whether a quick run includes it.
         devices: device types on which it is run.
-        options: what else the inputs depend on, such as {"causal": True}.
+        options: further settings of the inputs, such as {"causal": True}.
         full: whether only a full run includes it.
-        rounds: fewest rounds, where a call takes seconds, without a call before them that says how long it takes;
-            default: `timing.MINIMUM_ROUNDS`.
+        rounds: for calls that take seconds: the number of rounds at least, each of one call, with no call before them
+            that finds out how long one takes. Default: `timing.MINIMUM_ROUNDS`.
     """
 
     name: str
@@ -54,8 +55,9 @@ class Case:
     rounds: int | None = None
 
     def torch_dtype(self) -> torch.dtype:
-        """`dtype` as torch names it."""
-        return getattr(torch, self.dtype)
+        """`dtype` as a torch.dtype."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
 
 
 @dataclass(frozen=True)
@@ -63,18 +65,18 @@ class Provider:
     """One implementation of an op.
 
     Args:
-        name: what the tables call it.
+        name: its name in tables and figures.
         prepare: takes the inputs and returns the call to time. What a user does once (packing, building an index,
             compiling) belongs in here; what a user does per call belongs in the call. Raises `Unavailable`. A call may
             have a method `seconds(repeats)` that times itself (one that runs in another process does), and `close()`.
-        ours: whether seed_fast is to be judged by it.
+        ours: whether seed_fast is judged by it.
         devices: device types it runs on.
         package: the distribution that it needs, or "".
-        environment: variables set while it is prepared and called.
-        unsuited: takes a case, and says why it is left out there (too much memory, say) or "".
-        roundoff: unit roundoff of its arithmetic, where it is coarser than the dtype of the inputs.
-        dtype: type of its matrix products, whose ceiling its rate is a share of, where that is not the case's.
-        compile_limit: seconds that it may take to compile, until the end of its first call. Where it takes longer, its
+        environment: environment variables that are set while it is prepared and called.
+        unsuited: takes a case; returns why the provider is left out there (too much memory, say) or "".
+        roundoff: unit roundoff of its arithmetic, where that is coarser than the dtype of the inputs.
+        dtype: dtype of its matrix products, where that is not the case's; its rate is compared with their ceiling.
+        compile_limit: seconds that it may take to compile, until the end of its first call. If it takes longer, its
             row says so, and it isn't tried again in this run.
     """
 
@@ -90,7 +92,7 @@ class Provider:
     compile_limit: float | None = None
 
     def start(self, inputs: Inputs, case: Case, device: str) -> Call:
-        """`prepare`, after the reasons that need no try.
+        """Prepare the call to time, unless it is plain without trying that this provider cannot run here.
 
         Raises:
             Unavailable: it cannot run on this device or machine.
@@ -113,12 +115,12 @@ class Bar:
         name: the claim in words.
         case: name of the case.
         fast: the provider that is judged.
-        slow: the peers; the fastest of those that ran counts.
+        slow: its peers; the fastest of those that ran counts.
         target: the ratio to reach.
-        metric: "wall" (with launches) or "device" (a replayed CUDA graph); "memory": the ratio of the extra memory of
-            one call; "gemm", which has no peers: the share of the GEMM ceiling that `fast` reaches.
-        device: device type that it speaks of.
-        threads: CPU threads that it speaks of.
+        metric: "wall", time with launches; "device", time of a replayed CUDA graph; "memory", extra memory of a call;
+            or "gemm", which has no peers: the share of the GEMM ceiling that `fast` reaches.
+        device: device type that the claim is about.
+        threads: CPU threads that the claim is about.
     """
 
     name: str
@@ -131,23 +133,28 @@ class Bar:
     threads: int = 2
 
 
+_Named = TypeVar("_Named", Case, Provider)
+
+
 @dataclass(frozen=True)
 class Benchmark:
-    """One op with all that is needed to measure it.
+    """One op, or one part of the whole, with all that is needed to measure it.
 
     Args:
-        op: the op's name, the stem of its files.
+        op: its name; that of an op is the stem of the op's files.
         cases: the shapes.
-        providers: who competes.
-        baseline: the provider that every speed is a ratio to: the formula that a user has without seed_fast.
+        providers: the implementations that compete.
+        baseline: name of the provider that every speed is a ratio to: the formula that a user has without seed_fast.
         bars: the claims.
         inputs: (case, device, seed) -> the tensors.
-        truth: (inputs, case) -> the float64 result.
+        truth: (inputs, case) -> the float64 result, in the form that `check` takes.
         check: (case, provider, output, inputs, truth) -> (why the output is wrong or "", a remark or "").
         flops: floating-point operations that the definition needs (multiply and add are two).
         bytes: bytes of inputs and outputs, each moved once.
-        memory_cases: the cases at which peak memory is measured; the first that a device has.
-        memory_here: measure it in this process on a CPU, because to make the model again would take minutes.
+        memory_cases: names of the cases at which peak memory is measured, one per device type.
+        memory: the way in which it is measured; benchmarks/memory.py describes each.
+        release_shared: drops what the providers of a case share, such as a model, so that the memory of a process is
+            that of one provider.
     """
 
     op: str
@@ -161,26 +168,45 @@ class Benchmark:
     flops: Callable[[Case], float]
     bytes: Callable[[Case], float]
     memory_cases: tuple[str, ...]
-    memory_here: bool = False
+    memory: MemoryMethod = "call"
+    release_shared: Callable[[], None] = lambda: None
 
     def case(self, name: str) -> Case:
-        """The case of that name."""
-        return _named("case", self.cases, name, self.op)
+        """The case of that name.
+
+        Raises:
+            ValueError: there is none.
+        """
+        return self._named("case", self.cases, name)
 
     def provider(self, name: str) -> Provider:
-        """The provider of that name."""
-        return _named("provider", self.providers, name, self.op)
+        """The provider of that name.
+
+        Raises:
+            ValueError: there is none.
+        """
+        return self._named("provider", self.providers, name)
+
+    def _named(self, kind: str, members: tuple[_Named, ...], name: str) -> _Named:
+        for member in members:
+            if member.name == name:
+                return member
+        names = ", ".join(member.name for member in members)
+        raise ValueError(f"benchmark {self.op}: {kind} must be one of {names}, got {name!r}")
 
 
-def _named(kind: str, things: tuple[Any, ...], name: str, op: str) -> Any:
-    for thing in things:
-        if thing.name == name:
-            return thing
-    raise ValueError(f"benchmark {op}: {kind} must be one of {', '.join(t.name for t in things)}, got {name!r}")
+def close(call: Call | None) -> None:
+    """Release what a call holds (a process, a folder), if it has a method `close`."""
+    if call is not None and hasattr(call, "close"):
+        call.close()
 
 
 def needs_cpu_feature(feature: str) -> None:
-    """Raises `Unavailable` where the C++ kernels are not there or the CPU lacks `feature`."""
+    """Check that the C++ kernels are there and the CPU has `feature`; "" checks for the kernels alone.
+
+    Raises:
+        Unavailable: one of both is missing.
+    """
     if _native.cpu_unavailable():
         raise Unavailable(_native.cpu_unavailable())
     if feature and feature not in _native.module().cpu_features():
@@ -188,7 +214,7 @@ def needs_cpu_feature(feature: str) -> None:
 
 
 def each_instruction_set(prepare: Callable[[Inputs, Case], Call]) -> tuple[Provider, ...]:
-    """The C++ CPU kernel held to each instruction set."""
+    """One provider per instruction set: the C++ CPU kernel held to it."""
 
     def held(name: str, feature: str) -> Provider:
         def start(inputs: Inputs, case: Case) -> Call:
@@ -202,7 +228,7 @@ def each_instruction_set(prepare: Callable[[Inputs, Case], Call]) -> tuple[Provi
 
 
 def each_gpu_backend(prepare: Callable[[Inputs, Case], Call]) -> tuple[Provider, ...]:
-    """The CUDA kernel and the Triton kernel, whichever of them is the default."""
+    """One provider for the CUDA kernel and one for the Triton kernel, whichever of them is the default."""
 
     def forced(name: str, unavailable: Callable[[], str]) -> Provider:
         def start(inputs: Inputs, case: Case) -> Call:
@@ -219,7 +245,7 @@ def each_gpu_backend(prepare: Callable[[Inputs, Case], Call]) -> tuple[Provider,
 
 @contextmanager
 def environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables inside the block."""
+    """Set environment variables inside the block, and restore them after it."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -233,7 +259,7 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def version(package: str) -> str | None:
-    """Version of an installed distribution, or None."""
+    """Version of a distribution, or None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -241,7 +267,15 @@ def version(package: str) -> str | None:
 
 
 def compile_once(function: Callable[..., Any], *like: Tensor) -> Callable[..., Any]:
-    """`torch.compile` of `function`, the same one for all tensors like these within a case."""
+    """Compile `function` by torch.compile, once for all tensors like these within a case.
+
+    Args:
+        function: what to compile; it must have no graph break.
+        like: tensors of the shapes, strides, dtypes and devices that it will get.
+
+    Returns:
+        The compiled function, the same one until `forget_compiled`.
+    """
     kind = (function, tuple((x.shape, x.stride(), x.dtype, x.device) for x in like))
     if kind not in _compiled:
         _compiled[kind] = torch.compile(function, dynamic=False, fullgraph=True)
@@ -249,6 +283,9 @@ def compile_once(function: Callable[..., Any], *like: Tensor) -> Callable[..., A
 
 
 def forget_compiled() -> None:
-    """Start a case: else torch's limit on recompilations of one function ends its compilation after a few cases."""
+    """Drop what torch.compile has compiled, before a case begins.
+
+    Otherwise torch's limit on recompilations of one function would end its compilation after a few cases.
+    """
     _compiled.clear()
     torch._dynamo.reset()

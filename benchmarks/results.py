@@ -1,6 +1,7 @@
-"""The one schema of results: what a row holds, where the numbers come from, and how a file is written and read.
+"""The one schema of results, and the one place where benchmarks write files.
 
-A file is JSON: {"schema", "provenance", "ceilings", "rows", "bars"}. One row per op, case, dtype, device and provider.
+A results file is JSON: {"schema", "provenance", "ceilings", "rows", "bars"}. It has one row per op, case, dtype, device
+and provider.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from seed_fast._files import write_beside
 SCHEMA = 1
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+VOLTA_REPORT = "volta_report.json"  # lies beside the results; benchmarks/volta_report.py writes it
 
 # Field of a row -> its type(s). Times are ms per call; see docs/benchmarks.md.
 ROW = {
@@ -49,7 +51,7 @@ ROW = {
 }
 BAR = {"op": str, "name": str, "case": str, "fast": str, "slow": (str, type(None)), "metric": str, "device": str,
        "target": (int, float), "ratio": (float, type(None)), "state": str}  # fmt: skip
-STATES = ("reached", "not reached", "not measured")
+STATES = ("reached", "not reached", "not measured")  # of a bar
 MEASURES = ("wall_ms", "device_ms")
 # Environment variables that hold a library to fewer instruction sets than the processor has: torch's own kernels,
 # oneDNN, MKL and the C++ kernels of seed_fast.
@@ -57,12 +59,16 @@ INSTRUCTION_LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_I
 
 
 def key(row: dict[str, Any]) -> tuple[str, ...]:
-    """What identifies a row within a file."""
+    """The values that identify a row within a file."""
     return tuple(str(row[name]) for name in ("op", "case", "dtype", "device", "threads", "provider"))
 
 
 def validate(results: dict[str, Any]) -> None:
-    """Raises ValueError, naming the field, where `results` is not of this schema."""
+    """Check that `results` have this schema.
+
+    Raises:
+        ValueError: they don't; the message names the field.
+    """
     if results.get("schema") != SCHEMA:
         raise ValueError(f"results: schema must be {SCHEMA}, got {results.get('schema')!r}")
     for name, kind in {"provenance": dict, "ceilings": dict, "rows": list, "bars": list}.items():
@@ -95,8 +101,8 @@ def _check_fields(where: str, entry: Any, fields: dict[str, Any]) -> None:
 
 
 def files(folder: Path) -> list[Path]:
-    """The results files of a folder. What volta_report.py writes beside them is nothing measured."""
-    return sorted(path for path in folder.glob("*.json") if path.name != "volta_report.json")
+    """The results files of a folder, sorted. The report of volta_report.py beside them holds nothing measured."""
+    return sorted(path for path in folder.glob("*.json") if path.name != VOLTA_REPORT)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -115,7 +121,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def dump(results: dict[str, Any]) -> str:
-    """The text of a file: one line per row, so that a diff shows which numbers moved."""
+    """The text of a results file: one line per row, so that a diff shows which numbers moved."""
     validate(results)
     parts = []
     for name, value in results.items():
@@ -128,10 +134,19 @@ def dump(results: dict[str, Any]) -> str:
 
 
 def save(results: dict[str, Any], path: Path) -> None:
-    """Write a file beside itself, then rename."""
-    text = dump(results)
+    """Write results to a file.
+
+    Raises:
+        ValueError: they are not of this schema; nothing is written.
+        OSError: the file cannot be written.
+    """
+    write_file(path, dump(results))
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a file of the benchmarks (results, tables, figures), whole or not at all; its folder is made if missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_beside(path, text.encode())
+    write_beside(path, content.encode() if isinstance(content, str) else content)
 
 
 def _rounded(value: Any) -> Any:
@@ -153,8 +168,8 @@ def provenance(threads: int) -> dict[str, Any]:
         `instruction_limits` holds the variables of `INSTRUCTION_LIMITS` that are set, so {} says that nothing is
         hidden from the run. Files of older runs have neither.
     """
-    found = info.collect()
-    cpu, gpus = found["devices"]["cpu"], found["devices"]["gpus"]
+    this = info.collect()
+    cpu, gpus = this["devices"]["cpu"], this["devices"]["gpus"]
     gpu = gpus[0]["name"] if gpus else None
     return {
         "machine": _slug(gpu) if gpu else _slug(f"{cpu['model']} {cpu['cores']} cores"),
@@ -171,7 +186,7 @@ def provenance(threads: int) -> dict[str, Any]:
         "time": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime()),
         "commit": _commit(),
         "seed_fast": seed_fast.__version__,
-        "compiled": found["build"].get("compiler"),
+        "compiled": this["build"].get("compiler"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": providers.version("triton"),

@@ -19,7 +19,7 @@ TRITON = "triton==3.3.1 --hash=sha256:b31e3aa26f8cb3cc5bf4e187bf737cbacf17311e11
 MEMBER = "triton/backends/nvidia/bin/nvdisasm"
 
 
-class Unavailable(Exception):
+class NoDisassembler(Exception):
     """There is no disassembler for sm_70 here; the text says why."""
 
 
@@ -27,7 +27,7 @@ def find_nvdisasm(folder: Path) -> Path:
     """The disassembler in `folder`, put there by the first call.
 
     Raises:
-        Unavailable: it cannot be downloaded.
+        NoDisassembler: it cannot be downloaded.
     """
     tool = folder / "nvdisasm"
     if tool.is_file():
@@ -41,7 +41,7 @@ def find_nvdisasm(folder: Path) -> Path:
         command += ["--only-binary=:all:", "--python-version=3.11", "--platform=manylinux_2_28_x86_64", "-d", scratch]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
         if done.returncode:
-            raise Unavailable(f"{TRITON.split()[0]} cannot be downloaded: {done.stderr.strip().splitlines()[-1]}")
+            raise NoDisassembler(f"{TRITON.split()[0]} cannot be downloaded: {done.stderr.strip().splitlines()[-1]}")
         (wheel,) = Path(scratch).glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
             beside = Path(archive.extract(MEMBER, scratch))

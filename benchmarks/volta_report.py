@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import subprocess
 import sys
@@ -19,14 +18,14 @@ from math import floor
 from pathlib import Path
 from typing import Any
 
-from benchmarks import sass, volta_work
+from benchmarks import results, sass, volta_work
+from benchmarks.results import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "cmake"))
-import compile_device_code  # noqa: E402
-import cuda_wheels  # noqa: E402
+import compile_device_code
+import cuda_wheels
 
-REPORT = ROOT / "benchmarks" / "results" / "volta_report.json"
+REPORT = results.RESULTS / results.VOLTA_REPORT
 CACHE = ROOT / "build" / "volta"  # compiled code, and the disassembler
 SOURCES = ROOT / "csrc" / "cuda"
 HEADERS = [SOURCES, ROOT / "csrc" / "include"]
@@ -134,7 +133,7 @@ def make_report(cache: Path) -> dict[str, Any]:
         tool = sass.find_nvdisasm(cache)
         version = subprocess.run([str(tool), "--version"], capture_output=True, text=True, check=True).stdout
         disassembler = "nvdisasm " + re.search(r"V([\d.]+)", version)[1]
-    except sass.Unavailable as error:
+    except sass.NoDisassembler as error:
         disassembler = f"unavailable: {error}"
     kernels: dict[str, Any] = {}
     for stem, (path, digest) in sources().items():
@@ -195,10 +194,7 @@ def main() -> int:
     except compile_device_code.BuildError as error:
         print(f"volta-report: {error}", file=sys.stderr)
         return 1
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    beside = options.output.with_name(f"{options.output.name}.{os.getpid()}.tmp")
-    beside.write_text(dump(report))
-    beside.replace(options.output)
+    results.write_file(options.output, dump(report))
     print(table(report))
     print(options.output)
     return 0

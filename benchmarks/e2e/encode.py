@@ -228,7 +228,7 @@ def _benchmark(
         flops=lambda case: sum(stage.flops for stage in _work(case)),
         bytes=lambda case: sum(stage.bytes for stage in _work(case)),
         memory_cases=memory_cases,
-        memory_here=True,
+        memory="call here",
     )
 
 

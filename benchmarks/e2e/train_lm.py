@@ -1,35 +1,30 @@
-"""Training steps of a language model against Hugging Face's Trainer and PEFT: `python -m benchmarks.e2e.train_lm`.
+"""Training steps of a language model, against Hugging Face's Trainer with PEFT.
 
 The peer at its best: the same packed rows with a mask that keeps samples apart, SDPA, fused AdamW, frozen weights in
 the run's dtype; and the same under torch.compile. It is the Trainer's own loop that runs, one step at a time, between
 the steps of the others. Model (random weights of OPT's shapes), adapter, rows, dtype and recipe are the same for all.
 
-Tokens are those that are no padding. FLOPs are 4 per weight of a matrix product and token: forward, and the gradient of
-the activations; frozen weights have none. Memory is that of a process of its own: its whole resident set on a CPU, what
-torch allocated on a GPU.
+Tokens are counted without padding. FLOPs are 4 per weight of a matrix product and token: the forward pass, and the
+gradient of the activations; frozen weights have no gradient. Memory is that of a whole process per provider.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import functools
 import itertools
-import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks import memory, report, results, run, timing
+from benchmarks import timing
 from benchmarks.providers import Bar, Benchmark, Call, Case, Inputs, Provider
 from seed_fast.lm.model import LanguageModel, Lora, add_adapter
 from seed_fast.lm.packing import attention_mask, best_fit, collate
@@ -37,9 +32,9 @@ from seed_fast.lm.sequences import TokenSequence
 from seed_fast.lm.vocabulary import Vocabulary
 
 OURS, TRAINER, COMPILED = "seed_fast", "Trainer + PEFT", "Trainer + PEFT, torch.compile"
-WORDS, CODEBOOK, CODES = 50_265, 8_192, 32  # of OPT's tokenizer; of SEED; of an image
+TEXT_TOKENS, CODEBOOK, CODES = 50_265, 8_192, 32  # of OPT's tokenizer; of SEED; of an image
 CAPTION, SPREAD, PROMPT = 13, 5, 3  # tokens: of a caption of CC3M, mean and standard deviation; of either prompt
-VOCABULARY = Vocabulary(WORDS, CODEBOOK, WORDS + CODEBOOK, WORDS + CODEBOOK + 1, bos=2, eos=2, pad=1)
+VOCABULARY = Vocabulary(TEXT_TOKENS, CODEBOOK, TEXT_TOKENS + CODEBOOK, TEXT_TOKENS + CODEBOOK + 1, bos=2, eos=2, pad=1)
 COMPILE_SECONDS = 900.0
 SIZES = {  # OPT's shapes, and the rows of a step: dtype, devices, rounds
     "tiny": ({"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 256}, 2, 256),
@@ -55,8 +50,8 @@ def config_of(size: str) -> Any:
 
     shape, _, length = SIZES[size]
     return OPTConfig(
-        vocab_size=WORDS + CODEBOOK + 2, max_position_embeddings=max(2048, length), pad_token_id=1, bos_token_id=2,
-        eos_token_id=2, word_embed_proj_dim=shape["hidden_size"], **shape,
+        vocab_size=TEXT_TOKENS + CODEBOOK + 2, max_position_embeddings=max(2048, length), pad_token_id=1,
+        bos_token_id=2, eos_token_id=2, word_embed_proj_dim=shape["hidden_size"], **shape,
     )  # fmt: skip
 
 
@@ -71,7 +66,7 @@ def rows_of(count: int, length: int, seed: int) -> dict[str, Tensor]:
     while sum(map(len, samples)) < 4 * count * length:
         words = int((CAPTION + SPREAD * torch.randn((), generator=generator)).round().clamp(3, 60))
         image = VOCABULARY.image(ids(0, CODEBOOK, CODES))
-        prompt, text = ids(4, WORDS, PROMPT), ids(4, WORDS, words)
+        prompt, text = ids(4, TEXT_TOKENS, PROMPT), ids(4, TEXT_TOKENS, words)
         asked, answer = ([*image, *prompt], text) if len(samples) % 2 else ([*prompt, *text], image)
         labels = [-100] * (1 + len(asked)) + [*answer, VOCABULARY.eos]
         samples.append(TokenSequence([VOCABULARY.bos, *asked, *answer, VOCABULARY.eos], labels))
@@ -169,10 +164,10 @@ class _Stepped:
 
     def seconds(self, repeats: int) -> float:
         """Of a step; a step ends with the value of its loss, so the device has ended too."""
-        start = timing.time.perf_counter()
+        start = time.perf_counter()
         for _ in range(repeats):
             self._step()
-        return (timing.time.perf_counter() - start) / repeats
+        return (time.perf_counter() - start) / repeats
 
 
 def _as_trainer(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -305,7 +300,7 @@ def _matrices(size: str) -> int:
     """Weights in matrix products, the adapter's too."""
     from seed_fast.lm.estimate import count
 
-    return count(config_of(size), words=WORDS, codebook_size=CODEBOOK, lora=Lora())[2]
+    return count(config_of(size), words=TEXT_TOKENS, codebook_size=CODEBOOK, lora=Lora())[2]
 
 
 def _case(size: str, device: str, **settings: Any) -> Case:
@@ -338,105 +333,7 @@ TRAIN_LM = Benchmark(
     check=_check,
     flops=lambda case: 4.0 * _matrices(case.options["size"]) * case.shape["tokens"],
     bytes=lambda case: _matrices(case.options["size"]) * case.torch_dtype().itemsize,
-    memory_cases=(),
+    memory_cases=(SMALL.name, LARGE.name),
+    memory="process",
+    release_shared=adapted.cache_clear,
 )
-
-
-def peak_bytes(name: str, size: str, dtype: str, device: str) -> int:
-    """In this process: the peak of the whole process on a CPU, of torch's memory on a GPU, over three steps."""
-    call = provider_call(name, size, dtype, device, 8)
-    adapted.cache_clear()
-    for _ in range(3):
-        call()
-    # Not `getrusage`, whose high-water mark begins at that of the process that started this one.
-    found = torch.cuda.max_memory_allocated() if device == "cuda" else memory._kibibytes("VmHWM") * 1024
-    call.close()
-    return found
-
-
-def _peak_elsewhere(name: str, size: str, dtype: str, device: str, threads: int) -> int | None:
-    command = [sys.executable, "-m", "benchmarks.e2e.train_lm", "--size", size, "--device", device, "--dtype", dtype]
-    command += ["--threads", str(threads), "--peak", name]
-    done = subprocess.run(command, cwd=results.ROOT, capture_output=True, text=True)
-    last = done.stdout.strip().splitlines()[-1:] or [""]
-    return int(last[0]) if done.returncode == 0 and last[0].isdigit() else None
-
-
-def curves(size: str, dtype: str, device: str, steps: int) -> dict[str, list[float]]:
-    """Losses of the same steps, without dropout, by ours and by the Trainer."""
-    found = {}
-    for name in (OURS, TRAINER):
-        call = provider_call(name, size, dtype, device, steps + 1, dropout=0.0)
-        call()
-        found[name] = [call() for _ in range(steps)]
-        call.close()
-    return found
-
-
-def _losses(size: str, dtype: str, device: str, steps: int) -> dict[str, Any]:
-    found = curves(size, dtype, device, steps)
-    apart = [abs(one - two) / two for one, two in zip(found[OURS], found[TRAINER], strict=True)]
-    summary = {
-        "steps": steps,
-        "dtype": dtype,
-        "largest_difference": max(apart),
-        "last": {n: v[-1] for n, v in found.items()},
-    }
-    if dtype == "float16":
-        plain = curves(size, "float32", device, steps)[OURS]
-        summary["largest_difference_from_float32"] = max(
-            abs(one - two) / two for one, two in zip(found[OURS], plain, strict=True)
-        )
-    return {**summary, "losses": found}
-
-
-def main() -> int:
-    """Command line; see --help."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", choices=SIZES, default="125m")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="of --losses and --peak")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="without torch.compile and memory")
-    parser.add_argument("--losses", type=int, metavar="STEPS", help="compare the losses of so many steps, and end")
-    parser.add_argument("--peak", metavar="PROVIDER", help="print its peak memory in bytes, and end")
-    parser.add_argument("--output", type=Path, help="file to write; default benchmarks/results/MACHINE-train_lm.json")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    dtype = options.dtype or ("float32" if options.device == "cpu" else "float16")
-    if options.peak:
-        print(peak_bytes(options.peak, options.size, dtype, options.device))
-        return 0
-    if options.losses:
-        print(json.dumps(_losses(options.size, dtype, options.device, options.losses)))
-        return 0
-    case = _case(options.size, options.device, quick=True)
-    bars = tuple(bar for bar in TRAIN_LM.bars if (bar.case, bar.device) == (case.name, options.device))
-    benchmark = replace(TRAIN_LM, cases=(case,), bars=bars)
-    found = run.run([benchmark], threads=options.threads, quick=options.quick, devices=[options.device])
-    if not options.quick:
-        for row in found["rows"]:
-            if row["status"] == "ok":
-                row["peak_bytes"] = _peak_elsewhere(
-                    row["provider"], options.size, row["dtype"], options.device, options.threads
-                )
-        peaks = {row["provider"]: row["peak_bytes"] for row in found["rows"]}
-        for bar in found["bars"]:
-            if bar["metric"] == "memory" and peaks.get(OURS) and peaks.get(TRAINER):
-                ratio = peaks[TRAINER] / peaks[OURS]
-                state = "reached" if ratio >= bar["target"] else "not reached"
-                bar |= {"ratio": ratio, "slow": TRAINER, "state": state}
-        path = options.output or results.RESULTS / f"{found['provenance']['machine']}-train_lm.json"
-        results.save(found, path)
-        print(f"wrote {path}", file=sys.stderr)
-    print(report.text(found), end="")
-    for row in found["rows"]:
-        if row["status"] == "ok":
-            speed = 1000 * row["shape"]["tokens"] / row["wall_ms"]["median"]
-            share = "" if row["gemm_share"] is None else f", {row['gemm_share']:.0%} of the GEMM ceiling"
-            print(f"{row['provider']}: {speed:.1f} tokens/s{share}")
-    return 1 if run.broken(found) else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,13 +5,13 @@ Nothing heavy is imported before a command needs it, so `--help` answers at once
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
 import seed_fast
 from seed_fast._terminal import open_standard_streams
+from seed_fast.cli.bench import bench
 from seed_fast.cli.convert import convert
 from seed_fast.cli.info import info
 from seed_fast.cli.profile import profile
@@ -33,6 +33,7 @@ COMMANDS = {
     "draw": generate_cli.draw,
     "convert": convert,
     "profile": profile,
+    "bench": bench,
     "info": info,
     "tokens build": tokens_build,
     "tokens import": tokens_import,
@@ -79,57 +80,6 @@ def _root(
     ] = False,
 ) -> None:
     pass
-
-
-@app.command()
-def bench(
-    what: Annotated[
-        str, typer.Argument(help="ops, or one of them; e2e, or one of its parts: encode, qformer; train_tokenizer.")
-    ] = "ops",
-    quick: Annotated[bool, typer.Option("--quick", help="Small cases, in seconds; the numbers mean little.")] = False,
-    full: Annotated[bool, typer.Option("--full", help="Also the cases that take minutes each on a CPU.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
-    output: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--output", "-o", help="The file to write. Default: benchmarks/results/MACHINE[-e2e].json."),
-    ] = None,
-    threads: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="CPU threads for every provider. Default: 2, which the bars speak of."),
-    ] = None,
-    compare: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="An older results file: exit 1 where seed_fast became slower than its peers say."),
-    ] = None,
-    threshold: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(min=0, max=0.99, help="Share of a ratio that may be lost before --compare fails."),
-    ] = None,
-    results: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="Judge this results file instead of measuring."),
-    ] = None,
-) -> None:
-    """Measure ops against the official formula, FAISS, SDPA and others; and the whole against the official computation.
-
-    Needs the source tree.
-
-    \b
-    Examples:
-      seed-fast bench ops --quick
-      seed-fast bench e2e
-      seed-fast bench --compare old.json
-      seed-fast bench --results new.json --compare old.json
-    """
-    from seed_fast.bench import run
-
-    values = {"threads": threads, "threshold": threshold}
-    values |= {"output": output, "compare": compare, "results": results}
-    arguments = [what, *["--quick"] * quick, *["--full"] * full, *["--json"] * as_json]
-    for name, value in values.items():
-        if value is not None:
-            arguments += [f"--{name}", str(value.absolute() if isinstance(value, Path) else value)]
-    raise typer.Exit(run(arguments))
 
 
 def main() -> None:

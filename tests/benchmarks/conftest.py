@@ -59,10 +59,10 @@ def doubling():
 @pytest.fixture
 def found(doubling, monkeypatch):
     """Results of a quick run of `doubling`."""
-    from benchmarks import run, timing
+    from benchmarks import measure, timing
 
-    monkeypatch.setattr(run, "QUICK_SECONDS_PER_CASE", 0.0)
+    monkeypatch.setattr(measure, "QUICK_SECONDS_PER_CASE", 0.0)
     monkeypatch.setattr(timing, "ceilings", lambda device, quick: {"gemm_float32_gflops": 100.0, "copy_gb_per_s": 10.0})
-    results = run.run([doubling], threads=2, quick=True, devices=("cpu",))
-    results["bars"] += run.unmeasured_bars([doubling], results["bars"])
+    results = measure.measure([doubling], threads=2, quick=True, devices=("cpu",))
+    results["bars"] += measure.unmeasured_bars([doubling], results["bars"])
     return results

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import results, run
 from benchmarks.compare import compare
+from seed_fast.cli.bench import BenchOptions
 
 
 def ours(found):
@@ -67,19 +68,17 @@ def test_threshold_outside_its_range_is_refused(found):
         compare(found, found, threshold=1)
 
 
-def test_the_command_exits_by_the_verdict(found, tmp_path, capsys):
+def test_the_exit_code_follows_the_verdict(found, tmp_path, capsys):
     old, new = tmp_path / "old.json", tmp_path / "new.json"
     results.save(found, old)
-    assert run.main(["--results", str(old), "--compare", str(old)]) == 0
+    assert run.bench(BenchOptions(results=old, compare=old)) == 0
     ours(found)["speedup"] *= 0.5
     results.save(found, new)
-    assert run.main(["--results", str(new), "--compare", str(old)]) == 1
+    assert run.bench(BenchOptions(results=new, compare=old)) == 1
     assert "1 regressions" in capsys.readouterr().err
-    assert run.main(["--results", str(new), "--compare", str(old), "--threshold", "0.6"]) == 0
+    assert run.bench(BenchOptions(results=new, compare=old, threshold=0.6)) == 0
 
 
-def test_the_command_names_a_file_that_is_not_there(tmp_path, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        run.main(["--compare", str(tmp_path / "none.json")])
-    assert exit_.value.code == 2
+def test_a_file_that_is_not_there_is_named(tmp_path, capsys):
+    assert run.bench(BenchOptions(compare=tmp_path / "none.json")) == 2
     assert "none.json" in capsys.readouterr().err

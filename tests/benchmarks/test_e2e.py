@@ -8,10 +8,11 @@ import re
 import pytest
 import torch
 
-from benchmarks import results, run
-from benchmarks.e2e import BENCHMARKS
+from benchmarks import measure, results, run
+from benchmarks.catalog import GROUPS
 from benchmarks.e2e.encode import COMPILED, ENCODE, FAST, OFFICIAL, PLAIN, QFORMER, model
 from benchmarks.e2e.truth import float64_codes
+from seed_fast.cli.bench import BenchOptions
 from seed_fast.profile.cost import costs
 
 PARTS = [QFORMER, ENCODE]
@@ -123,7 +124,7 @@ def test_compiled_blocks_share_the_weights_and_leave_the_modules_eager():
 
 def test_bars_name_cases_and_providers_that_exist():
     targets = {}
-    for benchmark in BENCHMARKS.values():
+    for benchmark in GROUPS["e2e"].values():
         for bar in benchmark.bars:
             assert bar.device in benchmark.case(bar.case).devices
             assert bar.device in benchmark.provider(bar.fast).devices
@@ -147,40 +148,40 @@ def test_work_of_the_whole_is_the_work_of_its_stages():
 def test_bars_on_memory_and_on_the_gemm_peak_are_judged_from_the_rows():
     bars = {bar.metric: bar for bar in ENCODE.bars}
     samples = {"memory": {FAST["float16"]: [100], OFFICIAL: [150]}}
-    memory = run._bar(ENCODE, bars["memory"], samples)
+    memory = measure.judge(ENCODE, bars["memory"], samples)
     assert (memory["ratio"], memory["state"], memory["slow"]) == (1.5, "not reached", OFFICIAL)
-    share = run._bar(ENCODE, bars["gemm"], samples)
+    share = measure.judge(ENCODE, bars["gemm"], samples)
     assert share["state"] == "not measured"
     row = {"op": "encode", "case": share["case"], "device": "cuda", "provider": FAST["float16"], "gemm_share": 0.8}
-    run._judge_shares({"rows": [row], "bars": [memory, share]})
+    measure.judge_shares([row], [memory, share])
     assert (share["ratio"], share["state"]) == (0.8, "reached")
     assert memory["ratio"] == 1.5
 
 
 def test_a_normal_run_leaves_out_what_takes_minutes(monkeypatch):
     ran = []
-    monkeypatch.setattr(run, "run_case", lambda benchmark, case, *others: ran.append(case.name) or ([], []))
-    monkeypatch.setattr(run.timing, "ceilings", lambda device, quick: {})
-    run.run([ENCODE], devices=("cpu",))
+    monkeypatch.setattr(measure, "measure_case", lambda benchmark, case, *others: ran.append(case.name) or ([], []))
+    monkeypatch.setattr(measure.timing, "ceilings", lambda device, quick: {})
+    measure.measure([ENCODE], devices=("cpu",))
     normal = list(ran)
-    run.run([ENCODE], devices=("cpu",), full=True)
+    measure.measure([ENCODE], devices=("cpu",), full=True)
     assert normal == ["seed-tiny, B=1", "seed-tiny, B=8", "seed-2, B=1", "seed-2, B=8"]
     assert "seed-2, B=256" in ran[len(normal) :]
 
 
 def test_a_quick_run_end_to_end(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(run, "QUICK_SECONDS_PER_CASE", 0.0)
+    monkeypatch.setattr(measure, "QUICK_SECONDS_PER_CASE", 0.0)
     path = tmp_path / "out.json"
-    assert run.main(["e2e", "--quick", "--output", str(path)]) == 0
+    assert run.bench(BenchOptions(what="e2e", quick=True, output=path)) == 0
     assert "images/s" in capsys.readouterr().out
     found = results.load(path)
     rows = {(row["op"], row["provider"]): row for row in found["rows"]}
-    assert set(rows) == {(op, provider.name) for op, each in BENCHMARKS.items() for provider in each.providers}
+    assert set(rows) == {(op, provider.name) for op, each in GROUPS["e2e"].items() for provider in each.providers}
     assert rows["encode", COMPILED]["status"] == "left out of the quick run"
     assert rows["encode", FAST["float16"]]["status"] == "runs on cuda only"
     row, ceilings = rows["encode", FAST["bfloat16"]], found["ceilings"]["cpu"]
     rate = row["flops"] / row["wall_ms"]["median"] * 1000 / 1e9
     assert row["gemm_share"] == pytest.approx(rate / ceilings["gemm_bfloat16_gflops"], rel=1e-3)
     assert {bar["state"] for bar in found["bars"]} == {"not measured"}
-    assert len(found["bars"]) == sum(len(benchmark.bars) for benchmark in BENCHMARKS.values())
+    assert len(found["bars"]) == sum(len(benchmark.bars) for benchmark in GROUPS["e2e"].values())
     json.loads(path.read_text())

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import results, run
+from benchmarks import measure, results, run
 from benchmarks.e2e.loader import LOADER, MODEL, PEER, Stream, ours
+from seed_fast.cli.bench import BenchOptions
 
 CASE = LOADER.case("seed-tiny, 640 x 480")
 
@@ -68,10 +69,10 @@ def test_bars_name_cases_and_providers_that_exist():
 
 @pytest.mark.slow
 def test_a_quick_run_end_to_end(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(run, "QUICK_SECONDS_PER_CASE", 0.0)
+    monkeypatch.setattr(measure, "QUICK_SECONDS_PER_CASE", 0.0)
     monkeypatch.setattr("benchmarks.e2e.loader.os.sched_getaffinity", lambda process: {0}, raising=False)
     path = tmp_path / "out.json"
-    assert run.main(["loader", "--quick", "--output", str(path)]) == 0
+    assert run.bench(BenchOptions(what="loader", quick=True, output=path)) == 0
     assert "images/s" in capsys.readouterr().out
     rows = {row["provider"]: row for row in results.load(path)["rows"]}
     assert rows[MODEL]["status"] == rows[ours(1)]["status"] == "ok"

@@ -97,11 +97,11 @@ def test_copies_on_a_gpu_are_called_in_whole_rotations(monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_is_timed_by_graph_replays_and_with_launches(doubling):
-    from benchmarks import run
+    from benchmarks import measure
 
     inputs = {"x": torch.arange(1.0, 5.0, device="cuda")}
     on_gpu = dataclasses.replace(doubling, inputs=lambda case, device, seed: inputs)
-    rows, _ = run.run_case(on_gpu, on_gpu.case("N=4"), "cuda", 2, True)
+    rows, _ = measure.measure_case(on_gpu, on_gpu.case("N=4"), "cuda", 2, True)
     ours = next(row for row in rows if row["ours"])
     assert 0 < ours["device_ms"]["median"] <= ours["wall_ms"]["median"]
 
@@ -119,5 +119,5 @@ def test_peak_memory_counts_what_a_call_allocates_and_frees():
         inputs=lambda case, device, seed: {}, truth=None, check=None, flops=None,
         bytes=lambda case: case.shape["N"], memory_cases=("large",),
     )  # fmt: skip
-    peak = memory.peak(benchmark, benchmark.provider("p"), "large", "cpu")
+    peak = memory.peak_here(benchmark, benchmark.provider("p"), "large", "cpu")
     assert 0.99 * size <= peak < 1.5 * size  # the kernel counts resident pages in batches

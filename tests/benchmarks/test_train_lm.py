@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("peft")
 pytest.importorskip("accelerate")
 
-from benchmarks.e2e import train_lm
+from benchmarks.e2e import train_lm, train_lm_losses
 
 
 @pytest.mark.filterwarnings("ignore")  # of the peer
@@ -16,7 +16,7 @@ def test_ours_and_the_trainer_take_the_same_steps():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        found = train_lm.curves("tiny", "float32", "cpu", steps=3)
+        found = train_lm_losses.curves("tiny", "float32", "cpu", steps=3)
     finally:
         torch.set_num_threads(before)
     ours, peer = found[train_lm.OURS], found[train_lm.TRAINER]
@@ -28,4 +28,4 @@ def test_rows_are_full_and_half_supervised():
     batch = train_lm.rows_of(4, 512, seed=0)
     assert (batch["segments"] > 0).double().mean() > 0.95
     assert 0.3 < (batch["labels"] != -100).double().mean() < 0.6
-    assert int(batch["ids"].max()) < train_lm.WORDS + train_lm.CODEBOOK + 2
+    assert int(batch["ids"].max()) < train_lm.TEXT_TOKENS + train_lm.CODEBOOK + 2

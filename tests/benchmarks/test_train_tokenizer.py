@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.e2e import TRAINING
+from benchmarks.catalog import GROUPS
 from benchmarks.e2e import official_training as official
 from benchmarks.e2e.train_tokenizer import BUDGET, OFFICIAL, OFFICIAL_CACHED, OURS, OURS_CACHED
 from benchmarks.providers import Case
@@ -16,6 +16,7 @@ from seed_fast.convert import from_official, from_official_stage1
 from seed_fast.testing import error_ratio
 from tests.conftest import GOLDEN
 
+TRAINING = GROUPS["train_tokenizer"]
 STAGES = sorted(TRAINING)
 
 

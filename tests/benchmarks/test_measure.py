@@ -1,4 +1,4 @@
-"""Running a benchmark: who is timed, who is refused, and what a row says."""
+"""Measuring: who is timed, who is refused, and what a row says."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ import time
 import pytest
 import torch
 
-from benchmarks import memory, results, run, timing
-from benchmarks.ops import BENCHMARKS, nearest_code, vector_quantize
+from benchmarks import measure, memory, results, run, timing
+from benchmarks.catalog import GROUPS
+from benchmarks.ops import nearest_code, vector_quantize
 from benchmarks.providers import Provider, environment
+from seed_fast.cli.bench import BenchOptions
+
+OPS = GROUPS["ops"]
 
 
 def rows(found):
@@ -69,17 +73,17 @@ def test_shares_are_of_the_ceilings_of_the_run(found):
 
 
 def test_only_a_wrong_or_failing_provider_of_ours_fails_the_run(found, doubling):
-    assert run.broken(found) == []
+    assert measure.broken(found) == []
     ours = Provider("seed_fast", doubling.provider("wrong").prepare, ours=True)
     case, device = doubling.case("N=4"), "cpu"
     inputs = doubling.inputs(case, device, 0)
-    status, _, _ = run._start(doubling, case, device, ours, inputs, doubling.truth(inputs, case))
+    status, _, _ = measure.start(doubling, case, device, ours, inputs, doubling.truth(inputs, case))
     rows(found)["seed_fast"]["status"] = status
-    assert run.broken(found) == ["doubling N=4 seed_fast on cpu: wrong: got [3.0, 6.0, 9.0, 12.0]"]
+    assert measure.broken(found) == ["doubling N=4 seed_fast on cpu: wrong: got [3.0, 6.0, 9.0, 12.0]"]
 
 
 def test_what_compiles_for_too_long_says_so_and_is_not_tried_again(doubling, monkeypatch):
-    monkeypatch.setattr(run, "QUICK_SECONDS_PER_CASE", 0.0)
+    monkeypatch.setattr(measure, "QUICK_SECONDS_PER_CASE", 0.0)
     tried = []
 
     def compiles(inputs, case):
@@ -89,7 +93,7 @@ def test_what_compiles_for_too_long_says_so_and_is_not_tried_again(doubling, mon
     stuck = Provider("stuck", compiles, compile_limit=0.02)
     small = dataclasses.replace(doubling.cases[1], name="N=8", shape={"N": 8}, quick=True)
     slow = dataclasses.replace(doubling, cases=(doubling.cases[0], small), providers=(*doubling.providers, stuck))
-    found = run.run([slow], quick=True, devices=("cpu",))
+    found = measure.measure([slow], quick=True, devices=("cpu",))
     says = [row["status"] for row in found["rows"] if row["provider"] == "stuck"]
     assert says == ["compile: more than 0.02 s", "compile: more than 0.02 s with N=4"]
     assert tried == ["N=4"]
@@ -99,10 +103,10 @@ def test_what_compiles_for_too_long_says_so_and_is_not_tried_again(doubling, mon
 def test_memory_is_measured_in_this_process_where_the_benchmark_says_so(doubling, monkeypatch):
     size = 1 << 26
     allocates = Provider("allocating", lambda inputs, case: lambda: (torch.ones(size).sum(), 2 * inputs["x"])[1])
-    monkeypatch.setattr(memory, "measure", lambda *arguments: pytest.fail("in another process"))
-    monkeypatch.setattr(run, "SECONDS_PER_CASE", 0.0)
-    here = dataclasses.replace(doubling, providers=(allocates,), memory_here=True, memory_cases=("N=4",))
-    rows, _ = run.run_case(here, here.case("N=4"), "cpu", 1, quick=False)
+    monkeypatch.setattr(memory.subprocess, "run", lambda *_, **__: pytest.fail("in another process"))
+    monkeypatch.setattr(measure, "SECONDS_PER_CASE", 0.0)
+    here = dataclasses.replace(doubling, providers=(allocates,), memory="call here", memory_cases=("N=4",))
+    rows, _ = measure.measure_case(here, here.case("N=4"), "cpu", 1, quick=False)
     assert 0.99 * 4 * size <= rows[0]["peak_bytes"] < 1.5 * 4 * size
 
 
@@ -141,11 +145,11 @@ def test_a_damaged_file_is_named(tmp_path):
 
 
 def test_every_op_has_a_benchmark():
-    assert set(BENCHMARKS) == {path.stem for path in (results.ROOT / "seed_fast" / "ops").glob("[!_]*.py")}
+    assert set(OPS) == {path.stem for path in (results.ROOT / "seed_fast" / "ops").glob("[!_]*.py")}
 
 
 def test_every_op_has_consistent_names():
-    for op, benchmark in BENCHMARKS.items():
+    for op, benchmark in OPS.items():
         assert benchmark.op == op
         names = [provider.name for provider in benchmark.providers]
         assert len(set(names)) == len(names)
@@ -157,9 +161,9 @@ def test_every_op_has_consistent_names():
             assert bar.device in benchmark.case(bar.case).devices
 
 
-@pytest.mark.parametrize("op", sorted(BENCHMARKS))
+@pytest.mark.parametrize("op", sorted(OPS))
 def test_the_baseline_and_ours_pass_their_own_check(op):
-    benchmark = BENCHMARKS[op]
+    benchmark = OPS[op]
     case = next(case for case in benchmark.cases if case.quick)
     inputs = benchmark.inputs(case, "cpu", 0)
     truth = benchmark.truth(inputs, case)
@@ -208,9 +212,9 @@ def test_environment_is_set_inside_and_restored_outside(monkeypatch):
 
 
 def test_quick_run_of_a_real_op_end_to_end(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(run, "QUICK_SECONDS_PER_CASE", 0.0)
+    monkeypatch.setattr(measure, "QUICK_SECONDS_PER_CASE", 0.0)
     path = tmp_path / "out.json"
-    assert run.main(["nearest_code", "--quick", "--json", "--output", str(path)]) == 0
+    assert run.bench(BenchOptions(what="nearest_code", quick=True, as_json=True, output=path)) == 0
     printed = json.loads(capsys.readouterr().out)
     saved = results.load(path)
     assert printed["rows"] == saved["rows"]

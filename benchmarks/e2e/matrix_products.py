@@ -1,4 +1,4 @@
-"""The plan's matrix products on this CPU, by every library: `python -m benchmarks.e2e.products`.
+"""The plan's matrix products on this CPU, by every library: `python -m benchmarks.e2e.matrix_products`.
 
 GFLOP/s of CPU time per thread, which other programs on the machine disturb less than wall time.
 """
@@ -59,7 +59,7 @@ def rates(rows: int, summed: int, columns: int, dtype: torch.dtype) -> dict[str,
 
 def main() -> int:
     """Print one table per dtype."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.e2e.products", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.e2e.matrix_products", description=__doc__)
     parser.add_argument("--images", type=int, default=8, help="images per batch")
     parser.add_argument("--model", default="seed-2", help="preset whose sizes are taken")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; CPU time counts them all")
