@@ -4,7 +4,8 @@ All on `shapes`, the generated world of pictures and captions; nothing is downlo
 with what SEED takes from EVA-CLIP and BLIP-2 (`pretrain_seed_tiny.py`), then come the two stages of the package's own
 training. The weights are then rounded to
 float16, written to seed_fast/assets/seed-tiny, and measured as they are there: retrieval among 1,000 held-out pairs.
-The model card and README's table are written from that measurement. Run it again after an interruption: it goes on.
+The model card and the table in docs/train.md are written from that measurement. Run it again after an interruption: it
+goes on.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from seed_fast.convert.source import ASSETS, EMBEDDED
 from seed_fast.eval.recalls import KS
 
 FOLDER = ASSETS / EMBEDDED
-README = Path(__file__).resolve().parents[1] / "README.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "train.md"
 MEASURED = "retrieval.json"
 PAIRS = 1000
 
@@ -75,7 +76,7 @@ def main() -> int:
     measured = json.loads(seed_fast(retrieval))
     (FOLDER / MEASURED).write_text(json.dumps(measured, indent=2) + "\n")
     (FOLDER / CARD).write_text(card(measured))
-    README.write_text(with_table(README.read_text(), measured))
+    PAGE.write_text(with_table(PAGE.read_text(), measured))
     print(f"{FOLDER}: trained and measured\n\n{table(measured)}")
     return 0
 
@@ -114,7 +115,7 @@ def table(measured: dict[str, Any]) -> str:
 
 
 def with_table(document: str, measured: dict[str, Any]) -> str:
-    """README with its table rewritten."""
+    """Return a page with its table rewritten."""
     below = (
         f"{measured['images']:,} held-out pairs of `shapes` with distinct captions; "
         f"{measured['codes_used']} of {measured['codebook_size']} codebook entries in use."

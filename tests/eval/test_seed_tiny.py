@@ -35,10 +35,10 @@ def test_retrieval_of_held_out_pairs_is_what_was_measured_and_reaches_its_bars(s
             assert found[row][name] == pytest.approx(value, abs=0.5), (row, name)  # another CPU rounds otherwise
 
 
-def test_the_readme_and_the_card_show_the_committed_measurement(script, committed):
-    readme = script.README.read_text()
-    assert script.BLOCK.search(readme)
-    assert script.with_table(readme, committed) == readme
+def test_the_page_and_the_card_show_the_committed_measurement(script, committed):
+    page = script.PAGE.read_text()
+    assert script.BLOCK.search(page)
+    assert script.with_table(page, committed) == page
     assert (script.FOLDER / script.CARD).read_text() == script.card(committed)
 
 
