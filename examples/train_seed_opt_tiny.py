@@ -28,8 +28,8 @@ from seed_fast._files import replace_folder_files
 from seed_fast.convert.folder import CARD
 from seed_fast.data import shapes
 from seed_fast.data.tokens import TokensWriter, open_tokens
-from seed_fast.eval.command import FIGURE, REPORT
-from seed_fast.eval.lm import shuffled_order
+from seed_fast.eval.language_model import shuffled_order
+from seed_fast.eval.results import FIGURE, RESULTS
 from seed_fast.lm.identity import read_identity, write_identity
 from seed_fast.lm.model import load
 from seed_fast.lm.words import word_tokenizer
@@ -88,8 +88,8 @@ def main() -> int:
     against = f"--shuffled-lm {runs / 'run-shuffled'}" if (runs / "run-shuffled" / "config.json").is_file() else ""
     measure = f"eval lm shapes:{PICTURES} --lm {folder} --model {options.tokenizer} --split test {against}"
     print(seed_fast(f"{measure} -o {runs / 'report'}"))
-    measured = json.loads((runs / "report" / REPORT).read_text()) | {"lm": FOLDER.name}
-    (folder / REPORT).write_text(json.dumps(measured, indent=1) + "\n")
+    measured = json.loads((runs / "report" / RESULTS).read_text()) | {"lm": FOLDER.name}
+    (folder / RESULTS).write_text(json.dumps(measured, indent=1) + "\n")
     (folder / CARD).write_text(card(measured, effort))
     if not options.quick:
         shutil.copyfile(runs / "report" / FIGURE, PLOT)

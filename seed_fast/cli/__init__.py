@@ -12,29 +12,34 @@ import typer
 import seed_fast
 from seed_fast._terminal import open_standard_streams
 from seed_fast.cli.bench import bench
+from seed_fast.cli.caption import caption
 from seed_fast.cli.convert import convert
+from seed_fast.cli.draw import draw
+from seed_fast.cli.eval_lm import eval_lm
+from seed_fast.cli.eval_retrieval import eval_retrieval
 from seed_fast.cli.info import info
 from seed_fast.cli.profile import profile
 from seed_fast.cli.tokenize import tokenize
 from seed_fast.cli.tokens_build import tokens_build
 from seed_fast.cli.tokens_import import tokens_import
 from seed_fast.cli.tokens_info import tokens_info
-from seed_fast.eval.cli import app as eval_app
-from seed_fast.generate import cli as generate_cli
 from seed_fast.train.cli import app as train_app
 from seed_fast.train.lm_cli import lm as train_lm
 
 GROUPS = {
+    "eval": "Measure a trained model.",
     "tokens": "Data sets as codes and text: tokenised once, read by every training.",
 }
 COMMANDS = {
     "tokenize": tokenize,
-    "caption": generate_cli.caption,
-    "draw": generate_cli.draw,
+    "caption": caption,
+    "draw": draw,
     "convert": convert,
     "profile": profile,
     "bench": bench,
     "info": info,
+    "eval retrieval": eval_retrieval,
+    "eval lm": eval_lm,
     "tokens build": tokens_build,
     "tokens import": tokens_import,
     "tokens info": tokens_info,
@@ -64,7 +69,6 @@ def _assemble() -> typer.Typer:
 app = _assemble()
 train_app.command()(train_lm)
 app.add_typer(train_app, name="train")
-app.add_typer(eval_app, name="eval")
 
 
 def _version(wanted: bool) -> None:

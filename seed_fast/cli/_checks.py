@@ -38,6 +38,12 @@ def file_option(option: str, path: Path) -> Path:
         return output_file(path, f"{option} must be a file name")
 
 
+def input_file_option(path: Path) -> None:
+    """Refuse an input file that isn't there."""
+    if not path.exists():
+        raise UsageError(f"{path}: no such file")
+
+
 def folder_option(option: str, path: Path) -> Path:
     """The folder that an option's path stands for: links are followed, and it may be missing."""
     with usage():
@@ -98,8 +104,13 @@ def check_resumable(resume: bool, overwrite: bool, leftovers: list[Path]) -> Non
         raise UsageError(f"{leftovers[0]}: left by an earlier run; --resume goes on with it, --overwrite drops it")
 
 
-def preset_option(name: str, random_weights: bool) -> None:
-    """Refuse a preset whose weights are not there, and random weights of what is no preset."""
+def preset_option(name: str, random_weights: bool | None) -> None:
+    """Refuse a preset whose weights are not there, and random weights of what is no preset.
+
+    Args:
+        name: what --model names.
+        random_weights: the value of --random-weights; None: the command has no such option.
+    """
     from seed_fast.model.config import PRESETS
 
     if random_weights and name not in PRESETS:
@@ -107,12 +118,13 @@ def preset_option(name: str, random_weights: bool) -> None:
     if not random_weights and name in PRESETS and name != "seed-tiny" and not Path(name).exists():
         raise UsageError(
             f"--model {name}: the weights of this preset don't come with the package: give a folder or a hub id "
-            "(`seed-fast convert --help` makes a folder), or --random-weights to measure speed"
+            "(`seed-fast convert --help` makes a folder)"
+            + ("" if random_weights is None else ", or --random-weights to measure speed")
         )
 
 
 def tokenizer_option(
-    name: str, device: torch.device, dtype: str = "float32", *, random_weights: bool = False
+    name: str, device: torch.device, dtype: str = "float32", *, random_weights: bool | None = False
 ) -> SeedTokenizer:
     """The tokenizer that --model names, on the device; what its codes are worth is said on stderr.
 

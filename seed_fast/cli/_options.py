@@ -10,6 +10,7 @@ them its own default. A command is a function of its options that returns an exi
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
@@ -18,7 +19,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
-from seed_fast.cli._run import run
+from seed_fast.cli._run import UsageError, run
 
 Model = Annotated[
     str, typer.Option(help="seed-tiny (inside the package, for trying out), a folder, or a Hugging Face hub id.")
@@ -40,6 +41,9 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Images per forward pass. Do
 Workers = Annotated[
     int | None,
     typer.Option(min=0, help="Processes that read and decode. 0: none. Default: one per spare core, at most 8."),
+]
+TrainedModel = Annotated[
+    str, typer.Option(help="seed-tiny, or a folder (or hub id) that training wrote: a tokenizer and its text tower.")
 ]
 Split = Annotated[str, typer.Option(help="Split of a Karpathy file or of shapes: train, val or test.")]
 ImageRoot = Annotated[
@@ -79,7 +83,13 @@ def command(*, stopped: str = "", memory: str = "lower --batch-size") -> Callabl
 
         def entry(**given: Any) -> None:
             values = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-            raise typer.Exit(run(lambda: work(options(**values)), stopped=stopped, memory=memory.format(**values)))
+
+            def checked() -> int:
+                for name, value in values.items():
+                    _check_choice(name, value, hints[name])
+                return work(options(**values))
+
+            raise typer.Exit(run(checked, stopped=stopped, memory=memory.format(**values)))
 
         entry.__name__, entry.__doc__ = work.__name__, work.__doc__
         entry.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -100,11 +110,28 @@ def command(*, stopped: str = "", memory: str = "lower --batch-size") -> Callabl
 
 
 def _for_typer(hint: Any) -> Any:
-    """typer reads several values as a list; the options hold them as a tuple."""
+    """Return the annotation for typer: it reads several values as a list, which the options hold as a tuple.
+
+    A `Literal` is read as any text, so that a wrong one becomes one line like every other error.
+    """
     kind, *extras = get_args(hint)
     for part in (kind, *get_args(kind)):
         if get_origin(part) is tuple:
             optional = part is not kind
             kind = list[get_args(part)[0]] | None if optional else list[get_args(part)[0]]  # type: ignore[misc]
             break
+        if get_origin(part) is Literal:
+            kind = str if part is kind else str | None  # type: ignore[assignment]
+            extras = [copy.copy(extra) for extra in extras]
+            extras[0].metavar = f"[{'|'.join(get_args(part))}]"
+            break
     return Annotated[(kind, *extras)]  # type: ignore[return-value]
+
+
+def _check_choice(name: str, value: Any, hint: Any) -> None:
+    """Refuse a value that is none of the choices of a `Literal`."""
+    kind = get_args(hint)[0]
+    for part in (kind, *get_args(kind)):
+        if get_origin(part) is Literal and value is not None and value not in get_args(part):
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option} must be one of {', '.join(get_args(part))}, got {value!r}")

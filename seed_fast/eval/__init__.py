@@ -1,1 +1,1 @@
-"""What a trained model is worth, measured as the paper measures it."""
+"""Measurements of what a trained tokenizer or language model can do, on held-out data."""

@@ -1,1 +1,1 @@
-"""What a language model says about images and which images it draws: codes in, text out, and back."""
+"""Language models that caption images and draw them: codes to text, text to codes, and codes to pictures."""

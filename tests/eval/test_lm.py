@@ -17,7 +17,7 @@ from seed_fast.cli import app
 from seed_fast.convert.contrast import save_contrast
 from seed_fast.data import shapes
 from seed_fast.data.pairs import open_pairs
-from seed_fast.eval import lm as judge
+from seed_fast.eval import language_model as evaluation
 from seed_fast.eval.retrieval import retrieval
 from seed_fast.generate.captioning import caption
 from seed_fast.generate.drawing import draw
@@ -52,7 +52,7 @@ def tower(captions: WordTokenizer) -> Stage1Model:
 
 
 @pytest.fixture(scope="module")
-def speaker() -> LanguageModel:
+def lm() -> LanguageModel:
     """A language model of random weights for the tower's codes."""
     from transformers import OPTConfig, OPTForCausalLM
 
@@ -74,18 +74,18 @@ def test_captions_are_judged_by_what_they_say_and_not_by_their_wording() -> None
     another = next(text for text, each in zip(TEXTS, SCENES, strict=True) if each.objects != scene.objects)
 
     def judged(text: str) -> list[float]:
-        return list(judge.caption_accuracy([text], [scene]).values())
+        return list(evaluation.caption_accuracy([text], [scene]).values())
 
-    assert list(judge.caption_accuracy(["", ""], [scene, scene])) == ["read", "objects", "exact", "verbatim"]
+    assert list(evaluation.caption_accuracy(["", ""], [scene, scene])) == ["read", "objects", "exact", "verbatim"]
     assert judged(shapes.caption(scene)) == [100, 100, 100, 100]
     assert judged(reworded) == [100, 100, 100, 0]
     assert judged(wrong_place) == [100, 100, 0, 0]
     assert judged(another) == [100, 0, 0, 0]
     assert judged(wrong_colour) == [0, 0, 0, 0]
-    both = judge.caption_accuracy([reworded, "nothing"], [scene, scene])
+    both = evaluation.caption_accuracy([reworded, "nothing"], [scene, scene])
     assert list(both.values()) == [50, 50, 50, 0]
     with pytest.raises(ValueError, match="captions must be as many as scenes, 8, got 1"):
-        judge.caption_accuracy([""], SCENES)
+        evaluation.caption_accuracy([""], SCENES)
 
 
 @pytest.mark.parametrize(
@@ -102,31 +102,31 @@ def test_captions_are_judged_by_what_they_say_and_not_by_their_wording() -> None
 )
 def test_an_image_is_whole_if_it_is_all_of_the_answer(ids: list[int], whole: bool) -> None:
     words = Vocabulary(first_code=6, codebook_size=4, begin_image=10, end_image=11, bos=2, eos=2, pad=1)
-    assert judge.is_whole(words, ids, 2) is whole
+    assert evaluation.is_whole(words, ids, 2) is whole
 
 
-def test_losses_of_codes_are_those_of_the_chain_rule(speaker: LanguageModel) -> None:
+def test_losses_of_codes_are_those_of_the_chain_rule(lm: LanguageModel) -> None:
     codes = torch.randint(CODEBOOK, (len(TEXTS), 6), generator=torch.Generator().manual_seed(0))
-    found = judge.code_losses(speaker, TEXTS, codes, batch_size=3)
+    found = evaluation.code_losses(lm, TEXTS, codes, batch_size=3)
     for row in (0, 4, 7):
-        ids = [*drawing_prompt(speaker.vocabulary, speaker.tokenizer, TEXTS[row]), speaker.vocabulary.begin_image]
+        ids = [*drawing_prompt(lm.vocabulary, lm.tokenizer, TEXTS[row]), lm.vocabulary.begin_image]
         for place in range(6):
             with torch.no_grad():
-                likely = speaker.model(torch.tensor([ids])).logits[0, -1].double().log_softmax(-1)
-            ids.append(speaker.vocabulary.first_code + int(codes[row, place]))
+                likely = lm.model(torch.tensor([ids])).logits[0, -1].double().log_softmax(-1)
+            ids.append(lm.vocabulary.first_code + int(codes[row, place]))
             assert float(found[row, place]) == pytest.approx(-float(likely[ids[-1]]), rel=1e-4)
 
 
 def test_perplexity_is_that_of_each_place_and_of_all() -> None:
     losses = torch.tensor([[2.0, 8.0], [2.0, 2.0]], dtype=torch.float64).log()
-    found = judge.perplexity(losses)
+    found = evaluation.perplexity(losses)
     assert found["by_place"] == pytest.approx([2, 4])
     assert found["mean"] == pytest.approx(8**0.5)
 
 
 def test_the_other_order_is_a_fixed_permutation() -> None:
-    order = judge.shuffled_order(32)
-    assert sorted(order) == list(range(32)) != order == judge.shuffled_order(32)
+    order = evaluation.shuffled_order(32)
+    assert sorted(order) == list(range(32)) != order == evaluation.shuffled_order(32)
 
 
 def test_drawings_are_looked_up_as_reconstructed_pictures_are(tower: Stage1Model, captions: WordTokenizer) -> None:
@@ -134,15 +134,15 @@ def test_drawings_are_looked_up_as_reconstructed_pictures_are(tower: Stage1Model
     expected = retrieval(tower, captions, batches).reconstructed_codes
     codes = tower.tokenizer.encode([shapes.render(scene, 16) for scene in SCENES])
     assert len(codes.unique(dim=0)) > 1
-    assert judge.drawing_recalls(tower, captions, codes, TEXTS, batch_size=5) == expected
+    assert evaluation.drawing_recalls(tower, captions, codes, TEXTS, batch_size=5) == expected
 
 
 @pytest.fixture(scope="module")
-def learned(speaker: LanguageModel, tower: Stage1Model) -> tuple[LanguageModel, torch.Tensor]:
+def learned(lm: LanguageModel, tower: Stage1Model) -> tuple[LanguageModel, torch.Tensor]:
     """The model after it has learned the eight pictures by heart, both ways; and their codes, made different."""
     from copy import deepcopy
 
-    model, tokenizer, vocabulary = deepcopy(speaker.model).train(), speaker.tokenizer, speaker.vocabulary
+    model, tokenizer, vocabulary = deepcopy(lm.model).train(), lm.tokenizer, lm.vocabulary
     codes = torch.randint(CODEBOOK, (len(TEXTS), 6), generator=torch.Generator().manual_seed(1))
     pairs = list(zip(codes.tolist(), TEXTS, strict=True))
     sequences = [make(vocabulary, tokenizer, *pair) for make in (caption_sequence, drawing_sequence) for pair in pairs]
@@ -160,31 +160,31 @@ def learned(speaker: LanguageModel, tower: Stage1Model) -> tuple[LanguageModel, 
 
 def test_what_a_model_has_learned_it_says_and_draws(learned: tuple[LanguageModel, torch.Tensor]) -> None:
     """The forms of training and of generation are the same, in any batch."""
-    speaker, codes = learned
+    lm, codes = learned
     for size in (3, 8):
-        assert caption(*speaker, codes, batch_size=size) == TEXTS
-        assert torch.equal(draw(*speaker, TEXTS, num_codes=6, batch_size=size), codes)
-    assert set(judge.caption_accuracy(caption(*speaker, codes), SCENES).values()) == {100.0}
-    in_order, shuffled = codes, codes[:, judge.shuffled_order(6)]
-    means = [judge.perplexity(judge.code_losses(speaker, TEXTS, rows))["mean"] for rows in (in_order, shuffled)]
+        assert caption(*lm, codes, batch_size=size) == TEXTS
+        assert torch.equal(draw(*lm, TEXTS, num_codes=6, batch_size=size), codes)
+    assert set(evaluation.caption_accuracy(caption(*lm, codes), SCENES).values()) == {100.0}
+    in_order, shuffled = codes, codes[:, evaluation.shuffled_order(6)]
+    means = [evaluation.perplexity(evaluation.code_losses(lm, TEXTS, rows))["mean"] for rows in (in_order, shuffled)]
     assert means[0] < 1.2 < means[1]
-    assert judge.whole_images(speaker, TEXTS, 6, judge.Decoding()) == {"constrained": 100, "free": 100}
+    assert evaluation.whole_images(lm, TEXTS, 6, evaluation.DecodingStrategy()) == {"constrained": 100, "free": 100}
 
 
 def test_the_command_measures_what_the_functions_do(
-    speaker: LanguageModel, tower: Stage1Model, captions: WordTokenizer, tmp_path: Path
+    lm: LanguageModel, tower: Stage1Model, captions: WordTokenizer, tmp_path: Path
 ) -> None:
     for name in ("lm", "tower"):
         (tmp_path / name).mkdir()
-    speaker.model.save_pretrained(tmp_path / "lm")
-    speaker.tokenizer.save_pretrained(tmp_path / "lm")
+    lm.model.save_pretrained(tmp_path / "lm")
+    lm.tokenizer.save_pretrained(tmp_path / "lm")
     tower.tokenizer.save_pretrained(tmp_path / "tower")
     save_contrast(tmp_path / "tower", tower.state_dict(), captions)
     options = ("--lm", tmp_path / "lm", "--model", tmp_path / "tower", "--shuffled-lm", tmp_path / "lm")
     result = run("shapes:8", *options, "-o", tmp_path / "out", "--json", "--batch-size", 3)
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
-    expected = judge.evaluate(speaker, tower, captions, SCENES, shuffled=speaker).to_dict()
+    expected = evaluation.evaluate(lm, tower, captions, SCENES, shuffled=lm).to_dict()
     assert found["pictures"] == 8
     for name, value in expected["perplexity"].items():
         assert found["perplexity"][name]["by_place"] == pytest.approx(value["by_place"], rel=1e-3)
@@ -216,10 +216,10 @@ def test_what_is_wrong_is_told_in_one_line(arguments: list[str], code: int, mess
 
 
 def test_a_model_for_another_codebook_is_refused(
-    speaker: LanguageModel, tower: Stage1Model, captions: WordTokenizer
+    lm: LanguageModel, tower: Stage1Model, captions: WordTokenizer
 ) -> None:
-    other = speaker._replace(vocabulary=replace(speaker.vocabulary, codebook_size=8))
+    other = lm._replace(vocabulary=replace(lm.vocabulary, codebook_size=8))
     with pytest.raises(ValueError, match="must have the tokenizer's 16 codes as words, got 8"):
-        judge.evaluate(other, tower, captions, SCENES)
+        evaluation.evaluate(other, tower, captions, SCENES)
     with pytest.raises(ValueError, match="scenes must hold at least one"):
-        judge.evaluate(speaker, tower, captions, [])
+        evaluation.evaluate(lm, tower, captions, [])

@@ -22,7 +22,7 @@ def script():
 
 @pytest.fixture(scope="module")
 def committed(script):
-    return json.loads((script.FOLDER / script.REPORT).read_text())
+    return json.loads((script.FOLDER / script.RESULTS).read_text())
 
 
 @pytest.mark.slow

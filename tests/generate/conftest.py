@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import pytest
 import torch
 
-from seed_fast.lm.vocabulary import Vocabulary, add_image_words
+from seed_fast.lm.model import LanguageModel
+from seed_fast.lm.vocabulary import add_image_words
 from tests.lm import tiny
 
 NUM_CODES = 5  # of an image
 
 
-class Speaker(NamedTuple):
-    """As `seed_fast.lm.model.load` returns it."""
-
-    model: Any
-    tokenizer: Any
-    vocabulary: Vocabulary
-
-
 @pytest.fixture(scope="session", params=["opt", "llama"])
-def speaker(request: pytest.FixtureRequest) -> Speaker:
+def lm(request: pytest.FixtureRequest) -> LanguageModel:
     """A model of each family, whose layers have wide weights, so that what it says depends on all that it reads."""
     pytest.importorskip("transformers")
     from transformers import AutoModelForCausalLM
@@ -36,4 +27,4 @@ def speaker(request: pytest.FixtureRequest) -> Speaker:
             if values.ndim > 1:  # narrow embeddings, or OPT, which uses them for its output too, would echo its input
                 scale = 0.05 if "embed" in name or "lm_head" in name else 0.4
                 values.copy_(scale * torch.randn(values.shape, generator=draws))
-    return Speaker(model, tokenizer, vocabulary)
+    return LanguageModel(model, tokenizer, vocabulary)

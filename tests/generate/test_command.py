@@ -19,7 +19,7 @@ from seed_fast.data.tokens import TokenizerIdentity
 from seed_fast.generate.captioning import caption
 from seed_fast.generate.drawing import draw
 from seed_fast.lm.identity import write_identity
-from tests.generate.conftest import Speaker
+from seed_fast.lm.model import LanguageModel
 from tests.lm.tiny import CODEBOOK
 from tests.pictures import encoded, picture, write_files
 
@@ -27,11 +27,11 @@ SMALL = {"image_size": 16, "vit_depth": 1, "qformer_depth": 2, "decoder_depth": 
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, speaker: Speaker) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, lm: LanguageModel) -> Path:
     """The language model, saved."""
     folder = tmp_path_factory.mktemp("lm")
-    speaker.model.save_pretrained(folder)
-    speaker.tokenizer.save_pretrained(folder)
+    lm.model.save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
     return folder
 
 
@@ -54,11 +54,11 @@ def lines(text: str) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_draw_prints_a_line_per_text_in_order(run: Callable, folder: Path, speaker: Speaker, tmp_path: Path) -> None:
+def test_draw_prints_a_line_per_text_in_order(run: Callable, folder: Path, lm: LanguageModel, tmp_path: Path) -> None:
     texts = ["a red circle", "a", "a big green square a small blue circle"]
     expected = [
         {"text": text, "codes": codes}
-        for text, codes in zip(texts, draw(*speaker, texts, num_codes=5).tolist(), strict=True)
+        for text, codes in zip(texts, draw(*lm, texts, num_codes=5).tolist(), strict=True)
     ]
     result = run("draw", *texts, "--lm", folder, "--num-codes", 5, "--batch-size", 2)
     assert (result.exit_code, lines(result.stdout)) == (0, expected), result.stderr
@@ -72,12 +72,12 @@ def test_draw_prints_a_line_per_text_in_order(run: Callable, folder: Path, speak
 
     # what was drawn can be described
     result = run("caption", "--codes", tmp_path / "codes.jsonl", "--lm", folder, "--max-tokens", 6)
-    said = caption(*speaker, [each["codes"] for each in expected], max_tokens=6)
+    said = caption(*lm, [each["codes"] for each in expected], max_tokens=6)
     assert lines(result.stdout) == [{"path": path, "text": text} for path, text in zip(texts, said, strict=True)]
 
 
 def test_caption_describes_the_images_it_can_read(
-    run: Callable, folder: Path, tok: Path, speaker: Speaker, tmp_path: Path
+    run: Callable, folder: Path, tok: Path, lm: LanguageModel, tmp_path: Path
 ) -> None:
     names = [f"{number}.png" for number in range(5)]
     write_files(tmp_path / "in", {name: encoded(picture(number), "PNG") for number, name in enumerate(names)})
@@ -85,7 +85,7 @@ def test_caption_describes_the_images_it_can_read(
     options = ("--lm", folder, "--model", tok, "--batch-size", 2, "--max-tokens", 8)
     result = run("caption", tmp_path / "in", *options)
     good = [str(tmp_path / "in" / name) for name in names if name != "2.png"]
-    expected = caption(*speaker, SeedTokenizer.from_pretrained(tok).encode(good), max_tokens=8)
+    expected = caption(*lm, SeedTokenizer.from_pretrained(tok).encode(good), max_tokens=8)
     assert result.exit_code == 3, result.stderr
     assert lines(result.stdout) == [{"path": path, "text": text} for path, text in zip(good, expected, strict=True)]
     assert result.stderr.count("skipped: ") == 1

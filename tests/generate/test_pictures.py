@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from seed_fast import SeedConfig, SeedTokenizer
-from seed_fast.generate.pictures import open_painter, paint
+from seed_fast.generate.pictures import open_pipeline, render_pictures
 
 pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of diffusers about transformers, and of both about Python
@@ -96,22 +96,22 @@ def stable(folder: Path) -> Path:
 def test_a_picture_is_that_of_its_codes_in_any_batch(make, changes: dict, tmp_path: Path) -> None:
     torch.manual_seed(0)
     tok = tokenizer(**changes)
-    painter = open_painter(make(tmp_path), tok)
+    pipeline = open_pipeline(make(tmp_path), tok)
     codes = torch.randint(tok.config.codebook_size, (2, 6), generator=torch.Generator().manual_seed(0))
-    first, second = (np.asarray(picture) for picture in paint(painter, tok, codes, steps=2, seed=3))
+    first, second = (np.asarray(picture) for picture in render_pictures(pipeline, tok, codes, steps=2, seed=3))
     assert first.shape == second.shape == (16, 16, 3)
-    (alone,) = paint(painter, tok, codes[1:], steps=2, seed=4)
+    (alone,) = render_pictures(pipeline, tok, codes[1:], steps=2, seed=4)
     assert np.abs(np.asarray(alone).astype(int) - second).max() <= 1, "the batch doesn't change it"
-    (other,) = paint(painter, tok, codes[:1], steps=2, seed=4)
+    (other,) = render_pictures(pipeline, tok, codes[:1], steps=2, seed=4)
     assert np.abs(np.asarray(other).astype(int) - second).max() > 1, "the codes do"
 
 
 @pytest.mark.slow
 def test_a_decoder_of_another_width_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must read embeddings of width 48, got 32"):
-        open_painter(unclip(tmp_path), tokenizer(generation_dim=48))
+        open_pipeline(unclip(tmp_path), tokenizer(generation_dim=48))
 
 
 def test_a_folder_without_a_pipeline_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="must be a folder of a diffusers pipeline"):
-        open_painter(tmp_path, tokenizer())
+        open_pipeline(tmp_path, tokenizer())

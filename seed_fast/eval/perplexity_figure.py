@@ -1,4 +1,4 @@
-"""The picture of an evaluation: how hard each code is to predict, in causal order and in another."""
+"""The figure of a language model's evaluation: the perplexity of each code, in causal order and in another."""
 
 from __future__ import annotations
 
@@ -18,17 +18,25 @@ LINES = {  # colours that people who see no red or green can tell apart (Okabe a
 }
 
 
-def draw(perplexity: dict[str, dict[str, Any]], title: str) -> bytes:
-    """The SVG of `LanguageReport.perplexity`."""
+def perplexity_svg(perplexity: dict[str, dict[str, Any]], title: str) -> bytes:
+    """Draw the perplexity at each position as lines, one for each order.
+
+    Args:
+        perplexity: `LanguageModelResult.perplexity`.
+        title: the title of the figure.
+
+    Returns:
+        An SVG file; the same input gives the same bytes.
+    """
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     for name, values in perplexity.items():
         colour, style, label = LINES[name]
-        places = range(1, len(values["by_place"]) + 1)
+        positions = range(1, len(values["by_place"]) + 1)
         mean = f"{label}: {values['mean']:.1f}"
-        axes.plot(places, values["by_place"], style, color=colour, label=mean, marker="o", markersize=3)
+        axes.plot(positions, values["by_place"], style, color=colour, label=mean, marker="o", markersize=3)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
-    axes.set_xlabel("place of the code")
+    axes.set_xlabel("position of the code")
     axes.set_ylabel("perplexity")
     axes.set_title(title, fontsize=10)
     axes.grid(visible=True, alpha=0.3)

@@ -1,0 +1,100 @@
+"""Streams of images as codes: read from image files through the tokenizer, or from lines that hold codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from seed_fast._text import parse_json, shown
+from seed_fast.data.decode import Decoder
+from seed_fast.data.image_processor import ImageProcessor
+from seed_fast.data.shards import list_entries
+from seed_fast.generate.batches import batched
+from seed_fast.generate.lines import nonblank_lines
+from seed_fast.lm.vocabulary import Vocabulary
+from seed_fast.model.tokenizer import SeedTokenizer
+
+
+class EncodedImage(NamedTuple):
+    """The path of an image and its codes."""
+
+    path: str
+    codes: list[int]
+
+
+def encode_images(
+    tok: SeedTokenizer,
+    inputs: Iterable[str],
+    *,
+    batch_size: int,
+    workers: int = 0,
+    on_problem: Callable[[str], None],
+) -> Iterator[EncodedImage]:
+    """Read, decode and tokenise images, in order.
+
+    Args:
+        tok: the tokenizer.
+        inputs: image files, folders, globs and tar shards.
+        batch_size: images per forward pass.
+        workers: processes that read and decode; 0: this process does it.
+        on_problem: called with one line for each image or input that can't be used, which is left out.
+
+    Raises:
+        WorkerDied: a worker was killed, crashed, or didn't start.
+    """
+    processor = ImageProcessor(tok.config.image_size, tok.config.resize)
+    with Decoder(processor, workers, ahead=2 * batch_size) as decoder:
+        for batch in batched(decoder.map(list_entries(inputs, on_problem)), batch_size):
+            paths, rows = [], []
+            for image in batch:
+                if image.error is not None or image.pixels is None:
+                    on_problem(str(image.error))
+                else:
+                    paths.append(image.path)
+                    rows.append(image.pixels)
+            if rows:
+                pixels = torch.from_numpy(np.stack(rows)).to(tok.device)
+                codes = tok.encode(processor.normalize(pixels))
+                yield from map(EncodedImage, paths, codes.tolist())
+
+
+def read_encoded_images(
+    path: Path, vocabulary: Vocabulary, *, num_codes: int | None, on_problem: Callable[[str], None]
+) -> Iterator[EncodedImage]:
+    """Read images from a file of JSON lines {"path", "codes"}, or {"text", "codes"}; a line may have neither name.
+
+    Args:
+        path: the file.
+        vocabulary: the codebook that codes must be in.
+        num_codes: how many codes an image must have; None: any number but none.
+        on_problem: called with one line of text for each line that can't be used, which is left out.
+
+    Raises:
+        OSError: the file can't be read.
+        ValueError: a line is too long to be read at all.
+    """
+    for number, line in nonblank_lines(path):
+        name = f"{path}:{number}"
+        try:
+            record = parse_json(line)
+            codes = _codes_of_record(record, num_codes)
+            vocabulary.image(codes)  # raises where one is outside the codebook
+        except ValueError as error:
+            on_problem(f"{name}: expected a JSON line with codes: {error}")
+            continue
+        yield EncodedImage(str(record.get("path", record.get("text", name))), codes)
+
+
+def _codes_of_record(record: Any, num_codes: int | None) -> list[int]:
+    if not isinstance(record, dict) or not isinstance(record.get("codes"), list):
+        raise ValueError(f"got {shown(record)}")
+    codes = record["codes"]
+    if any(type(code) is not int for code in codes):  # bool is an int to isinstance
+        raise ValueError(f"codes must be integers, got {shown(codes)}")
+    if not codes or (num_codes is not None and len(codes) != num_codes):
+        raise ValueError(f"an image must have {num_codes or 'some'} codes, got {len(codes)}")
+    return codes
