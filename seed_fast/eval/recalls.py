@@ -1,4 +1,4 @@
-"""Recall of image-text retrieval: how often what belongs together comes first. Arrays in, numbers out."""
+"""Recall@k of image-text retrieval: how often a picture and its caption find each other among the first k."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 import numpy as np
 
 KS = (1, 5, 10)
-CHUNK = 512  # images whose scores against all captions are held at once
+CHUNK = 512  # pictures whose scores against all captions are in memory at once
 
 
 def recalls(
     image_features: Any, text_features: Any, image_of_text: Sequence[int] | np.ndarray, ks: Sequence[int] = KS
 ) -> dict[str, float]:
-    """R@k in both directions and their mean, in percent, as in Table 1 of the SEED paper (arXiv 2307.08041).
+    """Return R@k in both directions and their mean, in percent, as in Table 1 of the SEED paper (arXiv 2307.08041).
 
-    TR@k is the share of images that have one of their captions among the k best; IR@k the share of captions that have
-    their image among the k best. Features are compared by inner product, in float64. Scores that are equal, or differ
-    by rounding only, count against the model: whatever scores as high as the right answer is ranked before it.
+    TR@k is the share of images that have one of their captions among the k best; IR@k is the share of captions that
+    have their image among the k best. Features are compared by inner product, in float64. Scores that are equal, or
+    differ by rounding only, count against the model: whatever scores as high as the right answer is ranked before it.
 
     Args:
-        image_features: [I, P], array or CPU tensor; unit vectors, for cosines.
-        text_features: [T, P].
-        image_of_text: [T] integers: to which image each caption belongs. Every image has at least one.
-        ks: which ranks.
+        image_features: [I, P], an array or CPU tensor of any float type; unit vectors if cosines are to be compared.
+        text_features: [T, P], likewise.
+        image_of_text: [T] integers: the image that each caption belongs to. Every image has at least one caption.
+        ks: the numbers k.
 
     Returns:
         {"TR@1", ..., "IR@1", ..., "R@mean"}; the last is the mean of all others.
@@ -51,9 +51,9 @@ def recalls(
     if not captions.all():
         raise ValueError(f"recalls: every image must have a caption, image {int(captions.argmin())} has none")
     text_ranks, image_ranks = _ranks(images, texts, owner)
-    found = {f"TR@{k}": 100 * float((text_ranks < k).mean()) for k in ks}
-    found |= {f"IR@{k}": 100 * float((image_ranks < k).mean()) for k in ks}
-    return found | {"R@mean": float(np.mean(list(found.values())))}
+    shares = {f"TR@{k}": 100 * float((text_ranks < k).mean()) for k in ks}
+    shares |= {f"IR@{k}": 100 * float((image_ranks < k).mean()) for k in ks}
+    return shares | {"R@mean": float(np.mean(list(shares.values())))}
 
 
 def _features(name: str, values: Any) -> np.ndarray:
@@ -66,14 +66,16 @@ def _features(name: str, values: Any) -> np.ndarray:
 
 
 def _ranks(images: np.ndarray, texts: np.ndarray, owner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How many wrong captions stand before an image's best, [I], and how many wrong images before a caption's, [T]."""
-    # Bound on twice the rounding error of an inner product of these lengths, whatever the order of summation.
+    """Return how many wrong captions rank before an image's best, [I], and wrong images before a caption's own, [T]."""
+    # Twice the bound on the rounding error of an inner product of this length, whatever the order of summation.
     length = images.shape[1]
     largest = np.linalg.norm(images, axis=1).max() * np.linalg.norm(texts, axis=1).max()
     tolerance = 4 * length * np.finfo(np.float64).eps * largest
+    # The score of each caption with its own image, and of each image with the best of its captions.
     own = np.einsum("tp,tp->t", images[owner], texts)
     best = np.full(len(images), -np.inf)
     np.maximum.at(best, owner, own)
+    # Count what scores as high, in chunks of images, since all scores at once may not fit into memory.
     text_ranks = np.empty(len(images), dtype=np.int64)
     image_ranks = np.zeros(len(texts), dtype=np.int64)
     for begin in range(0, len(images), CHUNK):

@@ -1,8 +1,11 @@
-"""Zero-shot image-text retrieval with a stage-1 model: causal embeddings, and what codes keep of them.
+"""Zero-shot image-text retrieval with a stage-1 model, by causal embeddings and by what the codes keep of them.
 
-A picture is the projection of its last query, a caption that of its [CLS]. "Reconstructed codes" are the causal
-embeddings that the decoder makes of the 32 codes, projected alike: the gap between the two rows is what quantising
-costs (Table 1 of arXiv 2307.08041, where they are called causal embedding and causal code).
+A picture is represented by the projection of its last query token, a caption by that of its [CLS] token.
+"Reconstructed codes" are the causal embeddings that the decoder makes from the 32 codes, projected in the same way:
+the difference between the two rows is what quantisation costs (Table 1 of arXiv 2307.08041, which calls them causal
+embedding and causal code).
+
+Shapes: B pictures of a batch, S side of a picture in px.
 """
 
 from __future__ import annotations
@@ -22,18 +25,27 @@ ROWS = {"causal_embeddings": "causal embeddings", "reconstructed_codes": "recons
 
 
 @dataclass(frozen=True)
-class Retrieval:
-    """The measured recalls, in percent; see `recalls`."""
+class RetrievalResult:
+    """What `retrieval` measured.
+
+    Args:
+        images: number of pictures.
+        texts: number of captions.
+        causal_embeddings: recalls in percent, see `seed_fast.eval.recalls.recalls`.
+        reconstructed_codes: the same for reconstructed codes; None: not measured.
+        codes_used: number of different codes in all pictures together; None: not measured.
+        codebook_size: number of codes in the codebook.
+    """
 
     images: int
     texts: int
     causal_embeddings: dict[str, float]
-    reconstructed_codes: dict[str, float] | None  # None: not asked for
-    codes_used: int | None  # different codes in all pictures together
+    reconstructed_codes: dict[str, float] | None
+    codes_used: int | None
     codebook_size: int
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the numbers as a dict for JSON."""
         return asdict(self)
 
 
@@ -45,18 +57,24 @@ def retrieval(
     *,
     codes: bool = True,
     advance: Callable[[int], None] = lambda images: None,
-) -> Retrieval:
+) -> RetrievalResult:
     """Measure retrieval among all pictures and captions of `batches`.
 
     Args:
-        model: in eval mode.
-        captions: makes token ids of captions.
-        batches: of `open_pairs(..., all_captions=True)`: "pixels" [B, 3, S, S], "captions" B lists of strings, "keys".
-        codes: also measure reconstructed codes; needs the tokenizer after stage 2.
-        advance: called with the number of images after each batch.
+        model: image tokenizer and text tower, in eval mode.
+        captions: turns captions into token ids.
+        batches: as `open_pairs(..., all_captions=True)` makes them: "pixels" [B, 3, S, S] normalised float32,
+            "captions" B lists of strings, "keys" B strings.
+        codes: also measure reconstructed codes; needs a tokenizer that went through stage 2.
+        advance: called after each batch with the number of its pictures.
 
     Raises:
         ValueError: there is no picture, an embedding is not finite, or the model has no decoder for `codes`.
+
+    Examples:
+        model, captions = load_contrast(folder, SeedTokenizer.from_pretrained(folder))
+        pairs = open_pairs("shapes:200", image_size=64, batch_size=32, split="test", all_captions=True)
+        print(table(retrieval(model, captions, pairs)))
     """
     tok = model.tokenizer
     causal_rows: list[Tensor] = []
@@ -66,24 +84,27 @@ def retrieval(
     used = torch.zeros(tok.config.codebook_size, dtype=torch.bool)
     images = 0
     for batch in batches:
+        # Embed the pictures: directly, and from their codes.
         causal = tok.causal_embeddings(batch["pixels"].to(tok.device, tok.dtype))
         causal_rows.append(_on_cpu(model.image_embedding(causal), batch["keys"]))
         if codes:
             ids = tok.lookup(causal)
             used[ids.cpu().flatten()] = True
             code_rows.append(_on_cpu(model.image_embedding(tok.reconstruct(ids)), batch["keys"]))
+
+        # Embed the captions, as many at a time as there are pictures, and note which picture each belongs to.
         for number, texts in enumerate(batch["captions"]):
             owner += [images + number] * len(texts)
         flat = [text for texts in batch["captions"] for text in texts]
-        for begin in range(0, len(flat), len(causal)):  # as many captions at a time as pictures
-            some = flat[begin : begin + len(causal)]
-            text_rows.append(_on_cpu(model.text_embedding(*(rows.to(tok.device) for rows in captions(some))), some))
+        for begin in range(0, len(flat), len(causal)):
+            part = flat[begin : begin + len(causal)]
+            text_rows.append(_on_cpu(model.text_embedding(*(rows.to(tok.device) for rows in captions(part))), part))
         images += len(causal)
         advance(len(causal))
     if not images:
         raise ValueError("retrieval: the data must hold at least one usable picture, got none")
     texts = torch.cat(text_rows).numpy()
-    return Retrieval(
+    return RetrievalResult(
         images,
         len(texts),
         recalls(torch.cat(causal_rows).numpy(), texts, owner),
@@ -94,15 +115,15 @@ def retrieval(
 
 
 def _on_cpu(rows: Tensor, names: list[str]) -> Tensor:
-    """As float32, after a check: half precision can overflow."""
+    """Return embeddings as float32 on the CPU, after a check that they are finite: half precision can overflow."""
     finite = rows.isfinite().all(dim=1)
     if not finite.all():
         raise ValueError(f"retrieval: the embedding of {names[int(finite.int().argmin())]!r} is not finite")
     return rows.float().cpu()
 
 
-def table(result: Retrieval) -> str:
-    """The recalls as a table for people."""
+def table(result: RetrievalResult) -> str:
+    """Return the recalls as a table for people."""
     names = [f"{way}@{k}" for way in ("TR", "IR") for k in KS] + ["R@mean"]
     lines = [" " * 20 + "".join(f"{name:>8}" for name in names)]
     for row, title in ROWS.items():

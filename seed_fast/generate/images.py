@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from seed_fast._text import parse_json, shown
+from seed_fast.data.codes import encode_resized, no_codes
 from seed_fast.data.decode import Decoder
 from seed_fast.data.image_processor import ImageProcessor
 from seed_fast.data.shards import list_entries
@@ -56,10 +56,13 @@ def encode_images(
                 else:
                     paths.append(image.path)
                     rows.append(image.pixels)
-            if rows:
-                pixels = torch.from_numpy(np.stack(rows)).to(tok.device)
-                codes = tok.encode(processor.normalize(pixels))
-                yield from map(EncodedImage, paths, codes.tolist())
+            if not rows:
+                continue
+            for path, codes in zip(paths, encode_resized(tok, processor, np.stack(rows)).tolist(), strict=True):
+                if codes[0] < 0:
+                    on_problem(no_codes(path, tok))
+                else:
+                    yield EncodedImage(path, codes)
 
 
 def read_encoded_images(

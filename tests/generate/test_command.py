@@ -92,6 +92,24 @@ def test_caption_describes_the_images_it_can_read(
     assert "2.png" in result.stderr
 
 
+def test_an_image_without_finite_embeddings_is_skipped_and_the_others_go_on(
+    run: Callable, folder: Path, tok: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_files(tmp_path / "in", {f"{number}.png": encoded(picture(number), "PNG") for number in range(3)})
+    query_embeddings = SeedTokenizer.query_embeddings
+
+    def broken(self: SeedTokenizer, features: torch.Tensor) -> torch.Tensor:
+        causal = query_embeddings(self, features).clone()
+        causal[0, 0, 0] = torch.inf  # of the first image of each batch
+        return causal
+
+    monkeypatch.setattr(SeedTokenizer, "query_embeddings", broken)
+    result = run("caption", tmp_path / "in", "--lm", folder, "--model", tok, "--max-tokens", 3)
+    assert result.exit_code == 3, result.output
+    assert [line["path"] for line in lines(result.stdout)] == [f"{tmp_path}/in/{number}.png" for number in (1, 2)]
+    assert f"skipped: {tmp_path}/in/0.png: its embedding in torch.float32 is not finite" in result.stderr
+
+
 def test_lines_of_codes_that_are_wrong_are_told(run: Callable, folder: Path, tmp_path: Path) -> None:
     content = ['{"path": "a", "codes": [1, 2]}', "{", '{"codes": [99]}', '{"path": "b"}', '{"codes": [3]}']
     (tmp_path / "codes").write_text("\n".join(content))
