@@ -1,7 +1,7 @@
-"""Whether seed_fast got slower between two results files.
+"""Comparison of two results files: has seed_fast become slower?
 
-What is compared is not milliseconds, which differ between machines and minutes, but each row's speed relative to the
-op's baseline in its own run, and each bar's ratio to its peer in its own run.
+Milliseconds differ between machines and minutes, so they are not compared. Compared are each row's speed relative to
+the op's baseline in its own run, and each bar's ratio to its peer in its own run.
 """
 
 from __future__ import annotations
@@ -10,30 +10,38 @@ from typing import Any, NamedTuple
 
 from benchmarks.results import key
 
-THRESHOLD = 0.2  # interleaved ratios on a shared machine repeat within about a tenth
-
 
 class Verdict(NamedTuple):
-    """Lines for people; a run fails where `regressions` is not empty."""
+    """Outcome of a comparison.
+
+    Attributes:
+        regressions: a line per row or bar that lost speed or is no longer right; a run with any fails.
+        missing: a line per row that could not be compared, and why.
+        compared: number of rows that were compared.
+    """
 
     regressions: list[str]
     missing: list[str]
     compared: int
 
 
-def compare(old: dict[str, Any], new: dict[str, Any], threshold: float = THRESHOLD) -> Verdict:
-    """Compare the rows of seed_fast and the bars.
+def compare(old: dict[str, Any], new: dict[str, Any], threshold: float = 0.2) -> Verdict:
+    """Compare the rows of seed_fast, and the bars, of two results.
 
     Args:
         old, new: results that passed `benchmarks.results.validate`.
-        threshold: share of a row's speed over its baseline that it may lose.
+        threshold: share of its speed over its baseline that a row may lose, and of its ratio that a bar may lose.
+            Interleaved ratios on a shared machine repeat within about a tenth.
 
     Raises:
         ValueError: threshold outside [0, 1).
     """
     if not 0 <= threshold < 1:
         raise ValueError(f"compare: threshold must be in [0, 1), got {threshold}")
-    regressions, missing, compared = [], [], 0
+    regressions: list[str] = []
+    missing: list[str] = []
+    compared = 0
+    # Rows of ours that were right in the old file.
     rows = {key(row): row for row in new["rows"]}
     for before in old["rows"]:
         if not before["ours"] or before["status"] != "ok":
@@ -55,6 +63,7 @@ def compare(old: dict[str, Any], new: dict[str, Any], threshold: float = THRESHO
                     f"{name}: {after['speedup']:.3g}x its baseline, was {before['speedup']:.3g}x "
                     f"({after['speedup'] / before['speedup'] - 1:+.0%})"
                 )
+    # Bars that both files have a ratio for.
     bars = {_bar_key(bar): bar for bar in new["bars"]}
     for before in old["bars"]:
         after = bars.get(_bar_key(before))

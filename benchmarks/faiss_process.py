@@ -1,7 +1,7 @@
-"""FAISS held to AVX2, in a process of its own: FAISS and its OpenBLAS choose their instruction set when they load.
+"""FAISS held to AVX2, in a process of its own, because FAISS and its OpenBLAS choose an instruction set when they load.
 
-The process holds the index and the queries and times itself on request, so the pipe between the two is not in the time,
-and it sleeps while others are timed.
+The process holds the index and the queries and times itself on request, so that the pipe to it is not in the time. It
+sleeps while others are timed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ AVX2 = {"FAISS_SIMD_LEVEL": "AVX2", "OPENBLAS_CORETYPE": "Haswell"}
 
 
 class FaissProcess:
-    """A lookup that runs in another process.
+    """A call of FAISS, to be timed, that runs in another process.
 
     Args:
         z: [N, D] float32.
@@ -33,24 +33,28 @@ class FaissProcess:
         environ = {**os.environ, **AVX2, "OMP_NUM_THREADS": str(threads)}
         command = [sys.executable, "-m", "benchmarks.faiss_process"]
         self._process = subprocess.Popen(command, cwd=ROOT, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        if self._process.stdin is None or self._process.stdout is None:
+            raise RuntimeError("faiss_process: expected pipes to the process, got none")
+        self._requests, self._answers = self._process.stdin, self._process.stdout
         for array in (z, codebook):
             buffer = io.BytesIO()
             np.save(buffer, array.numpy())
-            self._process.stdin.write(len(buffer.getvalue()).to_bytes(8, "little") + buffer.getvalue())
-        self._process.stdin.flush()
+            self._requests.write(len(buffer.getvalue()).to_bytes(8, "little") + buffer.getvalue())
+        self._requests.flush()
 
     def _ask(self, request: str) -> str:
-        self._process.stdin.write((request + "\n").encode())
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline().decode().strip()
+        """Send a line, "ids" or "time REPEATS", and return the line that comes back."""
+        self._requests.write((request + "\n").encode())
+        self._requests.flush()
+        answer = self._answers.readline().decode().strip()
         if not answer:
             raise RuntimeError(f"faiss_process: expected an answer to {request!r}, the process ended")
         return answer
 
     def __call__(self) -> torch.Tensor:
-        """ids [N] int64."""
+        """Search once; returns ids [N] int64."""
         size = int(self._ask("ids"))
-        return torch.from_numpy(np.frombuffer(self._process.stdout.read(size), dtype=np.int64).copy())
+        return torch.from_numpy(np.frombuffer(self._answers.read(size), dtype=np.int64).copy())
 
     def seconds(self, repeats: int) -> float:
         """Seconds of one search; the mean of `repeats` in a row."""
@@ -58,9 +62,9 @@ class FaissProcess:
 
     def close(self) -> None:
         """End the process."""
-        self._process.stdin.close()
+        self._requests.close()
         self._process.wait(timeout=20)
-        self._process.stdout.close()
+        self._answers.close()
 
 
 def main() -> None:

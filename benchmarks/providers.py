@@ -239,7 +239,7 @@ def each_gpu_backend(prepare: Callable[[Inputs, Case], Call]) -> tuple[Provider,
         settings = {"SEED_FAST_BACKEND": name}
         return Provider(f"seed_fast, {name}", start, ours=True, devices=("cuda",), environment=settings)
 
-    backends = {"cuda": _native.cuda_unavailable, "triton": _native.triton_unavailable}
+    backends: dict[str, Callable[[], str]] = {"cuda": _native.cuda_unavailable, "triton": _native.triton_unavailable}
     return tuple(forced(name, unavailable) for name, unavailable in backends.items())
 
 

@@ -27,8 +27,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 VOLTA_REPORT = "volta_report.json"  # lies beside the results; benchmarks/volta_report.py writes it
 
-# Field of a row -> its type(s). Times are ms per call; see docs/benchmarks.md.
-ROW = {
+# Field -> its type(s). Times are ms per call; docs/benchmarks.md describes each field.
+ROW: dict[str, Any] = {
     "op": str,
     "case": str,
     "shape": dict,
@@ -49,8 +49,18 @@ ROW = {
     "copy_share": (float, type(None)),  # bytes/s as a share of the copy ceiling
     "peak_bytes": (int, type(None)),  # extra memory of one call; None where it was not measured
 }
-BAR = {"op": str, "name": str, "case": str, "fast": str, "slow": (str, type(None)), "metric": str, "device": str,
-       "target": (int, float), "ratio": (float, type(None)), "state": str}  # fmt: skip
+BAR: dict[str, Any] = {
+    "op": str,
+    "name": str,
+    "case": str,
+    "fast": str,
+    "slow": (str, type(None)),  # the peer that was fastest
+    "metric": str,
+    "device": str,
+    "target": (int, float),
+    "ratio": (float, type(None)),  # None where it was not measured
+    "state": str,
+}
 STATES = ("reached", "not reached", "not measured")  # of a bar
 MEASURES = ("wall_ms", "device_ms")
 # Environment variables that hold a library to fewer instruction sets than the processor has: torch's own kernels,
@@ -74,9 +84,10 @@ def validate(results: dict[str, Any]) -> None:
     for name, kind in {"provenance": dict, "ceilings": dict, "rows": list, "bars": list}.items():
         if not isinstance(results.get(name), kind):
             raise ValueError(f"results: {name} must be a {kind.__name__}, got {type(results.get(name)).__name__}")
-    for kind, fields in (("rows", ROW), ("bars", BAR)):
-        for index, entry in enumerate(results[kind]):
-            _check_fields(f"{kind}[{index}]", entry, fields)
+    # Every row and bar by itself, and then what they must agree in.
+    for part, fields in (("rows", ROW), ("bars", BAR)):
+        for index, entry in enumerate(results[part]):
+            _check_fields(f"{part}[{index}]", entry, fields)
     for index, row in enumerate(results["rows"]):
         for measure in MEASURES:
             if row[measure] is not None and set(row[measure]) != {"median", "q20", "q80"}:
@@ -106,7 +117,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read and validate a file.
+    """Results from a file.
 
     Raises:
         ValueError: it is not JSON or not of this schema; the message names the file.

@@ -1,7 +1,7 @@
-"""Machine code of sm_70: the disassembler that still reads it, instruction counts, and loops.
+"""Machine code of sm_70: a disassembler that still reads it, counts of instructions, and loops.
 
-CUDA 12.8 is the last whose nvdisasm knows sm_70. No package of NVIDIA's on PyPI has it, the wheel of triton 3.3.1 does:
-it is downloaded into a folder of its own, checked, and never installed.
+CUDA 12.8 is the last release whose nvdisasm knows sm_70. No package of NVIDIA's on PyPI has it, but the wheel of triton
+3.3.1 does: it is downloaded into a folder of its own, checked by its hash, and never installed.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ MEMBER = "triton/backends/nvidia/bin/nvdisasm"
 
 
 class NoDisassembler(Exception):
-    """There is no disassembler for sm_70 here; the text says why."""
+    """There is no disassembler for sm_70 on this machine; the text says why."""
 
 
 def find_nvdisasm(folder: Path) -> Path:
-    """The disassembler in `folder`, put there by the first call.
+    """Path of the disassembler in `folder`; the first call downloads it.
 
     Raises:
         NoDisassembler: it cannot be downloaded.
@@ -52,7 +52,7 @@ def find_nvdisasm(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Instruction:
-    """One line of a listing. `target` is the label that a branch goes to, or ""."""
+    """One instruction of a listing. `target` is the label that a branch goes to, or ""."""
 
     opcode: str
     guarded: bool  # by a predicate
@@ -61,7 +61,7 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel's instructions, and where its labels are."""
+    """A kernel's instructions, and {label: index of the instruction that it stands before}."""
 
     instructions: list[Instruction]
     labels: dict[str, int]
@@ -74,7 +74,7 @@ _TARGET = re.compile(r"`\((\.L_\w+)\)")
 
 
 def parse(listing: str) -> dict[str, Kernel]:
-    """What `nvdisasm -c` printed, by kernel."""
+    """{name: kernel} of a listing that `nvdisasm -c` printed."""
     kernels: dict[str, Kernel] = {}
     current = None
     for line in listing.splitlines():
@@ -92,7 +92,7 @@ def parse(listing: str) -> dict[str, Kernel]:
 
 
 def disassemble(cubin: bytes, nvdisasm: Path) -> dict[str, Kernel]:
-    """The kernels of an image."""
+    """{name: kernel} of a compiled image."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -102,7 +102,13 @@ def disassemble(cubin: bytes, nvdisasm: Path) -> dict[str, Kernel]:
 
 @dataclass(frozen=True)
 class Loop:
-    """A natural loop: the instructions in it, and those that are in no loop inside it."""
+    """A natural loop, by indices of instructions.
+
+    Attributes:
+        start: its first instruction.
+        members: all of its instructions.
+        own: those that are in no loop inside it.
+    """
 
     start: int
     members: frozenset[int]
@@ -113,11 +119,13 @@ def loops(kernel: Kernel) -> list[Loop]:
     """Every loop of a kernel, in the order of their first instruction."""
     successors = _successors(kernel)
     dominators = _dominators(successors)
-    bodies: dict[int, set[int]] = {}
     predecessors: list[list[int]] = [[] for _ in successors]
     for at, following in enumerate(successors):
         for to in following:
             predecessors[to].append(at)
+    # A branch back to an instruction that every way to the branch passes closes a loop, whose body is what leads to the
+    # branch without passing that header.
+    bodies: dict[int, set[int]] = {}
     for at, following in enumerate(successors):
         for header in following:
             # The branch to itself behind the last EXIT is no loop.
@@ -129,14 +137,15 @@ def loops(kernel: Kernel) -> list[Loop]:
                 if node not in body and node in dominators:
                     body.add(node)
                     queue += predecessors[node]
-    found = []
+    ordered = []
     for header, body in sorted(bodies.items()):
-        inner = set().union(*(other for start, other in bodies.items() if start != header and other < body))
-        found.append(Loop(header, frozenset(body), frozenset(body - inner)))
-    return found
+        inner: set[int] = set().union(*(other for start, other in bodies.items() if start != header and other < body))
+        ordered.append(Loop(header, frozenset(body), frozenset(body - inner)))
+    return ordered
 
 
 def _successors(kernel: Kernel) -> list[list[int]]:
+    """For each instruction, the indices of those that may come next."""
     edges: list[list[int]] = []
     for at, instruction in enumerate(kernel.instructions):
         following = [at + 1] if at + 1 < len(kernel.instructions) else []
@@ -151,8 +160,10 @@ def _successors(kernel: Kernel) -> list[list[int]]:
 
 
 def _dominators(successors: list[list[int]]) -> dict[int, set[int]]:
-    """For each instruction that can be reached: those that every way to it passes, among the heads of branches."""
-    order, seen, stack = [], {0}, [(0, iter(successors[0]))]
+    """For each instruction that can be reached: the targets of branches back that every way to it passes."""
+    # Reverse postorder of a depth-first search, so that an instruction comes after what dominates it.
+    order: list[int] = []
+    seen, stack = {0}, [(0, iter(successors[0]))]
     while stack:
         node, rest = stack[-1]
         step = next((to for to in rest if to not in seen), None)
@@ -183,8 +194,9 @@ def _dominators(successors: list[list[int]]) -> dict[int, set[int]]:
                         other = immediate[other]
             if immediate.get(node) != best:
                 immediate[node], changed = best, True
+    # Collect the chain of dominators of each, as far as it could be the header of a loop.
     heads = {to for at, following in enumerate(successors) for to in following if to <= at}
-    dominators = {}
+    dominators: dict[int, set[int]] = {}
     for node in order:
         above = {node} & heads
         dominators[node] = above if node == 0 else dominators[immediate[node]] | above
@@ -195,7 +207,7 @@ KINDS = ("HMMA", "FFMA", "DFMA", "MUFU", "LDG", "STG", "LDS", "STS", "LDL", "STL
 
 
 def count(kernel: Kernel, members: frozenset[int] | None = None) -> dict[str, int]:
-    """How many instructions of each kind a kernel has, or `members` of it: {"all": , "HMMA": , ...}."""
+    """Count the instructions of a kernel, or of `members` of it: {"all": all of them, "HMMA": ..., ...} by kind."""
     chosen = range(len(kernel.instructions)) if members is None else members
     opcodes = [kernel.instructions[at].opcode for at in chosen]
     kinds = Counter(opcode.split(".")[0] for opcode in opcodes)

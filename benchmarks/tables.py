@@ -141,8 +141,8 @@ def bars_table(measured: Results) -> Table:
 
 def bars_of_machines(everything: Sequence[Results]) -> Table:
     """Every bar of all results, with a column per machine: its ratio, whether it is reached, the times behind it."""
-    by_machine: dict[str, dict[tuple[str, ...], str]] = {}
-    targets: dict[tuple[str, ...], str] = {}
+    by_machine: dict[str, dict[tuple[str, str, str, str], str]] = {}
+    targets: dict[tuple[str, str, str, str], str] = {}
     for measured in everything:
         cells = by_machine.setdefault(measured["provenance"]["machine"], {})
         for bar in measured["bars"]:

@@ -1,6 +1,6 @@
-"""What can be said about the kernels on a V100 without one: `make volta-report`.
+"""A report on the kernels for V100 that needs no V100: `make volta-report`.
 
-Compiles csrc/cuda/*.cu for sm_70 and writes, per kernel: registers, spills, shared memory and the occupancy that
+It compiles csrc/cuda/*.cu for sm_70 and writes, per kernel: registers, spills, shared memory and the occupancy that
 follows; instructions by kind, whole and per loop; and for given problems (volta_work.py) the arithmetic that the
 machine code does against what is claimed, and the roofline time, which no implementation can beat. Nothing here is
 measured. docs/volta.md says how to read it.
@@ -22,7 +22,7 @@ from benchmarks import results, sass, volta_work
 from benchmarks.results import ROOT
 
 sys.path.insert(0, str(ROOT / "cmake"))
-import compile_device_code
+import compile_device_code  # in cmake/, which is no package
 import cuda_wheels
 
 REPORT = results.RESULTS / results.VOLTA_REPORT
@@ -47,7 +47,7 @@ WORKING_LOOP = 16  # such instructions; a loop with fewer is a division or a tai
 
 
 def sources() -> dict[str, tuple[Path, str]]:
-    """{stem: (path, digest)} of what is compiled for sm_70."""
+    """{stem: (path, digest)} of the sources that are compiled for sm_70."""
     return {
         path.stem: (path, compile_device_code.source_digest(path, HEADERS))
         for path in sorted(SOURCES.glob("*.cu"))
@@ -56,7 +56,16 @@ def sources() -> dict[str, tuple[Path, str]]:
 
 
 def occupancy(registers: int, shared_bytes: int, threads: int) -> dict[str, Any]:
-    """Blocks and warps of a kernel that fit on a multiprocessor of a V100, and what keeps more from fitting."""
+    """How much of a kernel fits on a multiprocessor of a V100.
+
+    Args:
+        registers: of a thread.
+        shared_bytes: of a block.
+        threads: of a block.
+
+    Returns:
+        {"blocks": that fit, "warps": of them, "limited_by": the resource that keeps more from fitting}.
+    """
     warps = threads // 32
     per_warp = -(-registers * 32 // 256) * 256  # handed out in units of 256
     limits = {
@@ -83,13 +92,18 @@ def instructions(kernel: sass.Kernel) -> dict[str, Any]:
 
 
 def describe_work(work: volta_work.Work, code: dict[str, Any] | None) -> dict[str, Any]:
-    """A problem's arithmetic and traffic, its roofline, and, with the machine code, what is done per claimed FLOP."""
+    """Describe a problem: arithmetic, traffic and roofline; with its machine code, also the FLOPs that are executed.
+
+    Args:
+        work: the problem.
+        code: the counts of the kernel by `instructions`, or None where there is no disassembler.
+    """
     seconds = {
         "arithmetic": work.flops / V100[CEILING[work.instruction]],
         "traffic": work.bytes / V100["bytes_per_second"],
     }
     bound = max(seconds, key=lambda name: seconds[name])
-    found = {
+    described = {
         **asdict(work),
         "flops_per_output": work.flops / work.outputs,
         "bytes_per_output": work.bytes / work.outputs,
@@ -98,12 +112,12 @@ def describe_work(work: volta_work.Work, code: dict[str, Any] | None) -> dict[st
     }
     if code is not None:
         executed = executed_flops(work, code)
-        found |= {"flops_executed": executed, "useful_share": round(work.flops / executed, 3)}
-    return found
+        described |= {"flops_executed": executed, "useful_share": round(work.flops / executed, 3)}
+    return described
 
 
 def executed_flops(work: volta_work.Work, code: dict[str, Any]) -> float:
-    """Arithmetic of all warps of all blocks, by the machine code and how often its parts run.
+    """FLOPs of all warps of all blocks, from the machine code and from how often its parts run.
 
     Raises:
         ValueError: the machine code has other loops than the description of the work.
@@ -120,7 +134,10 @@ def executed_flops(work: volta_work.Work, code: dict[str, Any]) -> float:
 
 
 def make_report(cache: Path) -> dict[str, Any]:
-    """Compile, disassemble where that is possible, describe.
+    """Compile the sources, disassemble them where that is possible, and describe every kernel.
+
+    Args:
+        cache: folder of compiled code and the disassembler.
 
     Raises:
         compile_device_code.BuildError: the compiler's packages are missing, or a source does not compile.
@@ -132,7 +149,8 @@ def make_report(cache: Path) -> dict[str, Any]:
     try:
         tool = sass.find_nvdisasm(cache)
         version = subprocess.run([str(tool), "--version"], capture_output=True, text=True, check=True).stdout
-        disassembler = "nvdisasm " + re.search(r"V([\d.]+)", version)[1]
+        number = re.search(r"V([\d.]+)", version)
+        disassembler = f"nvdisasm {number[1] if number else 'of unknown version'}"
     except sass.NoDisassembler as error:
         disassembler = f"unavailable: {error}"
     kernels: dict[str, Any] = {}
@@ -141,14 +159,14 @@ def make_report(cache: Path) -> dict[str, Any]:
         threads = block_sizes(compiled.ptx.decode())
         code = sass.disassemble(compiled.cubin, tool) if tool else {}
         for name, usage in sorted(cuda_wheels.resource_usage(compiled.log).items()):
-            found = instructions(code[name]) if name in code else None
+            counts = instructions(code[name]) if name in code else None
             kernels[name] = {
                 "source": f"{stem}.cu",
                 "threads": threads[name],
                 **usage,
                 "occupancy": occupancy(usage["registers"], usage["shared_bytes"], threads[name]),
-                "instructions": found,
-                "work": [describe_work(work, found) for work in volta_work.CASES.get(name, [])],
+                "instructions": counts,
+                "work": [describe_work(work, counts) for work in volta_work.CASES.get(name, [])],
             }
     return {
         "about": "computed from the machine code for sm_70 by `make volta-report`; nothing is measured on a V100",
@@ -162,13 +180,13 @@ def make_report(cache: Path) -> dict[str, Any]:
 
 
 def dump(report: dict[str, Any]) -> str:
-    """The text of the file: what holds no list and no object is one line, so that a diff shows which numbers moved."""
+    """The text of the file. A list or object of plain values is one line, so that a diff shows which numbers moved."""
     innermost = re.compile(r"([\[{])\s+([^\[\]{}]*?)\s+([\]}])")
     return innermost.sub(lambda m: m[1] + " ".join(m[2].split()) + m[3], json.dumps(report, indent=1)) + "\n"
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report in lines, for a terminal."""
+    """The report for a terminal: a line per kernel, and below it a line per problem."""
     lines = [f"{'kernel':<45} registers spills shared occupancy  HMMA"]
     for name, kernel in report["kernels"].items():
         spills = kernel["spill_store_bytes"] + kernel["spill_load_bytes"]
@@ -185,6 +203,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def main() -> int:
+    """Write and print the report. Returns 0, or 1 after a line that says why the sources cannot be compiled."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.volta_report", description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, default=REPORT)
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder of compiled code and the disassembler")

@@ -1,4 +1,4 @@
-"""What the kernels compute on given problems: arithmetic and traffic claimed, and how often each loop of theirs runs.
+"""The work of the kernels on given problems: arithmetic and traffic that are claimed, and how often each loop runs.
 
 The numbers of blocks, warps and turns repeat what csrc/cuda/attention_plan.h and nearest_code.h decide for a V100 (80
 multiprocessors); the report divides the arithmetic that follows from them and from the machine code by what is claimed.
@@ -20,10 +20,16 @@ SELF = (12, 32, 32, 64)
 
 @dataclass(frozen=True)
 class Work:
-    """One problem on one kernel. `instruction` does the arithmetic: HMMA (tensor cores) or FFMA.
+    """One problem on one kernel.
 
-    A warp runs what stands outside of all loops with such instructions `straight` times, and the i-th of these loops
-    `turns[i]` times in all. A fraction: only so many of the warps do.
+    Attributes:
+        case: the problem in words.
+        instruction: the one that does the arithmetic: HMMA (tensor cores) or FFMA.
+        blocks, warps: blocks of the grid, and warps of a block.
+        straight: how often a warp runs the instructions of this kind that stand outside of all loops.
+        turns: how often a warp runs each loop that has such instructions, in all. Like `straight` it may be a
+            fraction, where only that share of the warps runs them.
+        flops, bytes, outputs: arithmetic, traffic and elements written that the definition needs.
     """
 
     case: str
@@ -39,7 +45,10 @@ class Work:
 
 def _attention(kernel: str, case: str, shape: tuple[int, int, int, int], causal: bool = False) -> Work:
     heads, lq, lk, width = shape
-    wide = int(re.search(r"_w(\d+)_", kernel)[1])
+    columns = re.search(r"_w(\d+)_", kernel)
+    if columns is None:
+        raise ValueError(f"{kernel}: expected the width in the name, such as _w64_")
+    wide = int(columns[1])
     single = "float32" in kernel
     pairs = sum(min(lk, i + 1) for i in range(lq)) if causal else lq * lk
     rows, instruction = 32, "HMMA"
@@ -115,8 +124,8 @@ def _cases() -> dict[str, list[Work]]:
     ):
         for width in widths:
             add(_attention, f"attention_fwd_{prefix}_w{width}_kernel", f"{lq}x{lk}", (16, lq, lk, width))
-    for case, shape in (("one image", (32, 8192, 32)), ("256 images", (8192, 8192, 32))):
-        add(_nearest_code, "nearest_code_fwd_sm70_kernel", case, shape)
+    for case, problem in (("one image", (32, 8192, 32)), ("256 images", (8192, 8192, 32))):
+        add(_nearest_code, "nearest_code_fwd_sm70_kernel", case, problem)
     return cases
 
 

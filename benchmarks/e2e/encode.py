@@ -1,8 +1,8 @@
-"""encode (pixels to codes) and its part behind the ViT, against the official computation and its torch.compile.
+"""The benchmarks encode (pixels to codes) and qformer (its part after the ViT): the official computation, and compiled.
 
 The official computation is that of the official models/seed_qformer/qformer_quantizer.py on our plain modules: eager,
-float32 on a CPU and float16 on a GPU, the distances to all entries in a matrix. Weights are random; the codebook is
-drawn around the embeddings that they give, because the official initial one gives all images the same few codes.
+float32 on a CPU and float16 on a GPU, with the distances to all entries in a matrix. Weights are random; the codebook
+is drawn around the embeddings that they give, because the official initial one gives all images the same few codes.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from seed_fast.profile.cost import costs
 
 OFFICIAL, COMPILED, PLAIN = "official", "official, torch.compile", "seed_fast, plain"
 TINY = "seed-tiny"
-UNFUSED = ", passes not fused"  # what docs/fast.md has the arithmetic of
+UNFUSED = ", passes not fused"  # docs/fast.md has the arithmetic of it
 FAST = {dtype: f"seed_fast, fast, {dtype}" for dtype in ("float32", "bfloat16", "float16")}
-# Of encoding at full size on a CPU: images -> rounds; a call takes seconds.
+# Images of a batch -> rounds, for encoding at full size on a CPU, where a call takes seconds.
 ROUNDS = {1: 3, 8: 2}
 COMPILE_SECONDS = 120
 Encode = Callable[[Any, Tensor], Tensor]
 
 
 class Model:
-    """The tokenizer of a case with random weights, and what is made of it, once for all providers.
+    """The tokenizer of a case with random weights, and its variants, each made once for all providers.
 
     Args:
-        preset: sizes.
-        part: "encode", or "qformer", which does without the ViT and has one block of it only, to save memory.
-        device: where it is.
+        preset: name of the preset whose sizes it has.
+        part: "encode"; or "qformer", which does not run the ViT and has one block of it only, to save memory.
+        device: device that it is on.
     """
 
     def __init__(self, preset: str, part: str, device: str) -> None:
@@ -47,7 +47,7 @@ class Model:
             config = dataclasses.replace(config, vit_depth=1)
         torch.manual_seed(0)
         self.float32 = SeedTokenizer(config, device=device).eval()
-        self._made: dict[Any, Any] = {}
+        self._variants: dict[Any, Any] = {}
         codebook = self.float32.quantizer.codebook
         with torch.no_grad():
             normed = torch.randn(8, config.num_tokens, config.vit_dim, device=device)
@@ -60,12 +60,14 @@ class Model:
         """The modules in `dtype`."""
         if dtype == torch.float32:
             return self.float32
-        return self._once(("plain", dtype), lambda: copy.deepcopy(self.float32).to(dtype))
+        tok: SeedTokenizer = self._once(("plain", dtype), lambda: copy.deepcopy(self.float32).to(dtype))
+        return tok
 
     def compiled(self, dtype: torch.dtype) -> SeedTokenizer:
         """The modules in `dtype` with the same weights, each block and layer compiled.
 
-        Block by block, since all are alike: the kernels of one whole graph, without its minutes of compilation.
+        Block by block, because all are alike: that gives the kernels of one whole graph, without the minutes that it
+        takes to compile.
         """
 
         def make() -> SeedTokenizer:
@@ -76,10 +78,11 @@ class Model:
                 block.compile(dynamic=False)
             return tok
 
-        return self._once(("compiled", dtype), make)
+        tok: SeedTokenizer = self._once(("compiled", dtype), make)
+        return tok
 
     def fast(self, dtype: torch.dtype, form: str, fused: str = "auto") -> Any:
-        """The inference plan in `dtype`, with this `cross_attention` and this SEED_FAST_FUSED_PASSES."""
+        """The inference plan in `dtype`, with `form` as `cross_attention` and `fused` as SEED_FAST_FUSED_PASSES."""
 
         def make() -> Any:
             with environment({"SEED_FAST_FUSED_PASSES": fused}):
@@ -88,14 +91,14 @@ class Model:
         return self._once(("fast", dtype, form, fused), make)
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
+        if key not in self._variants:
+            self._variants[key] = make()
+        return self._variants[key]
 
 
-@functools.lru_cache(maxsize=1)  # one at a time: of the full size they are gigabytes
+@functools.lru_cache(maxsize=1)  # one at a time: at full size they are gigabytes
 def model(preset: str, part: str, device: str) -> Model:
-    """The model of a case."""
+    """The model of a case, the same one for all providers."""
     return Model(preset, part, device)
 
 
@@ -104,7 +107,7 @@ def _model(inputs: Inputs, case: Case) -> Model:
 
 
 def _causal(tok: Any, x: Tensor) -> Tensor:
-    """Causal embeddings of pixels [B, 3, S, S], or of features [B, L, E]."""
+    """Causal embeddings [B, N, C] of pixels [B, 3, S, S], or of features [B, L, E]."""
     return tok.query_embeddings(tok.image_features(x) if x.ndim == 4 else x)
 
 
@@ -175,7 +178,7 @@ def _truth(inputs: Inputs, case: Case) -> Truth:
 
 
 def check(case: Case, provider: Provider, output: Tensor, inputs: Inputs, truth: Truth) -> tuple[str, str]:
-    """Codes equal to float64's wherever rounding cannot change them; the remark is how many equal float32's."""
+    """Check that codes equal float64's wherever rounding cannot change them; remark how many equal float32's."""
     wrong = code_errors(output, truth, provider.dtype or case.dtype, ours=provider.ours)
     if wrong:
         return wrong, ""
@@ -186,8 +189,8 @@ def check(case: Case, provider: Provider, output: Tensor, inputs: Inputs, truth:
 def _work(case: Case) -> list[Any]:
     config = SeedConfig.preset(case.options["preset"])
     stages = ("Q-Former", "nearest code") if case.options["part"] == "qformer" else ("ViT", "Q-Former", "nearest code")
-    found = costs(config, case.shape["images"], case.dtype)
-    return [found[stage] for stage in stages]
+    by_stage = costs(config, case.shape["images"], case.dtype)
+    return [by_stage[stage] for stage in stages]
 
 
 def _case(part: str, preset: str, images: int, dtype: str = "float32", **settings: Any) -> Case:

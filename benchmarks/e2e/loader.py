@@ -1,9 +1,9 @@
-"""The data path alone against the model alone: files to uint8 pixels on the device, and pixels to codes.
+"""The benchmark loader: JPEG files to uint8 pixels on the device, beside the model alone, pixels to codes.
 
-How many CPU cores one GPU needs is the model's images/s over those of one worker. The peer is what a user has without
-seed_fast: torch's DataLoader over Pillow, which resizes and normalises in its workers and sends float32.
+A GPU needs as many CPU cores as the model's images/s divided by those of one worker. The peer is what a user has
+without seed_fast: torch's DataLoader over Pillow, which resizes and normalises in its workers and sends float32.
 
-A loader is timed in the middle of a stream, with all of its workers busy; nothing runs while others are timed.
+A loader is timed in the middle of a stream, with all of its workers busy; nothing of it runs while others are timed.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ CHUNKS = 4  # per worker, that are timed at least
 
 
 def ours(workers: int) -> str:
-    """Name of the provider with so many workers."""
+    """Name of our provider with `workers` workers."""
     return f"seed_fast, {workers} worker{'s' * (workers > 1)}"
 
 
 @functools.cache
 def jpeg(width: int, height: int) -> bytes:
-    """A file of this size, in px, with the frequencies of a photograph."""
+    """A JPEG file of this size in px, with the frequencies of a photograph."""
     file = io.BytesIO()
     Image.open(io.BytesIO(photo())).resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
     return file.getvalue()
@@ -57,7 +57,13 @@ def _processor(case: Case) -> ImageProcessor:
 
 
 class Stream(ABC):
-    """A loader: so many images of a stream of copies of one file count as one call."""
+    """A loader over many copies of one file. A call, in the sense of a benchmark, is `case.shape["images"]` images.
+
+    Args:
+        case: sizes of the file, of the batch and of the model's input.
+        device: device that gets the pixels.
+        workers: processes that decode.
+    """
 
     def __init__(self, case: Case, device: torch.device, workers: int) -> None:
         self.images, self.device, self.processor = case.shape["images"], device, _processor(case)
@@ -70,14 +76,14 @@ class Stream(ABC):
 
     @abstractmethod
     def batches(self, paths: list[str]) -> Iterator[Tensor]:
-        """The files, in batches on the device."""
+        """Batches of the files' pixels, on the device, in order."""
 
     def __call__(self) -> Tensor:
         (batch,) = self.batches([str(self._file)] * self.images)
         return batch
 
     def seconds(self, repeats: int) -> float:
-        """Seconds per call, in the middle of a stream of at least so many."""
+        """Seconds of one call; the mean of at least `repeats` in the middle of a stream."""
         count = max(repeats, self._timed)
         times = [time.perf_counter()]
         for _ in self.batches([str(self._file)] * (self.images * (count + 2 * self._margin))):
@@ -89,8 +95,8 @@ class Stream(ABC):
         self._folder.cleanup()
 
 
-class Ours(Stream):
-    """What `seed-fast tokenize` does in front of the model."""
+class SeedFastStream(Stream):
+    """The loader of `seed-fast tokenize`."""
 
     def __init__(self, case: Case, device: torch.device, workers: int) -> None:
         super().__init__(case, device, workers)
@@ -100,7 +106,8 @@ class Ours(Stream):
     def batches(self, paths: list[str]) -> Iterator[Tensor]:
         decoded = self._decoder.map(Entry(path, path) for path in paths)
         while batch := list(itertools.islice(decoded, self.images)):
-            with self._staging.received(self._staging.send([image.pixels for image in batch])) as pixels:
+            decoded_pixels = [image.pixels for image in batch if image.pixels is not None]
+            with self._staging.received(self._staging.send(decoded_pixels)) as pixels:
                 yield pixels
 
     def close(self) -> None:
@@ -113,13 +120,13 @@ def _loader(workers: int) -> Provider:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if workers > cores:
             raise Unavailable(f"this machine has {cores} core{'s' * (cores > 1)}")
-        return Ours(case, inputs["pixels"].device, workers)
+        return SeedFastStream(case, inputs["pixels"].device, workers)
 
     return Provider(ours(workers), prepare, ours=True)
 
 
 class Photos(torch.utils.data.Dataset):
-    """What a user writes: the official transform in the workers of a DataLoader."""
+    """A data set as users write it: the official transform, in the workers of a DataLoader."""
 
     def __init__(self, paths: list[str], processor: ImageProcessor) -> None:
         self.paths, self.processor = paths, processor
@@ -132,8 +139,8 @@ class Photos(torch.utils.data.Dataset):
         return self.processor.normalize(torch.from_numpy(pixels.copy())[None])[0]
 
 
-class Peer(Stream):
-    """torch's own."""
+class DataLoaderStream(Stream):
+    """The loader of torch."""
 
     def batches(self, paths: list[str]) -> Iterator[Tensor]:
         on_gpu = self.device.type == "cuda"
@@ -148,8 +155,8 @@ class Peer(Stream):
             yield batch.to(self.device, non_blocking=True)
 
 
-class Alone:
-    """The inference plan on pixels that are there; as many images as a call of the loaders has."""
+class ModelAlone:
+    """The inference plan on pixels that are on the device, for as many images as a call of the loaders has."""
 
     def __init__(self, pixels: Tensor, case: Case) -> None:
         preset, batch = case.options["preset"], case.options["batch"]
@@ -159,10 +166,11 @@ class Alone:
 
     @torch.inference_mode()
     def __call__(self) -> Tensor:
-        return self._plan.lookup(self._plan.causal_embeddings(self._pixels))
+        codes: Tensor = self._plan.lookup(self._plan.causal_embeddings(self._pixels))
+        return codes
 
     def seconds(self, repeats: int) -> float:
-        """Seconds for the images of a call, the mean of `repeats`."""
+        """Seconds for the images of a call; the mean of `repeats`."""
         start = time.perf_counter()
         for _ in range(repeats):
             codes = self()
@@ -177,7 +185,7 @@ def _inputs(case: Case, device: str, seed: int) -> Inputs:
 
 
 def check(case: Case, provider: Provider, output: Tensor, inputs: Inputs, truth: Tensor) -> tuple[str, str]:
-    """Pixels equal in every bit to what Pillow gives; codes are checked by the benchmark `encode`."""
+    """Check that pixels equal Pillow's in every bit; codes are checked by the benchmark `encode`."""
     if provider.name == MODEL:
         count = SeedConfig.preset(case.options["preset"]).num_codes
         shape = [case.options["batch"], count]
@@ -209,8 +217,8 @@ LOADER = Benchmark(
     ),
     providers=(
         *map(_loader, WORKERS),
-        Provider(PEER, lambda inputs, case: Peer(case, inputs["pixels"].device, workers=1)),
-        Provider(MODEL, lambda inputs, case: Alone(inputs["pixels"], case), ours=True),
+        Provider(PEER, lambda inputs, case: DataLoaderStream(case, inputs["pixels"].device, workers=1)),
+        Provider(MODEL, lambda inputs, case: ModelAlone(inputs["pixels"], case), ours=True),
     ),
     baseline=PEER,
     bars=(

@@ -1,6 +1,6 @@
-"""The plan's matrix products on this CPU, by every library: `python -m benchmarks.e2e.matrix_products`.
+"""Rates of the inference plan's matrix products on this CPU: `python -m benchmarks.e2e.matrix_products`.
 
-GFLOP/s of CPU time per thread, which other programs on the machine disturb less than wall time.
+For each product and each library, GFLOP/s of CPU time per thread, which other programs disturb less than wall time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROUNDS = 5
 
 
 def shapes(config: SeedConfig, images: int) -> dict[str, tuple[int, int, int]]:
-    """{product: (rows, summed, columns)} of a plan for a batch."""
+    """{product: (rows, summed, columns)} of the plan for a batch of `images`."""
     width, ffn, seen = config.qformer_dim, config.qformer_ffn_dim, config.vit_dim
     tokens, queries = images * config.num_tokens, images * config.num_codes
     crosses = -(-config.qformer_depth // config.cross_attention_every)
@@ -42,7 +42,12 @@ def shapes(config: SeedConfig, images: int) -> dict[str, tuple[int, int, int]]:
 
 @torch.no_grad()
 def rates(rows: int, summed: int, columns: int, dtype: torch.dtype) -> dict[str, float]:
-    """{library: GFLOP/s of the product and its GELU}: the fastest of interleaved rounds."""
+    """{library: GFLOP/s of a product followed by GELU}, from the fastest of interleaved rounds.
+
+    Args:
+        rows, summed, columns: sizes of the product [rows, summed] x [summed, columns].
+        dtype: dtype of both factors.
+    """
     x, weight, bias = (torch.randn(size).to(dtype) for size in ((rows, summed), (columns, summed), (columns,)))
     calls: dict[str, Callable[[Tensor], object]] = {}
     for name, route in ROUTES.items():
@@ -70,8 +75,8 @@ def main() -> int:
     for dtype in (torch.float32, torch.bfloat16):
         print(f"{str(dtype).removeprefix('torch.')}, {options.images} images, GFLOP/s of a thread")
         for name, shape in shapes(SeedConfig.preset(options.model), options.images).items():
-            found = "  ".join(f"{who} {rate:4.0f}" for who, rate in rates(*shape, dtype).items())
-            print(f"  {name:36s} {'x'.join(map(str, shape)):16s} {found}")
+            by_library = "  ".join(f"{library} {rate:4.0f}" for library, rate in rates(*shape, dtype).items())
+            print(f"  {name:36s} {'x'.join(map(str, shape)):16s} {by_library}")
     return 0
 
 

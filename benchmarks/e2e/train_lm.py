@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,20 +32,21 @@ from seed_fast.lm.sequences import TokenSequence
 from seed_fast.lm.vocabulary import Vocabulary
 
 OURS, TRAINER, COMPILED = "seed_fast", "Trainer + PEFT", "Trainer + PEFT, torch.compile"
-TEXT_TOKENS, CODEBOOK, CODES = 50_265, 8_192, 32  # of OPT's tokenizer; of SEED; of an image
-CAPTION, SPREAD, PROMPT = 13, 5, 3  # tokens: of a caption of CC3M, mean and standard deviation; of either prompt
+TEXT_TOKENS, CODEBOOK, CODES = 50_265, 8_192, 32  # tokens of OPT's tokenizer, SEED's codebook, codes of an image
+CAPTION, SPREAD, PROMPT = 13, 5, 3  # tokens of a caption of CC3M, mean and standard deviation; tokens of a prompt
 VOCABULARY = Vocabulary(TEXT_TOKENS, CODEBOOK, TEXT_TOKENS + CODEBOOK, TEXT_TOKENS + CODEBOOK + 1, bos=2, eos=2, pad=1)
 COMPILE_SECONDS = 900.0
-SIZES = {  # OPT's shapes, and the rows of a step: dtype, devices, rounds
+# Name -> (OPT's shape, rows of a step, tokens of a row).
+SIZES: dict[str, tuple[dict[str, Any], int, int]] = {
     "tiny": ({"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 256}, 2, 256),
     "125m": ({"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "ffn_dim": 3072}, 1, 512),
     "2.7b": ({"hidden_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 32, "ffn_dim": 10240}, 8, 1024),
 }
-SETTINGS = {"lr": 1.5e-4, "weight_decay": 0.05, "betas": (0.9, 0.95), "eps": 1e-5}
+SETTINGS: dict[str, Any] = {"lr": 1.5e-4, "weight_decay": 0.05, "betas": (0.9, 0.95), "eps": 1e-5}
 
 
 def config_of(size: str) -> Any:
-    """OPT's config with room for image words; dropout as published."""
+    """OPT's config with room for image tokens, and with its published dropout."""
     from transformers import OPTConfig
 
     shape, _, length = SIZES[size]
@@ -56,14 +57,23 @@ def config_of(size: str) -> Any:
 
 
 def rows_of(count: int, length: int, seed: int) -> dict[str, Tensor]:
-    """A batch of packed samples: half captions to write, half images to draw."""
+    """A batch of packed samples: half are captions to write, half are images to draw.
+
+    Args:
+        count: rows of the batch.
+        length: tokens of a row.
+        seed: of the samples.
+
+    Returns:
+        {"ids", "labels", "positions", "segments"}, each [count, length].
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def ids(first: int, end: int, number: int) -> list[int]:
         return torch.randint(first, end, (number,), generator=generator).tolist()
 
-    samples = []
-    while sum(map(len, samples)) < 4 * count * length:
+    samples: list[TokenSequence] = []
+    while sum(len(sample) for sample in samples) < 4 * count * length:
         words = int((CAPTION + SPREAD * torch.randn((), generator=generator)).round().clamp(3, 60))
         image = VOCABULARY.image(ids(0, CODEBOOK, CODES))
         prompt, text = ids(4, TEXT_TOKENS, PROMPT), ids(4, TEXT_TOKENS, words)
@@ -76,7 +86,7 @@ def rows_of(count: int, length: int, seed: int) -> dict[str, Tensor]:
 
 @functools.lru_cache(maxsize=1)
 def adapted(size: str, dtype: torch.dtype, device: str, dropout: float | None) -> nn.Module:
-    """The model with its adapter, as peft makes it."""
+    """The model with its adapter, as peft makes it; `dropout` None is the published one."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
@@ -85,18 +95,27 @@ def adapted(size: str, dtype: torch.dtype, device: str, dropout: float | None) -
         config.dropout = dropout
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    return add_adapter(model, VOCABULARY, Lora(dropout=0.05 if dropout is None else dropout)).to(device)
+    with_adapter: nn.Module = add_adapter(model, VOCABULARY, Lora(dropout=0.05 if dropout is None else dropout))
+    return with_adapter.to(device)
 
 
 def twin(model: nn.Module) -> nn.Module:
-    """A copy that learns for itself, of the same frozen weights."""
+    """A copy with trained weights of its own that shares the frozen ones."""
     return copy.deepcopy(model, memo={id(p): p for p in model.parameters() if not p.requires_grad})
 
 
 def ours(
     size: str, batches: list[dict[str, Tensor]], dtype: str, device: str, steps: int, dropout: float | None
 ) -> Call:
-    """Our loop, step by step."""
+    """The call that takes a step of our loop.
+
+    Args:
+        size: a key of `SIZES`.
+        batches: what `rows_of` gave; steps cycle through them.
+        dtype, device: what the model computes in, and where.
+        steps: most steps that may be taken.
+        dropout: of the whole model; None: as published.
+    """
     from seed_fast.distributed import Ranks
     from seed_fast.train.lm import LOSS_SCALE, LOSS_SCALE_WINDOW, LanguageModelTask
     from seed_fast.train.loop import Loop
@@ -105,13 +124,14 @@ def ours(
     task = LanguageModelTask(
         LanguageModel(twin(adapted(size, getattr(torch, dtype), device, dropout)), None, VOCABULARY)
     )
+    no_data: Any = ()  # the stream below is given to each step
     recipe = Recipe(
         len(batches[0]["ids"]), 1, steps, min_lr=SETTINGS["lr"], warmup_lr=0.0, warmup_steps=0, cosine="step", clip=1.0,
-        dtype=dtype, **SETTINGS,
+        dtype=cast(Any, dtype), **SETTINGS,
     )  # fmt: skip
     folder = tempfile.TemporaryDirectory(prefix="seed_fast_bench_")
     loop = Loop(
-        task, (), recipe, Run(Path(folder.name) / "run"), Ranks(0, 1, torch.device(device)), units=task.blocks,
+        task, no_data, recipe, Run(Path(folder.name) / "run"), Ranks(0, 1, torch.device(device)), units=task.blocks,
         loss_scale=(LOSS_SCALE, LOSS_SCALE_WINDOW), gives_up=False,
     )  # fmt: skip
     stream = itertools.cycle(batches)
@@ -135,7 +155,7 @@ def trainer(
     size: str, batches: list[dict[str, Tensor]], dtype: str, device: str, steps: int, dropout: float | None, *,
     compiled: bool,
 ) -> Call:  # fmt: skip
-    """Hugging Face's Trainer, step by step."""
+    """The call that takes a step of Hugging Face's Trainer; arguments as for `ours`."""
     model = twin(adapted(size, getattr(torch, dtype), device, dropout))
     rows = [{name: value[i] for name, value in batch.items()} for batch in batches for i in range(len(batch["ids"]))]
     loop = _TrainerThread(model, rows, len(batches[0]["ids"]), dtype, device, steps, compiled)
@@ -148,7 +168,13 @@ def trainer(
 
 
 class _Stepped:
-    """The first call returns the loss before any step, without dropout; further ones are steps and return theirs."""
+    """A call whose first run returns the loss before any step, without dropout; every other run takes a step.
+
+    Args:
+        judge: computes that first loss.
+        step: takes a step and returns its loss.
+        close: ends what runs.
+    """
 
     def __init__(self, judge: Callable[[], float], step: Callable[[], float], close: Callable[[], None]) -> None:
         self._judge, self._step, self.close = judge, step, close
@@ -163,7 +189,7 @@ class _Stepped:
         return self._step()
 
     def seconds(self, repeats: int) -> float:
-        """Of a step; a step ends with the value of its loss, so the device has ended too."""
+        """Seconds of a step; the mean of `repeats`. A step reads its loss at the end, so the device is done by then."""
         start = time.perf_counter()
         for _ in range(repeats):
             self._step()
@@ -179,7 +205,16 @@ def _as_trainer(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 class _TrainerThread:
-    """`Trainer.train()` in a thread that takes a step when asked to."""
+    """`Trainer.train()` in a thread of its own, which takes a step when it is asked to.
+
+    Args:
+        model: with its adapter.
+        rows: one dictionary of tensors per packed row.
+        batch_size: rows of a step.
+        dtype, device: what it computes in, and where.
+        steps: most steps that may be taken.
+        compiled: whether the Trainer compiles the model.
+    """
 
     def __init__(
         self, model: nn.Module, rows: list[dict[str, Tensor]], batch_size: int, dtype: str, device: str, steps: int,
@@ -193,7 +228,7 @@ class _TrainerThread:
         self._loss = float("nan")
         self._error: BaseException | None = None
         self._stop = False
-        outer = self
+        outer = self  # for the callbacks of the Trainer, which have a self of their own
 
         class Steps(transformers.TrainerCallback):
             def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -234,12 +269,12 @@ class _TrainerThread:
         torch.set_num_threads(threads)
         try:
             self._trainer.train()
-        except BaseException as error:  # noqa: BLE001 - handed to who waits for a step
+        except BaseException as error:  # noqa: BLE001 - `step` raises it in the thread that waits
             self._error = error
         self._done.release()
 
     def step(self) -> float:
-        """One optimizer step; its loss."""
+        """Take one optimizer step and return its loss; raises what the Trainer raised."""
         self._wanted.release()
         self._done.acquire()
         if self._error is not None:
@@ -255,7 +290,7 @@ class _TrainerThread:
 
 
 def provider_call(name: str, size: str, dtype: str, device: str, steps: int, dropout: float | None = None) -> Call:
-    """The call of a provider by its name."""
+    """The call of the provider of that name; further arguments as for `ours`."""
     _, count, length = SIZES[size]
     batches = [rows_of(count, length, seed) for seed in range(4)]
     if name == OURS:
@@ -264,7 +299,7 @@ def provider_call(name: str, size: str, dtype: str, device: str, steps: int, dro
 
 
 def tokens_per_step(size: str) -> float:
-    """Tokens that are no padding, in the mean over the batches."""
+    """Tokens of a step without padding, in the mean over the batches."""
     _, count, length = SIZES[size]
     return statistics.mean(int((rows_of(count, length, seed)["segments"] > 0).sum()) for seed in range(4))
 
@@ -276,7 +311,7 @@ def _prepare(name: str) -> Callable[[Inputs, Case], Call]:
 
 
 def _check(case: Case, provider: Provider, loss: float, inputs: Inputs, truth: float) -> tuple[str, str]:
-    """The loss before any step, without dropout, is that of plain peft and transformers in float32."""
+    """Check the loss before any step, without dropout, against that of plain peft and transformers in float32."""
     allowed = 1e-5 if case.dtype == "float32" else 1e-2
     wrong = abs(loss - truth) / truth
     return ("" if wrong <= allowed else f"the loss is off by {wrong:.2g} of itself, more than {allowed:.2g}"), ""
@@ -297,7 +332,7 @@ def _truth(inputs: Inputs, case: Case) -> float:
 
 @functools.lru_cache
 def _matrices(size: str) -> int:
-    """Weights in matrix products, the adapter's too."""
+    """Number of weights in matrix products, the adapter's included."""
     from seed_fast.lm.estimate import count
 
     return count(config_of(size), words=TEXT_TOKENS, codebook_size=CODEBOOK, lora=Lora())[2]

@@ -1,4 +1,4 @@
-"""What the codes of a batch are in exact arithmetic, and which others rounding may turn them into."""
+"""The codes of a batch in float64, and which other codes rounding may turn them into."""
 
 from __future__ import annotations
 
@@ -12,31 +12,39 @@ from torch import Tensor, nn
 
 from seed_fast import SeedTokenizer
 
-CHECKED = 8  # images of a batch, at most: float64 is slow
-# Error of an embedding as a multiple of that of the plain modules in the same dtype: ours, a peer's.
+CHECKED = 8  # images of a batch that are checked, at most, because float64 is slow
+# Error allowed of an embedding, as a multiple of that of the plain modules in the same dtype: ours, a peer's.
 BUDGET, PEER_BUDGET = 2.0, 6.0
 
 
 @dataclass(frozen=True)
 class Truth:
-    """Of the first images: all on the CPU."""
+    """The truth about the first B images of a batch. All tensors are on the CPU.
 
-    z: Tensor  # [B, N, D] float64: what is looked up
-    error: float  # the largest error of an element's row of z in float32, as a distance
-    codebook: Tensor  # [K, D] float64
-    float32: Tensor  # [B, N] the codes of the plain modules in float32
+    Attributes:
+        z: [B, N, D] float64, the vectors that are looked up.
+        error: the largest distance of a vector that the plain modules compute in float32 from its row of z.
+        codebook: [K, D] float64.
+        float32: [B, N] int64, the codes of the plain modules in float32.
+    """
+
+    z: Tensor
+    error: float
+    codebook: Tensor
+    float32: Tensor
 
 
 @torch.no_grad()
 def float64_codes(
     tok: SeedTokenizer, x: Tensor, causal: Callable[[Any, Tensor], Tensor], checked: int = CHECKED
 ) -> Truth:
-    """Truth of the first `checked` images of `x`.
+    """Compute the truth about the first `checked` images of `x`.
 
     Args:
-        tok: float32 modules; in float64 while this runs, block by block.
-        x: what `causal` takes.
+        tok: modules in float32; they compute in float64 while this runs, block by block, and are unchanged afterwards.
+        x: pixels or features, as `causal` takes them.
         causal: (tok, x) -> causal embeddings [B, N, C].
+        checked: number of images.
     """
     x = x[:checked]
     encode_task, codebook = tok.quantizer.encode_task, tok.quantizer.codebook
@@ -49,7 +57,7 @@ def float64_codes(
 
 
 class _Unchecked:
-    """The stages of a tokenizer without the cast of their input to its dtype."""
+    """The stages of a tokenizer, which leave the dtype of their input as it is."""
 
     def __init__(self, tok: SeedTokenizer) -> None:
         self._tok = tok
@@ -63,9 +71,9 @@ class _Unchecked:
 
 @contextmanager
 def _float64(tok: SeedTokenizer) -> Iterator[None]:
-    """Modules compute in float64, each converted while it runs: all at once would need 8 GB more.
+    """Make modules compute in float64 inside the block, each converted while it runs; all at once would need 8 GB more.
 
-    Float32 to float64 and back changes no value.
+    Converting float32 to float64 and back changes no value.
     """
 
     def widen(module: nn.Module, inputs: Any) -> None:
@@ -96,19 +104,27 @@ def _float64(tok: SeedTokenizer) -> Iterator[None]:
 
 
 def code_errors(codes: Tensor, truth: Truth, dtype: str, *, ours: bool) -> str:
-    """Why `codes` [B, N] are wrong, or "".
+    """Say why codes are wrong; "" if they are right.
 
     An embedding that is off by e may turn entry b into entry c only where c is farther in float64 by no more than
-    2 e |b - c|. e is a multiple of the plain modules' float32 error, scaled to the roundoff of `dtype`. A peer's half
-    precision is not judged: the official lookup compares distances of a few digits.
+    2 e |b - c|. Here e is a multiple of the plain modules' float32 error, scaled to the roundoff of `dtype`. A peer's
+    half precision is not judged, because the official lookup then compares distances of a few digits.
+
+    Args:
+        codes: [B, N] int64; only those of the images that `truth` has are compared.
+        truth: what `float64_codes` gave.
+        dtype: name of the dtype that the codes were computed in.
+        ours: whether seed_fast computed them.
     """
     if codes.dtype != torch.int64 or codes.shape[1:] != truth.float32.shape[1:]:
         return f"codes must be int64 [B, {truth.float32.shape[1]}], got {codes.dtype} {list(codes.shape)}"
+    # Codes that are no codes.
     codes = codes[: len(truth.float32)].cpu()
     if bool(((codes < 0) | (codes >= len(truth.codebook))).any()):
         return "codes outside of the codebook"
     if dtype != "float32" and not ours:
         return ""
+    # How much farther than the nearest entry each chosen one is, and how much of that rounding may explain.
     roundoff = torch.finfo(getattr(torch, dtype)).eps / torch.finfo(torch.float32).eps
     allowed = (BUDGET if ours else PEER_BUDGET) * truth.error * roundoff
     distances = torch.cdist(truth.z.flatten(0, 1), truth.codebook, compute_mode="donot_use_mm_for_euclid_dist").square()

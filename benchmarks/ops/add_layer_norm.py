@@ -1,7 +1,7 @@
-"""add_layer_norm on the rows of the model against plain torch and its compiler, and against a norm alone.
+"""The benchmark of add_layer_norm on the rows of the model: plain torch, its compiler, and a norm alone.
 
-The residual stream is float32, what is added and what the next product reads are of the case's dtype. "norm alone" does
-less: no sum, and nothing written but the norm, in float32.
+The residual stream is float32; the addend and the result that the next product reads have the case's dtype. The
+provider "norm alone" does less work: it adds nothing, and writes the norm only, in float32.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from seed_fast.ops import add_layer_norm
 
 PLAIN, COMPILED, ALONE = "plain torch", "plain, torch.compile", "norm alone"
 EPS = 1e-6
-# Error as a multiple of plain torch's, or in units in the last place of the largest element: ours, a peer's.
+# Largest error allowed, as a multiple of plain torch's or of a unit in the last place of the largest element, whichever
+# is larger: ours, a peer's.
 BUDGET, PEER_BUDGET = 2.0, 6.0
 # Rows of an image and their width.
 ROWS = {"ViT": (257, 1408), "Q-Former": (32, 768)}
 
 
 def plain(x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """What a plan without the op has: a sum, a norm in float32, a cast."""
+    """The computation without the op: a sum, a norm in float32, a cast. Returns (sum, norm)."""
     x = x + delta
     return x, functional.layer_norm(x, weight.shape, weight, bias, EPS).to(delta.dtype)
 
@@ -47,8 +48,8 @@ def _compiled(inputs: Inputs, case: Case) -> Call:
 
 
 def _ours(inputs: Inputs, case: Case) -> Call:
-    dtype = inputs["delta"].dtype
-    return torch.no_grad()(lambda: add_layer_norm(**inputs, eps=EPS, out_dtype=dtype))
+    x, delta, weight, bias = (inputs[name] for name in ("x", "delta", "weight", "bias"))
+    return torch.no_grad()(lambda: add_layer_norm(x, delta, weight, bias, eps=EPS, out_dtype=delta.dtype))
 
 
 def _alone(inputs: Inputs, case: Case) -> Call:
@@ -69,7 +70,7 @@ def _inputs(case: Case, device: str, seed: int) -> Inputs:
 
 
 def _truth(inputs: Inputs, case: Case) -> list[tuple[Tensor, float]]:
-    """Per result: float64's, and the largest error of plain torch."""
+    """Per result: the float64 one, and the largest error of plain torch."""
     rounded = plain(**inputs)
     total = rounded[0].double()
     norm = functional.layer_norm(total, inputs["weight"].shape, inputs["weight"].double(), inputs["bias"].double(), EPS)
@@ -79,7 +80,7 @@ def _truth(inputs: Inputs, case: Case) -> list[tuple[Tensor, float]]:
 def check(
     case: Case, provider: Provider, output: tuple[Tensor, Tensor] | Tensor, inputs: Inputs, truth: list
 ) -> tuple[str, str]:
-    """Error of both results within a multiple of plain torch's in the same dtypes."""
+    """Check that the error of both results is within a multiple of plain torch's in the same dtypes."""
     if isinstance(output, Tensor):  # the norm of x alone, which is another quantity
         return "", ""
     for name, got, (true, theirs) in zip(("sum", "norm"), output, truth, strict=True):

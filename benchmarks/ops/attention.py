@@ -1,6 +1,7 @@
-"""attention on the four shapes of the model against SDPA, FlexAttention and xFormers, forward and with backward.
+"""The benchmark of attention, forward and backward, on the four shapes of the model: SDPA, FlexAttention, xFormers.
 
-q, k and v are what a model has: strided views of one fused projection. SDPA also gets the layout that suits it best.
+q, k and v are as a model has them: strided views of one fused projection. SDPA also gets the layout that suits it
+best.
 """
 
 from __future__ import annotations
@@ -36,15 +37,17 @@ SHAPES = {
     "bidirectional 32x32": (12, 32, 32, 64),
     "ViT 257x257": (16, 257, 257, 88),
 }
-# Error as a multiple of plain torch's in the same dtype: ours forward, ours backward, a peer's.
+# Largest error allowed, as a multiple of plain torch's in the same dtype: ours forward, ours backward, a peer's.
 BUDGET, GRADIENT_BUDGET, PEER_BUDGET = 2.0, 3.0, 6.0
 
 
 def split(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     """q [B, Lq, H, Dh], k and v [B, Lk, H, Dh], as views of the fused projections."""
     if "qkv" in inputs:
-        return inputs["qkv"].unbind(2)
-    return inputs["q"], *inputs["kv"].unbind(2)
+        q, k, v = inputs["qkv"].unbind(2)
+    else:
+        q, (k, v) = inputs["q"], inputs["kv"].unbind(2)
+    return q, k, v
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
@@ -56,8 +59,8 @@ def plain(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
     return torch.einsum("bhqk,bkhd->bqhd", scores_BHQK.softmax(-1), v)
 
 
-def _timed(forward, inputs: Inputs, case: Case, split=split) -> Call:
-    """Forward alone, or forward and the gradients of what the inputs are."""
+def _timed(forward: Callable[[Tensor, Tensor, Tensor], Tensor], inputs: Inputs, case: Case) -> Call:
+    """The call to time: forward alone, or forward and the gradients of all inputs; returns the list of both."""
     if not case.options.get("backward"):
 
         @torch.no_grad()
@@ -89,8 +92,8 @@ def _ours(inputs: Inputs, case: Case) -> Call:
 
 def _sdpa(inputs: Inputs, case: Case) -> Call:
     def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        heads_first = (x.transpose(1, 2) for x in (q, k, v))
-        return functional.scaled_dot_product_attention(*heads_first, is_causal=case.options["causal"]).transpose(1, 2)
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return functional.scaled_dot_product_attention(q, k, v, is_causal=case.options["causal"]).transpose(1, 2)
 
     return _timed(forward, inputs, case)
 
@@ -106,7 +109,10 @@ def _sdpa_best(inputs: Inputs, case: Case) -> Call:
 
 
 def without_avx512(prepare: Callable[[Inputs, Case], Call]) -> Callable[[Inputs, Case], Call]:
-    """The same where torch has no AVX-512: on a processor without it, or with it hidden from the whole process."""
+    """`prepare` for a torch without AVX-512: on a processor that lacks it, or with it hidden from the whole process.
+
+    Elsewhere what comes back raises `Unavailable`.
+    """
 
     def start(inputs: Inputs, case: Case) -> Call:
         if torch.backends.cpu.get_cpu_capability() != "AVX2":
@@ -147,7 +153,7 @@ def _forward_only(case: Case) -> str:
 
 
 def _compiles(case: Case) -> str:
-    """What compiles for seconds per case runs on a CPU where the bars are, and on a GPU wherever it can."""
+    """Why a provider that compiles for seconds is left out: on a CPU it runs only on cases that have bars."""
     on_bars = case.dtype == "float32" and not case.options.get("backward")
     return "" if on_bars or case.devices == ("cuda",) else "left out here: compiles for long"
 
@@ -176,7 +182,7 @@ def _in_dtype(inputs: Inputs, case: Case, dtype: torch.dtype) -> list[Tensor]:
 
 
 def _truth(inputs: Inputs, case: Case) -> list[tuple[Tensor, float]]:
-    """Per output: the float64 result, and the root-mean-square error of plain torch in the dtype of the case."""
+    """Per output: the float64 result, and the root-mean-square error of plain torch in the case's dtype."""
     true, rounded = _in_dtype(inputs, case, torch.float64), _in_dtype(inputs, case, case.torch_dtype())
     return [(x, _error(y, x)) for x, y in zip(true, rounded, strict=True)]
 
@@ -186,7 +192,7 @@ def _error(got: Tensor, true: Tensor) -> float:
 
 
 def check(case: Case, provider: Provider, output: list[Tensor], inputs: Inputs, truth: list) -> tuple[str, str]:
-    """Error of every output within its budget, a multiple of plain torch's error in the same dtype."""
+    """Check that the error of every output is within its budget, a multiple of plain torch's in the same dtype."""
     for index, (got, (true, budget)) in enumerate(zip(output, truth, strict=True)):
         name = f"gradient {index}" if index else "output"
         if got.shape != true.shape:

@@ -1,7 +1,7 @@
-"""bias_gelu behind a product of the model, against plain torch, its compiler, and a product that adds the bias itself.
+"""The benchmark of bias_gelu after a matrix product: plain torch, its compiler, and a product that adds the bias.
 
-Cases with K have the product in front: what a plan chooses between is the product without a bias and then bias_gelu, or
-torch's product with a bias (in cublasLt's epilogue, on a GPU) and then its GELU. Cases without K are the pass alone.
+Cases with K include the product. The inference plan chooses between a product without a bias followed by bias_gelu, and
+torch's product with a bias (in cublasLt's epilogue, on a GPU) followed by its GELU. Cases without K are the pass alone.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ from benchmarks.providers import (
 from seed_fast.ops import bias_gelu
 
 PLAIN, COMPILED, ADDMM, GELU = "plain torch", "plain, torch.compile", "product with bias, then GELU", "GELU alone"
-# Error as a multiple of plain torch's, or in units in the last place of the largest element: ours, a peer's.
+# Largest error allowed, as a multiple of plain torch's or of a unit in the last place of the largest element, whichever
+# is larger: ours, a peer's.
 BUDGET, PEER_BUDGET = 2.0, 6.0
 # Rows of an image, and columns before and behind the product.
 LAYERS = {"ViT": (257, 1408, 6144), "Q-Former": (32, 768, 3072)}
 
 
 def plain(x: Tensor, bias: Tensor, weight: Tensor | None = None) -> Tensor:
-    """A product without a bias, the bias, GELU; each a pass of its own."""
+    """A product without a bias, the sum with the bias, GELU; each is a pass of its own."""
     return functional.gelu((x if weight is None else functional.linear(x, weight)) + bias)
 
 
 def ours(x: Tensor, bias: Tensor, weight: Tensor | None = None) -> Tensor:
-    """A product without a bias, then both in one pass, written over its result."""
+    """A product without a bias, then bias and GELU in one pass that overwrites it."""
     return bias_gelu(x, bias) if weight is None else bias_gelu(functional.linear(x, weight), bias, inplace=True)
 
 
@@ -72,7 +73,7 @@ def _inputs(case: Case, device: str, seed: int) -> Inputs:
 
 
 def _truth(inputs: Inputs, case: Case) -> tuple[Tensor, float]:
-    """float64's result, and the largest error of plain torch."""
+    """The float64 result, and the largest error of plain torch."""
     true = plain(**{name: tensor.double() for name, tensor in inputs.items()})
     return true, float((plain(**inputs).double() - true).abs().max())
 
@@ -80,7 +81,7 @@ def _truth(inputs: Inputs, case: Case) -> tuple[Tensor, float]:
 def check(
     case: Case, provider: Provider, output: Tensor, inputs: Inputs, truth: tuple[Tensor, float]
 ) -> tuple[str, str]:
-    """Error within a multiple of plain torch's in the same dtype."""
+    """Check that the error is within a multiple of plain torch's in the same dtype."""
     true, theirs = truth
     if output.shape != true.shape:
         return f"the result must be {list(true.shape)}, got {list(output.shape)}", ""

@@ -1,4 +1,4 @@
-"""nearest_code against the official formula, FAISS and vector-quantize-pytorch on a CPU, and flash-kmeans on a GPU."""
+"""The benchmark of nearest_code: the official formula, FAISS, vector-quantize-pytorch, and flash-kmeans on a GPU."""
 
 from __future__ import annotations
 
@@ -25,11 +25,15 @@ OFFICIAL, COMPILED, FAISS, FAISS_AVX2 = "official formula", "official, torch.com
 FLASH_KMEANS = "flash-kmeans"
 TF32_ROUNDOFF = 2.0**-11
 LARGEST_REFERENCE = 2048  # rows
-LARGEST_MATRIX = 2**30  # bytes; where [N, K] is larger, whoever materialises it (three times at the peak) is left out
+# Bytes of [N, K] in float32; above it those who materialise the matrix, three times at the peak, are left out.
+LARGEST_MATRIX = 2**30
 
 
 def official(z: Tensor, codebook: Tensor) -> Tensor:
-    """The lookup of `VectorQuantizer2` in the official models/seed_qformer/qformer_quantizer.py: the full matrix."""
+    """The official lookup, by the matrix of all distances: ids [N] of z [N, D] in codebook [K, D].
+
+    Source: `VectorQuantizer2` in the official models/seed_qformer/qformer_quantizer.py.
+    """
     distances_NK = (
         z.square().sum(dim=1, keepdim=True) + codebook.square().sum(dim=1) - 2 * torch.einsum("nd,kd->nk", z, codebook)
     )
@@ -95,7 +99,8 @@ def _packed_once(inputs: Inputs, case: Case) -> Call:
 
 
 def _packed_per_call(inputs: Inputs, case: Case) -> Call:
-    return lambda: nearest_code(**inputs)
+    z, codebook = inputs["z"], inputs["codebook"]
+    return lambda: nearest_code(z, codebook)
 
 
 def _reference(inputs: Inputs, case: Case) -> Call:
@@ -126,8 +131,11 @@ def _truth(inputs: Inputs, case: Case) -> Tensor:
 
 
 def check(case: Case, provider: Provider, output: object, inputs: Inputs, truth: Tensor) -> tuple[str, str]:
-    """Ours must return the float64 argmin everywhere. A peer may return an entry whose float64 distance is above the
-    best by no more than what rounding in its arithmetic can hide: twice (D + 4) u (||z|| + ||codebook_k||)^2."""
+    """Check ids: ours must be the float64 argmin everywhere; a peer's may differ within the rounding of its arithmetic.
+
+    A peer may return an entry whose float64 distance is above the smallest by no more than rounding can hide, which is
+    2 (D + 4) u (|z| + max |codebook|)^2 for the unit roundoff u.
+    """
     ids = torch.as_tensor(output).to(truth.device, torch.int64)
     if ids.shape != truth.shape:
         return f"ids must be {list(truth.shape)}, got {list(ids.shape)}", ""

@@ -1,4 +1,4 @@
-"""vector_quantize, forward and backward, against the official module and vector-quantize-pytorch.
+"""The benchmark of vector_quantize, forward and backward: the official module and vector-quantize-pytorch.
 
 Every provider computes z_q (straight-through), ids, and the gradients of z and the codebook under the same objective:
 the sum of both loss terms, each of weight 1 (vector-quantize-pytorch has no other), and a given gradient of z_q.
@@ -34,7 +34,10 @@ def _gradients(z_q: Tensor, ids: Tensor, loss: Tensor, z: Tensor, codebook: Tens
 
 
 def _forward_official(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`VectorQuantizer2.forward` of the official models/seed_qformer/qformer_quantizer.py, its two terms unweighted."""
+    """The official forward pass: (z_q, ids, loss), with both terms of the loss unweighted.
+
+    Source: `VectorQuantizer2.forward` in the official models/seed_qformer/qformer_quantizer.py.
+    """
     ids = official(z, codebook)
     chosen = functional.embedding(ids, codebook)
     loss = functional.mse_loss(chosen.detach(), z) + functional.mse_loss(chosen, z.detach())
@@ -104,7 +107,7 @@ def _truth(inputs: Inputs, case: Case) -> list[Tensor]:
 
 
 def check(case: Case, provider: Provider, output: list[Tensor], inputs: Inputs, truth: list[Tensor]) -> tuple[str, str]:
-    """Ids equal to float64's, z_q and gradients within `TOLERANCE` unit roundoffs of their largest element."""
+    """Check that ids equal float64's; z_q and gradients to within `TOLERANCE` roundoffs of their largest element."""
     for name, got, true in zip(("z_q", "ids", "gradient of z", "gradient of codebook"), output, truth, strict=True):
         if got.shape != true.shape:
             return f"{name} must be {list(true.shape)}, got {list(got.shape)}", ""
