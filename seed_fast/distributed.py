@@ -9,7 +9,7 @@ import gc
 import inspect
 import os
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -82,6 +82,23 @@ class Ranks:
         return box
 
 
+@contextmanager
+def joined(device: torch.device) -> Iterator[Ranks]:
+    """Join the other processes of torchrun for the block; alone without torchrun.
+
+    The end of the block waits for all ranks. After an error this rank leaves at once, so that torchrun ends the others.
+
+    Raises:
+        OSError: they don't find each other.
+    """
+    finished = False
+    try:
+        yield Ranks.join(device)
+        finished = True
+    finally:
+        leave(together=finished)
+
+
 def leave(*, together: bool) -> None:
     """End the exchange; `together` waits for all ranks, so that none closes what another one still reads from.
 
@@ -147,11 +164,11 @@ def wrap(task: nn.Module, ranks: Ranks, *, fsdp: bool, units: tuple[type[nn.Modu
     """
     if fsdp:
         if not dist.is_initialized():
-            raise ValueError("--fsdp shards over the processes of torchrun, and there is no torchrun")
+            raise ValueError("fsdp shards over the processes of torchrun, and there is no torchrun")
         try:
             from torch.distributed.fsdp import fully_shard
         except ImportError as error:
-            raise ImportError(f"--fsdp needs torch >= 2.6, got {torch.__version__}") from error
+            raise ImportError(f"fsdp needs torch >= 2.6, got {torch.__version__}") from error
         for module in task.modules():
             if isinstance(module, units):
                 fully_shard(module)
@@ -160,18 +177,21 @@ def wrap(task: nn.Module, ranks: Ranks, *, fsdp: bool, units: tuple[type[nn.Modu
     if ranks.world == 1:
         return task
     devices = [ranks.device] if ranks.device.type == "cuda" else None
-    # Buffers are equal on all ranks by themselves. What says so got another name, and the old one a warning.
+    # Buffers are equal on all ranks without being broadcast. Newer versions of torch renamed the argument, and warn
+    # of the old name.
     parameters = inspect.signature(DistributedDataParallel.__init__).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
-    return DistributedDataParallel(task, device_ids=devices, **{name: False})
+    no_broadcast: dict[str, Any] = {name: False}
+    return DistributedDataParallel(task, device_ids=devices, **no_broadcast)
 
 
 def synchronise(module: nn.Module, wanted: bool) -> Callable[[], Any]:
     """A context in which backward exchanges gradients, or (`wanted` False) lets them add up on each rank."""
     if isinstance(module, DistributedDataParallel):
         return nullcontext if wanted else module.no_sync
-    if hasattr(module, "set_requires_gradient_sync"):
-        module.set_requires_gradient_sync(wanted)
+    set_wanted = getattr(module, "set_requires_gradient_sync", None)  # FSDP2's
+    if set_wanted is not None:
+        set_wanted(wanted)
     return nullcontext
 
 

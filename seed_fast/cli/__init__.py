@@ -23,12 +23,14 @@ from seed_fast.cli.tokenize import tokenize
 from seed_fast.cli.tokens_build import tokens_build
 from seed_fast.cli.tokens_import import tokens_import
 from seed_fast.cli.tokens_info import tokens_info
-from seed_fast.train.cli import app as train_app
-from seed_fast.train.lm_cli import lm as train_lm
+from seed_fast.cli.train_lm import lm
+from seed_fast.cli.train_stage1 import stage1
+from seed_fast.cli.train_stage2 import stage2
 
 GROUPS = {
     "eval": "Measure a trained model.",
     "tokens": "Data sets as codes and text: tokenised once, read by every training.",
+    "train": "Train a tokenizer: stage1 (causal Q-Former, by contrast), then stage2 (quantizer, decoders). Or lm.",
 }
 COMMANDS = {
     "tokenize": tokenize,
@@ -43,6 +45,9 @@ COMMANDS = {
     "tokens build": tokens_build,
     "tokens import": tokens_import,
     "tokens info": tokens_info,
+    "train stage1": stage1,
+    "train stage2": stage2,
+    "train lm": lm,
 }
 
 
@@ -67,8 +72,6 @@ def _assemble() -> typer.Typer:
 
 
 app = _assemble()
-train_app.command()(train_lm)
-app.add_typer(train_app, name="train")
 
 
 def _version(wanted: bool) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from seed_fast._extras import require
 from seed_fast._terminal import complain
-from seed_fast.cli._checks import usage
+from seed_fast.cli._checks import tokenizers_match, usage
 from seed_fast.cli._options import Device, DtypeName
 
 if TYPE_CHECKING:
@@ -108,10 +108,11 @@ def check_same_tokenizer(
     learned, codes = lm.vocabulary.codebook_size, tok.config.codebook_size
     if learned != codes:
         raise ValueError(f"the language model must have the tokenizer's {codes} codes as words, got {learned}")
-    check_identity(
-        folder or options.lm,
-        TokenizerIdentity.of_tokenizer(tok, options.model),
-        f"--model {options.model}",
-        anyway=options.any_tokenizer,
-        note=complain,
-    )
+    with tokenizers_match():
+        check_identity(
+            folder or options.lm,
+            TokenizerIdentity.of_tokenizer(tok, options.model),
+            f"--model {options.model}",
+            anyway=options.any_tokenizer,
+            note=complain,
+        )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import shlex
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -78,7 +79,6 @@ def command(*, stopped: str = "", memory: str = "lower --batch-size") -> Callabl
     def decorate(work: Callable[[Any], int]) -> Callable:
         options = get_type_hints(work)["options"]
         hints = get_type_hints(options, include_extras=True)
-        own = [name for cls in options.__mro__ for name in vars(cls).get("__annotations__", ())]
         by_name = {field.name: field for field in fields(options)}
 
         def entry(**given: Any) -> None:
@@ -100,13 +100,43 @@ def command(*, stopped: str = "", memory: str = "lower --batch-size") -> Callabl
                     default=inspect.Parameter.empty if by_name[name].default is MISSING else by_name[name].default,
                     annotation=_for_typer(hints[name]),
                 )
-                for name in dict.fromkeys(own)
-                if name in by_name
+                for name in _in_order(options)
             ]
         )
         return entry
 
     return decorate
+
+
+def command_line(words: str, options: Any, *, without: tuple[str, ...] = ()) -> str:
+    """The command that gives these options, without those that have their defaults.
+
+    Args:
+        words: the command, such as "train lm".
+        options: an instance of its dataclass.
+        without: names of fields to leave out in any case.
+    """
+    hints = get_type_hints(type(options), include_extras=True)
+    by_name = {field.name: field for field in fields(options)}
+    line = ["seed-fast", *words.split()]
+    for name in _in_order(type(options)):
+        value = getattr(options, name)
+        if value == by_name[name].default or name in without:
+            continue
+        declared = next((text for text in get_args(hints[name])[1].param_decls or () if text.startswith("--")), None)
+        on, _, off = (declared or f"--{name.replace('_', '-')}").partition("/")
+        if isinstance(value, bool):
+            line.append(on if value else off)
+        else:
+            line += [on, str(value)]
+    return shlex.join(line)
+
+
+def _in_order(options: type) -> list[str]:
+    """Names of the fields: those of the class itself, then inherited ones."""
+    names = {field.name for field in fields(options)}
+    declared = (name for cls in options.__mro__ for name in vars(cls).get("__annotations__", ()))
+    return [name for name in dict.fromkeys(declared) if name in names]
 
 
 def _for_typer(hint: Any) -> Any:

@@ -23,7 +23,6 @@ def run(
     *,
     stopped: str = "",
     memory: str = "lower --batch-size",
-    usage: tuple[type[Exception], ...] = (),
 ) -> int:
     """Do a command's work. Returns its exit code: what `work` returns, or 1, 2, 130 or 143 after one line on stderr.
 
@@ -32,7 +31,6 @@ def run(
             and `WorkerDied` for 1. Anything else is a fault of this package, and comes through.
         stopped: what the line of a stop adds, such as how to go on; without it a stop has no line.
         memory: what to do where the device has too little memory.
-        usage: further exceptions that mean 2.
     """
     with Watch(stopped) as watch:
         try:
@@ -42,7 +40,7 @@ def run(
                 number = error.number if isinstance(error, Stopped) else watch.number
                 watch.say(number)
                 return 128 + int(number or 0)
-            if isinstance(error, (UsageError, OutputError, *usage)):
+            if isinstance(error, (UsageError, OutputError)):
                 return fail(error, EXIT_USAGE)
             if _is_out_of_memory(error):
                 return fail(f"the device has no memory for this: {memory}", EXIT_FAILED)

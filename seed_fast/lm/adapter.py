@@ -92,7 +92,8 @@ class LoraLinear(PeftLinear):
         """x [..., I] to [..., O], in the dtype of the frozen weight."""
         if args or kwargs or self.disable_adapters or self.merged or self.active_adapters != [ADAPTER]:
             return super().forward(x, *args, **kwargs)
-        base, dropout = self.base_layer, self.lora_dropout[ADAPTER]
+        base: Any = self.base_layer
+        dropout = self.lora_dropout[ADAPTER]
         flat = x.reshape(-1, x.shape[-1]).to(base.weight.dtype)
         share = dropout.p if self.training and isinstance(dropout, nn.Dropout) else 0.0
         a, b = self.lora_A[ADAPTER].weight, self.lora_B[ADAPTER].weight
@@ -110,17 +111,19 @@ class TokenRows(TrainableTokensLayer):
     def parts(self) -> list[Tensor]:
         """The matrix in parts, in the order of its rows: frozen, learned, frozen. None is empty."""
         first, learned = self._learned()
-        weight = self.base_layer.weight.detach()
+        base: Any = self.base_layer
+        weight = base.weight.detach()
         parts = [weight[:first], learned, weight[first + len(learned) :]]
         return [part for part in parts if len(part)]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Ids [...] to rows [..., D]; of an output layer, peft's forward."""
-        is_plain = isinstance(self.base_layer, nn.Embedding) and self.active_adapters == [ADAPTER]
-        if not is_plain or self.disable_adapters or self.merged:
+        base = self.base_layer
+        is_alone = self.active_adapters == [ADAPTER] and not self.disable_adapters and not self.merged
+        if not isinstance(base, nn.Embedding) or not is_alone:
             return super().forward(x, *args, **kwargs)
         first, learned = self._learned()
-        return embed_parts(x, self.base_layer.weight, first, learned)
+        return embed_parts(x, base.weight, first, learned)
 
 
 def embed_parts(ids: Tensor, frozen: Tensor, first: int, learned: Tensor) -> Tensor:

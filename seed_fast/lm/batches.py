@@ -245,12 +245,14 @@ class SequenceBatches:
         try:
             sequence = sample_sequence(self.vocabulary, self.tokenizer, sample, task, image_first=image_first)
         except ValueError as error:
-            return self._skip(number, sample, str(error))
+            self._skip(number, sample, str(error))
+            return None
         if len(sequence) > self.length:
             problem = f"{len(sequence)} tokens, more than the {self.length} of a row"
             if self._too_long == "error":
                 raise ValueError(f"{_name(number, sample)}: {problem}")
-            return self._skip(number, sample, problem)
+            self._skip(number, sample, problem)
+            return None
         return sequence
 
     def _skip(self, number: int, sample: dict[str, Any], problem: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -62,6 +63,32 @@ def model_card(
     lines += ["", *(f"- **{name}**: {text}" for name, text in facts.items() if base is None or name != "Base")]
     lines += ["", "## Load", "", *_loading(title, base, folder), "", f"Written by seed_fast {__version__}.", ""]
     return "\n".join(["---", *front, "---", f"# {title}", "", *lines])
+
+
+def training_facts(data: str, kinds: Mapping[str, int], tasks: str, command: str, metrics: Path) -> dict[str, str]:
+    """Say for the card how a model was trained.
+
+    Args:
+        data: name of the store of samples.
+        kinds: number of its samples by kind.
+        tasks: what captions were used for, as ratios.
+        command: what was called.
+        metrics: the run's metrics.jsonl.
+
+    Returns:
+        The data, the command and the last values of loss and perplexity, as titles and texts.
+    """
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
+    last: dict[str, float] = {}
+    for line in metrics.read_text(encoding="utf-8").splitlines():
+        last |= {name: value for name, value in json.loads(line).items() if isinstance(value, (int, float))}
+    names = [name for name in ("loss", "validation_loss", "validation_perplexity") if name in last]
+    values = ", ".join(f"{name.replace('_', ' ')} {last[name]:.4g}" for name in names)
+    return {
+        "Data": f"`{data}`: {counts}; trained on {tasks}",
+        "Made by": f"`{command}`",
+        "Metrics": f"{values} at step {last['step']:.0f}" if values else "not measured",
+    }
 
 
 def _loading(title: str, base: str | None, folder: Path) -> list[str]:

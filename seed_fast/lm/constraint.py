@@ -58,13 +58,15 @@ class ImageSpans(LogitsProcessor):
             raise ValueError(f"ImageSpans: num_codes must be at least 1, got {num_codes}")
         if images not in get_args(Images):
             raise ValueError(f"ImageSpans: images must be one of {', '.join(get_args(Images))}, got {images!r}")
-        if images == "force" and prompt_length is None:
-            raise ValueError("ImageSpans: images='force' needs prompt_length, to know where the answer begins")
-        if images == "force" and max_length is not None and prompt_length + num_codes + 2 > max_length:
-            raise ValueError(
-                f"ImageSpans: max_length must be at least {prompt_length + num_codes + 2} to hold the prompt and an "
-                f"image of {num_codes} codes, got {max_length}"
-            )
+        if images == "force":
+            if prompt_length is None:
+                raise ValueError("ImageSpans: images='force' needs prompt_length, to know where the answer begins")
+            least = prompt_length + num_codes + 2
+            if max_length is not None and max_length < least:
+                raise ValueError(
+                    f"ImageSpans: max_length must be at least {least} to hold the prompt and an image of {num_codes} "
+                    f"codes, got {max_length}"
+                )
         self.vocabulary = vocabulary
         self.num_codes = num_codes
         self.images = images

@@ -13,19 +13,21 @@ import os
 import statistics
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from seed_fast.lm.folder import read_config, read_tokenizer
 from seed_fast.lm.loss import chunk_rows
 from seed_fast.lm.model import Lora, add_adapter, is_tied
-from seed_fast.lm.vocabulary import Vocabulary
+from seed_fast.lm.vocabulary import END, Vocabulary
 
 REACHED = 0.5  # of the matrix rate; benchmarks/e2e/train_lm.py measures it
 
 
 @dataclass(frozen=True)
-class Estimate:
+class RunEstimate:
     """Of one rank; bytes, unless said otherwise."""
 
     parameters: int  # number
@@ -58,30 +60,23 @@ class Estimate:
         """For JSON."""
         return asdict(self) | {"total": self.total, "fits": self.fits}
 
-    def lines(self) -> list[str]:
-        """For people."""
-        kept = self.activations_checkpointed if self.checkpointed else self.activations
-        other = self.activations if self.checkpointed else self.activations_checkpointed
-        which = "without" if self.checkpointed else "with"
-        return [
-            f"{self.parameters:,} parameters, of which {self.trainable:,} learn",
-            f"memory per device: {_size(self.total)} of {_size(self.available)}: weights {_size(self.weights)}, "
-            f"gradients {_size(self.gradients)}, optimizer {_size(self.optimizer)}, activations {_size(kept)} "
-            f"({_size(other)} {which} --checkpoint-activations), logits {_size(self.logits)}",
-            f"memory of each machine, beside its devices': {_size(self.host_loading)} while the model is read, "
-            f"{_size(self.host_saving)} while a checkpoint is written",
-            f"about {self.tokens_per_s:,.0f} tokens/s, at {REACHED:.0%} of the measured rate of matrix products",
-        ]
 
-    def refusal(self) -> str | None:
-        """One line that says what doesn't fit, and what to do; None if all does."""
-        if self.fits:
-            return None
-        saved = "" if self.checkpointed else ", --checkpoint-activations"
-        return (
-            f"the run needs {_size(self.total)} per device, and there are {_size(self.available)}: "
-            f"try a higher --accumulate, a shorter --length{saved} or --fsdp"
-        )
+def estimate_folder(
+    model: str | Path, base: str | Path | None = None, *, codebook_size: int, **run: Any
+) -> RunEstimate:
+    """Estimate a run on the model of a folder; only its config and its tokenizer are read.
+
+    Args:
+        model: folder or hub id of a model, or of an adapter that is trained further.
+        base: of an adapter: its base, where that is no longer where the adapter says.
+        codebook_size: number of codes.
+        run: the other arguments of `estimate`.
+    """
+    config, tokenizer = read_config(model, base), read_tokenizer(model)
+    words = len(tokenizer)
+    if END in tokenizer.get_vocab():
+        words -= len(Vocabulary.of_tokenizer(tokenizer).new_ids)
+    return estimate(config, words=words, codebook_size=codebook_size, **run)
 
 
 def estimate(
@@ -97,7 +92,7 @@ def estimate(
     local_world: int = 1,
     fsdp: bool = False,
     checkpointed: bool = False,
-) -> Estimate:
+) -> RunEstimate:
     """Judge a run.
 
     Args:
@@ -127,7 +122,7 @@ def estimate(
     new_rows = codebook_size + 2 if lora else rows
     flops = 4.0 * products + 2.0 * learning + (2.0 * products if checkpointed else 0.0)
     rate = matrix_rate(device, dtype, config)
-    return Estimate(
+    return RunEstimate(
         parameters=parameters,
         trainable=trainable,
         weights=(frozen + 4 * trainable) // parts,
@@ -171,10 +166,6 @@ def count(config: Any, *, words: int, codebook_size: int, lora: Lora | None) -> 
     )
 
 
-def _size(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"
-
-
 def _inner(model: Any) -> Any:
     """transformers' model, out of peft's if it is in one."""
     return model.get_base_model() if hasattr(model, "peft_config") else model
@@ -205,7 +196,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, config: Any) -> float:
     rows = 4096 if device.type == "cuda" else 256
     a = torch.randn(rows, width, device=device, dtype=dtype)
     b = torch.randn(width, 4 * width, device=device, dtype=dtype)
-    times = []
+    times: list[float] = []
     begin = time.perf_counter()
     while len(times) < 3 or (len(times) < 20 and time.perf_counter() - begin < 0.5):
         start = time.perf_counter()

@@ -13,10 +13,14 @@ from seed_fast._text import read_json, shown
 from seed_fast.model.config import MOST
 
 ADAPTER_CONFIG = "adapter_config.json"
-_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings")
-_JSON_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
-_JSON_FILES += ("added_tokens.json", "model.safetensors.index.json", "pytorch_model.bin.index.json")
-_SIZES += ("ffn_dim", "intermediate_size")  # of OPT, and of LLaMA
+_SIZES = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings",
+    "ffn_dim", "intermediate_size",  # the width inside a block, in OPT and in LLaMA
+)  # fmt: skip
+_JSON_FILES = (
+    "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "model.safetensors.index.json", "pytorch_model.bin.index.json",
+)  # fmt: skip
 FURTHEST_UP = 2  # a base that is further away is named by its whole path
 UNTIED = "base"  # inside an adapter's folder: its base, where it needs one of its own
 

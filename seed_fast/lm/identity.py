@@ -82,7 +82,7 @@ def check_identity(
     same = learned.compare(given)
     line = f"{folder} {verb} the codes of {learned}, and {what} has those of {given}"
     if same is False and not anyway:
-        raise OtherTokenizer(f"{line}: they mean something else; --any-tokenizer goes on nevertheless")
+        raise OtherTokenizer(f"{line}: they mean something else")
     if same is False or (same is None and learned.name != given.name):
         note(
             f"note: {line}"

@@ -160,13 +160,14 @@ def add_adapter(model: nn.Module, vocabulary: Vocabulary, lora: Lora) -> nn.Modu
     """
     from peft import LoraConfig, get_peft_model
 
-    family = family_of(model.config, model.config.name_or_path or "model")
+    base: Any = model.config
+    family = family_of(base, base.name_or_path or "model")
     norms = bool(family.norms) if lora.norms is None else lora.norms
     rows = vocabulary.new_ids
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.rank,
-        lora_alpha=lora.alpha,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft multiplies by it, whole or not
         lora_dropout=lora.dropout,
         target_modules=list(lora.targets or family.linears),
         modules_to_save=list(family.norms) if norms and family.norms else None,

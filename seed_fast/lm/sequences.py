@@ -96,7 +96,10 @@ def interleaved_sequence(
         if (codes is None) == (text is None):
             both = "both" if text is not None else "neither"
             raise ValueError(f"interleaved_sequence: slot {slot} must have an image or a text, got {both}")
-        ids += vocabulary.image(codes) if text is None else text_ids(vocabulary, tokenizer, text)
+        if codes is not None:
+            ids += vocabulary.image(codes)
+        elif text is not None:
+            ids += text_ids(vocabulary, tokenizer, text)
     return _supervised(vocabulary, ids)
 
 

@@ -73,7 +73,7 @@ class FeatureCache:
                 if found.get(name) != wanted[name]:
                     raise ValueError(
                         f"{folder}: holds features with {name} {found.get(name)!r}, this run needs {wanted[name]!r}: "
-                        "give another --cache-features"
+                        "give another folder"
                     )
         elif rank == 0:
             write_beside(path, json.dumps(wanted).encode())
@@ -99,7 +99,7 @@ class FeatureCache:
         needed, free = max(0, samples - self.count) * self.row_bytes, shutil.disk_usage(self.folder).free
         text = f"{samples} samples x {self.row_bytes / 1e6:.3g} MB = {total / 1e9:.3g} GB in {self.folder}"
         if needed > free:
-            raise ValueError(f"--cache-features: {text}, and the disk has {free / 1e9:.3g} GB free")
+            raise ValueError(f"cached features: {text}, and the disk has {free / 1e9:.3g} GB free")
         return f"cached features: {text}, {self.count} there already; {free / 1e9:.3g} GB free"
 
     def __call__(self, batch: Batch) -> Tensor:

@@ -84,9 +84,7 @@ class LanguageModelTask(nn.Module):
             name = "activation_checkpointing_enable"  # as transformers 5.2 calls it
             enable = getattr(causal, name, None) or causal.gradient_checkpointing_enable
             enable({"use_reentrant": False})
-        self.codes = None
-        if codebook is not None:
-            self.codes = self._code_layer(codebook)
+        self.codes = None if codebook is None else self._code_layer(codebook)
         if self.is_adapter:
             self._keep_dtype()
         self._tokens, self._since = 0, time.monotonic()
@@ -141,7 +139,7 @@ class LanguageModelTask(nn.Module):
         device = ids.device.type
         with torch.autocast(device, enabled=False) if self.is_adapter else nullcontext():
             body = self._causal.get_decoder()
-            words = {"input_ids": flat} if self.codes is None else {"inputs_embeds": self._embed(flat)}
+            words = {"input_ids": flat} if self.codes is None else {"inputs_embeds": self._embed(flat, self.codes)}
             hidden = body(**words, position_ids=positions, packed=packed, use_cache=False).last_hidden_state
             weights = self._output_parts()
             dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -150,9 +148,9 @@ class LanguageModelTask(nn.Module):
             total = linear_cross_entropy(hidden[0, supervised].to(dtype), weights, targets)
             return total, len(targets), flat.shape[1]
 
-    def _embed(self, ids: Tensor) -> Tensor:
+    def _embed(self, ids: Tensor, codes: CodeLayer) -> Tensor:
         rows = self._causal.get_input_embeddings().token_adapter
-        return embed_parts(ids, rows.base_layer.weight, rows.token_indices["default"][0], self.codes())
+        return embed_parts(ids, rows.base_layer.weight, rows.token_indices["default"][0], codes())
 
     def _output_parts(self) -> list[Tensor]:
         """The output matrix, in parts that learn and parts that don't."""

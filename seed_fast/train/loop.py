@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seed_fast._files import OutputError
 from seed_fast._stops import stops_handled
 from seed_fast.distributed import Ranks, is_sharded, sharded_like, synchronise, trainable, whole, wrap
 from seed_fast.model import vit
@@ -54,7 +55,7 @@ class Loop:
         fill: gives the task, which then is on the meta device, its values once it is sharded.
 
     Raises:
-        FileExistsError: the output holds another run's checkpoints, and `run.resume` is off.
+        OutputError: the output holds another run's checkpoints, and `run.resume` is off.
         ValueError: a checkpoint was made under another recipe.
     """
 
@@ -75,7 +76,8 @@ class Loop:
         fill: Callable[[nn.Module], None] | None = None,
         in_parts: bool = False,
     ) -> None:
-        self.task, self.batches, self.validation = task, batches, validation
+        self.task: Any = task  # a module, maybe with the two further methods that the top of this file names
+        self.batches, self.validation = batches, validation
         self.recipe, self.run, self.ranks = recipe, run, ranks
         # As JSON gives it back, so that the two can be compared.
         self._about = json.loads(json.dumps({**asdict(recipe), **(about or {})}))
@@ -240,7 +242,7 @@ class Loop:
         if path is None:
             return
         if not self.run.resume:
-            raise FileExistsError(f"{path}: left by an earlier run; --resume goes on with it, or give another --output")
+            raise OutputError(f"{path}: left by an earlier run; resume=True goes on with it, or give another output")
         state = checkpoint.read_state(path)
         _compare(self._about, state["recipe"], path)
         self.step = state["step"]

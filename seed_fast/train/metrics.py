@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 from seed_fast._files import write_beside, writing
 
+METRICS = "metrics.jsonl"
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -27,7 +28,7 @@ class MetricsLog:
     """
 
     def __init__(self, folder: Path, step: int, *, tensorboard: bool = False) -> None:
-        self.path = folder / "metrics.jsonl"
+        self.path = folder / METRICS
         lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
         write_beside(self.path, b"".join(line for line in lines if _is_until(line, step)))
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by `close`)
@@ -36,7 +37,7 @@ class MetricsLog:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
-                raise ImportError("--tensorboard needs tensorboard: pip install 'seed_fast[train]'") from error
+                raise ImportError("TensorBoard event files need tensorboard: pip install 'seed_fast[train]'") from error
             self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:

@@ -42,36 +42,36 @@ def open_target(
     kind, _, folder = spec.partition(":")
     if kind == "stage1-text" and not folder:
         if contrast is None:
-            raise ValueError("--target stage1-text needs a --model with stage 1's text tower (contrast.safetensors)")
+            raise ValueError("target stage1-text needs a folder of stage 1, with its text tower (contrast.safetensors)")
         _check(spec, (1, contrast[0].tokenizer.config.qformer_dim), config)
         return _Stage1Text(*contrast)
     if kind not in ("clip-image", "clip-text") or not folder:
-        raise ValueError(f"--target must be one of {', '.join(KINDS)}, got {spec!r}")
+        raise ValueError(f"target must be one of {', '.join(KINDS)}, got {spec!r}")
     if not Path(folder).is_dir() and hub_id(folder) is None:
-        raise ValueError(f"--target {spec}: no such folder")
+        raise ValueError(f"target {spec}: no such folder")
     try:
         import transformers
     except ImportError as error:
-        raise ImportError(f"--target {spec} needs transformers: pip install 'seed_fast[train]'") from error
+        raise ImportError(f"target {spec} needs transformers: pip install 'seed_fast[train]'") from error
     folder = str(language_model_folder(folder))
     if kind == "clip-image":
         model = transformers.CLIPVisionModelWithProjection.from_pretrained(folder, local_files_only=True)
         _check(spec, (1, model.config.projection_dim), config)
         if model.config.image_size != config.image_size:
             size = model.config.image_size
-            raise ValueError(f"--target {spec}: its pictures are {size} px, this tokenizer's {config.image_size} px")
+            raise ValueError(f"target {spec}: its pictures are {size} px, this tokenizer's {config.image_size} px")
         return _ClipImage(model.eval().to(device))
-    model = transformers.CLIPTextModel.from_pretrained(folder, local_files_only=True)
+    text = transformers.CLIPTextModel.from_pretrained(folder, local_files_only=True)
     tokenizer = transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    _check(spec, (model.config.max_position_embeddings, model.config.hidden_size), config)
-    return _ClipText(model.eval().to(device), tokenizer)
+    _check(spec, (text.config.max_position_embeddings, text.config.hidden_size), config)
+    return _ClipText(text.eval().to(device), tokenizer)
 
 
 def _check(spec: str, found: tuple[int, int], config: SeedConfig) -> None:
     wanted = (config.generation_tokens, config.generation_dim)
     if found != wanted:
         gives, makes = (f"{tokens} x {width}" for tokens, width in (found, wanted))
-        raise ValueError(f"--target {spec}: must give what the head makes, {makes} numbers, got {gives}")
+        raise ValueError(f"target {spec}: must give what the head makes, {makes} numbers, got {gives}")
 
 
 class _ClipImage:

@@ -20,7 +20,7 @@ from seed_fast._files import OutputError, locked_folder, replace_folder_files, s
 from seed_fast.data.tokens import open_tokens
 from seed_fast.distributed import Ranks
 from seed_fast.model import calibration
-from seed_fast.train.command import hold_output
+from seed_fast.train.session import held_output
 from tests.pictures import encoded, picture, write_files
 
 
@@ -199,13 +199,12 @@ def test_what_a_killed_process_staged_is_removed_by_the_next_run(tmp_path: Path)
         (tmp_path / name / "model.safetensors").touch()
     (tmp_path / "kept").touch()
     alone = Ranks(0, 1, torch.device("cpu"))
-    with ExitStack() as held:
-        hold_output(tmp_path, alone, held)
-        with pytest.raises(OutputError, match="another process is writing it"), ExitStack() as other:
-            hold_output(tmp_path, alone, other)
+    refused = pytest.raises(OutputError, match="another process is writing it")
+    with held_output(tmp_path, alone), refused, held_output(tmp_path, alone):
+        pass
     assert sorted(os.listdir(tmp_path)) == ["base", "kept"]
-    with ExitStack() as held:
-        hold_output(tmp_path, alone, held)
+    with held_output(tmp_path, alone):
+        pass
 
 
 def test_processes_that_measure_at_once_all_keep_their_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

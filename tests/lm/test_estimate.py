@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 pytest.importorskip("peft")
 
 from seed_fast.cli import app
+from seed_fast.cli.train_lm import refusal
 from seed_fast.distributed import trainable
 from seed_fast.lm import estimate as module
 from seed_fast.lm.estimate import count, estimate
@@ -92,11 +93,11 @@ def test_speed_is_the_measured_rate_over_the_work(monkeypatch):
 def test_what_does_not_fit_is_refused_in_one_line():
     found = judge()
     assert found.fits
-    assert found.refusal() is None
-    refusal = replace(found, available=1000).refusal()
-    assert "\n" not in refusal
-    assert "--checkpoint-activations" in refusal
-    assert "--checkpoint-activations" not in replace(found, available=1000, checkpointed=True).refusal()
+    assert refusal(found) is None
+    problem = refusal(replace(found, available=1000))
+    assert "\n" not in problem
+    assert "--checkpoint-activations" in problem
+    assert "--checkpoint-activations" not in refusal(replace(found, available=1000, checkpointed=True))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from seed_fast._files import OutputError
 from seed_fast.train.checkpoint import latest, read_tensors
 from tests.train.tiny import RECIPE, ListBatches, loop, stage1, stage2
 
@@ -143,7 +144,7 @@ def test_data_without_a_batch_is_named(tmp_path):
 
 def test_a_run_does_not_go_on_by_accident(tmp_path):
     loop(stage2(), tmp_path, recipe=replace(RECIPE, epochs=1))()
-    with pytest.raises(FileExistsError, match="--resume goes on with it"):
+    with pytest.raises(OutputError, match="resume=True goes on with it"):
         loop(stage2(), tmp_path)
     with pytest.raises(ValueError, match="epochs must stay 1, as the run began with, got 5"):
         loop(stage2(), tmp_path, resume=True)
