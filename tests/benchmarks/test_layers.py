@@ -14,7 +14,7 @@ from benchmarks.results import ROOT
 LAYERS = (
     ("run", "report"),
     ("figures",),
-    ("tables", "measure", "volta_report"),
+    ("tables", "measure", "overview", "volta_report"),
     ("memory",),
     ("catalog",),
     ("e2e",),
