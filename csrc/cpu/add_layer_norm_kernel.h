@@ -28,10 +28,10 @@ inline Floats rounded(Floats value, DType dtype) {
   return load(bits, 0, dtype);
 }
 
-// `any`: the types are known at run time alone, and these stand for nothing.
+// With `any` the types are known at run time alone, and the template parameters for them have no meaning.
 template <bool any, DType delta_dtype = DType::float32>
 void norm_row_of(const AddLayerNorm& p, int64_t row, float* values) {
-  // Copies: a store could be to the problem itself, for all that the compiler knows.
+  // Local copies, because the compiler has to assume that a store may change the problem.
   const int64_t D = p.D, whole = D - D % kWidth;
   const DType x_type = any ? p.x.dtype : DType::float32, delta_type = any ? p.delta.dtype : delta_dtype;
   const DType y_type = any ? p.y.dtype : delta_dtype;
@@ -47,8 +47,8 @@ void norm_row_of(const AddLayerNorm& p, int64_t row, float* values) {
     return rounded(load_as_float(x, at, x_type) + load_as_float(delta, at, delta_type), x_type);
   };
 
-  // The sum, and a first mean, as an offset from the first element. Each value counts with its share, so that no sum
-  // overflows.
+  // First the sum of x and delta, and a first mean, as an offset from the first element. Each value counts with its
+  // share 1/D, so that no sum overflows.
   const float start = sum_at(0);
   Floats offsets = {};
   for (int64_t begin = 0; begin < whole; begin += kRun) {
@@ -70,7 +70,7 @@ void norm_row_of(const AddLayerNorm& p, int64_t row, float* values) {
   }
   mean += rest;
 
-  // Differences from it are nearly exact, and their mean is what it lacks.
+  // Then the variance: differences from the first mean are nearly exact, and their own mean corrects it.
   Floats lacks = {}, squares = {};
   for (int64_t begin = 0; begin < whole; begin += kRun) {
     Floats lacking = {}, square = {};
@@ -104,7 +104,7 @@ void norm_row_of(const AddLayerNorm& p, int64_t row, float* values) {
   }
 }
 
-// The plan's types get code of their own.
+// The types that the inference plan uses get code of their own.
 void norm_row(const AddLayerNorm& p, int64_t row, float* values) {
   if (p.x.dtype != DType::float32 || p.delta.dtype != p.y.dtype || p.y.dtype == DType::float16)
     return norm_row_of<true>(p, row, values);

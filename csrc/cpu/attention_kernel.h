@@ -73,14 +73,13 @@ void score_rows(int64_t rows, const float* queries, int64_t depth, const char* k
   }
 }
 
-// Rows that are wanted soon, on their way to the cache: of one head they lie far apart, and no hardware sees that
-// coming.
+// Prefetches rows that are needed soon: rows of one head lie far apart, which no hardware prefetcher predicts.
 inline void fetch(const char* rows, int64_t stride, int64_t count, int64_t bytes) {
   for (int64_t row = 0; row < count; ++row)
     for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(rows + row * stride + at);
 }
 
-// What to fetch while scores are computed: the next keys of `count`, and the same rows of V. Null: nothing.
+// What to prefetch while scores are computed: the next `count` keys, and the same rows of V. Null: nothing.
 struct Coming {
   const char* values = nullptr;
   int64_t stride = 0, count = 0;

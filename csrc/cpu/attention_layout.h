@@ -31,7 +31,7 @@ struct AttentionProblem {
   float scale;
   bool causal;
   int64_t block;    // queries per work item
-  bool contiguous;  // whether the last axis of q, k and v is
+  bool contiguous;  // true if the last axis of q, k and v is contiguous
 };
 
 // Working memory of one thread. Uninitialised; about half a megabyte, of which a block of short rows touches little.

@@ -29,7 +29,7 @@ inline Floats exact_gelu(Floats x) {
 }
 
 void gelu_row(const BiasGelu& p, const float* bias, int64_t row) {
-  // Copies: a store could be to the problem itself, for all that the compiler knows.
+  // Local copies, because the compiler has to assume that a store may change the problem.
   const DType type = p.x_dtype;
   const int64_t bytes = type == DType::float32 ? 4 : 2, D = p.D, whole = D - D % kWidth;
   const char* const x = static_cast<const char*>(p.x) + row * p.x_stride * bytes;

@@ -19,7 +19,7 @@ namespace {
 
 constexpr int64_t kPanel = 96;  // rows of z that one task screens: with one block of codes they stay in the L1 cache
 
-// Rows of z as float32, screened and decided. A row without a nearest code goes through as zeros.
+// Rows of z as float32, to be screened and decided. A row without a nearest code is replaced by zeros.
 class Search {
  public:
   enum class State : uint8_t { fine, nan, overflow };
@@ -32,7 +32,7 @@ class Search {
     std::vector<State> states;
   };
 
-  // Where the answers go; what nobody asked for is null.
+  // Where the results are written; null for those that were not asked for.
   struct Outputs {
     int64_t* ids;     // [N]
     float* margin;    // [N]

@@ -50,12 +50,12 @@ struct NearestCode {
   double margin;
 };
 
-// One row of z, as the kernels want it.
+// One row of z with everything that the kernels read.
 struct Row {
   const float* z;        // [D]
   const float* maxima;   // [blocks, kLanes] group maxima of s
   double spread;         // ||z'||, rounded up
-  PairType pairs;        // what the maxima come from; none: float32
+  PairType pairs;        // precision that the maxima come from; none: float32
   bool want_margin;
 };
 
@@ -93,7 +93,7 @@ void pair_row(const float* centered, int64_t D, PairType type, float step, uint3
 // Above this many open groups, scoring every code by tiles is cheaper than group by group.
 inline int64_t most_survivors(const PackedCodebook& codes) { return codes.blocks * kLanes / 8 + 4; }
 
-// Whether score(a) < score(b), or they are equal and a < b, in exact arithmetic; score(e) = ||e||^2 - 2 z.e.
+// True if score(a) < score(b), or they are equal and a < b, in exact arithmetic; score(e) = ||e||^2 - 2 z.e.
 bool nearest_code_exactly_before(const float* z, const PackedCodebook& codes, int64_t a, int64_t b);
 
 // score(second) - score(best), which isn't negative, from an exact sum.

@@ -101,7 +101,7 @@ double pack_block(PackedCodebook& codes, int64_t block, PairType type) {
   return *std::max_element(largest, largest + kLanes);
 }
 
-// Searches for a few of the entries themselves: where pairs leave most groups open for them, they will for z.
+// Searches for a few of the entries themselves: if 16-bit pairs leave most groups open for these, they will for z too.
 bool pairs_help(const PackedCodebook& codes, const NearestCodeKernels& kernels) {
   if (kernels.pairs == PairType::none) return false;
   std::vector<float> centered(codes.D), maxima(codes.blocks * kLanes);

@@ -1,7 +1,7 @@
 // nearest_code on CUDA: ids[n] = argmin over k of ||e_k||^2 - 2 z_n.e_k in exact arithmetic, lowest k on ties.
 //
 // 1. nearest_code_fwd_sm70_kernel or its sm75 sibling screens rows x codes on tensor cores in binary16, on chip, so that
-//    [N, K] never exists in memory. Of each row and share of the codebook it keeps a Partial: which groups of eight
+//    [N, K] never exists in memory. It keeps a Partial for each row and share of the codebook: which groups of eight
 //    codes may hold the nearest, within the error bound.
 // 2. nearest_code_finish_kernel merges the shares and decides among the codes of up to two groups. Rows that have more
 //    go to a list.

@@ -120,8 +120,8 @@ struct RowSize {
   Scale scale{1};
   float spread = 0;
 };
-// Of several rows at once, so that their loads and shuffles overlap; the 32 lanes of a warp share the work and all
-// return the result. `row_at(i)` is row i; rows from `count` on are left at 0.
+// Measures several rows at once, so that their loads and shuffles overlap. The 32 lanes of a warp share the work,
+// and all return the result. `row_at(i)` is row i; rows from `count` on are left at 0.
 template <int kRows, class RowAt>
 SEED_FAST_DEVICE void measure(RowAt row_at, int count, const Codes& codes, int lane, RowSize (&sizes)[kRows]) {
   float largest[kRows], square[kRows];

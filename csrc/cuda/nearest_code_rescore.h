@@ -19,7 +19,7 @@ SEED_FAST_DEVICE ExactSum exact_difference(const Row& z, const Codes& codes, int
   return difference;
 }
 
-// The sign of that, and its value where it isn't negative.
+// The sign of exact_difference, and its value where it isn't negative.
 SEED_FAST_DEVICE_NOINLINE int compare_exactly(const Row& z, const Codes& codes, int a, int b) {
   return exact_difference(z, codes, a, b).sign();
 }
@@ -40,8 +40,8 @@ struct Candidates {
 
 SEED_FAST_DEVICE Scored no_code() { return {static_cast<double>(infinity()), -1}; }
 
-// Whether a comes before b: by exact score, then by index. `error` bounds the error of a float64 score. A strict total
-// order of distinct codes, so that candidates merge to one result in whatever order lanes and tiles meet.
+// True if a comes before b: by exact score, then by index. `error` bounds the error of a float64 score. The order is
+// strict and total for distinct codes, so candidates merge to one result in whatever order lanes and tiles meet.
 SEED_FAST_DEVICE bool precedes(const Row& z, const Codes& codes, double error, const Scored& a, const Scored& b) {
   if (a.index < 0 || b.index < 0) return a.index >= 0;
   const double gap = a.score - b.score;
@@ -72,7 +72,7 @@ struct Subject {
   int lane;
   double norm, spread;  // ||z||^2; ||z'||
   double error64;       // of a float64 score ||e||^2 - 2 z.e
-  bool bounded;         // whether float32 scores can't overflow, so that bounds hold
+  bool bounded;         // true: float32 scores can't overflow, so that bounds hold
 
   SEED_FAST_DEVICE Subject(const Rows& rows, long long row, const Codes& codes, int lane)
       : z(rows, row), codes(codes), lane(lane), norm(0) {
@@ -88,7 +88,7 @@ struct Subject {
     bounded = code_spread * code_spread + spread * code_spread < 0x1p126;
   }
 
-  // Whether there is a nearest code: no NaN, and norms that are finite in float32.
+  // True if there is a nearest code: no NaN, and norms that are finite in float32.
   SEED_FAST_DEVICE bool valid() const { return norm <= kFloat32Max && codes.header->bad_norm == ~0u; }
 };
 

@@ -54,7 +54,7 @@ struct MmaSm75 {
     }
   }
 
-  // As in nearest_code_sm70.cu.
+  // See nearest_code_sm70.cu.
   SEED_FAST_DEVICE static int row(int lane, int r) { return r / 2 * 16 + r % 2 * 8 + lane / 4; }
   SEED_FAST_DEVICE static int column_class(int lane) { return lane % 4; }
   SEED_FAST_DEVICE float sum(int r, int g, int member) const {

@@ -8,8 +8,8 @@
 
 namespace seed_fast {
 
-// As add_layer_norm_cpu, with addresses on the current device and a contiguous y. Throws cuda::CudaError, and
-// std::invalid_argument for sizes beyond 2^31 - 1.
+// Computes what add_layer_norm_cpu does, with addresses on the current device and a contiguous y. Throws
+// cuda::CudaError, and std::invalid_argument for sizes beyond 2^31 - 1.
 void add_layer_norm_cuda(const AddLayerNorm& problem, cudaStream_t stream);
 
 }  // namespace seed_fast

@@ -8,8 +8,8 @@
 
 namespace seed_fast {
 
-// As bias_gelu_cpu, with addresses on the current device. Throws cuda::CudaError, and std::invalid_argument for sizes
-// beyond 2^31 - 1.
+// Computes what bias_gelu_cpu does, with addresses on the current device. Throws cuda::CudaError, and
+// std::invalid_argument for sizes beyond 2^31 - 1.
 void bias_gelu_cuda(const BiasGelu& problem, cudaStream_t stream);
 
 }  // namespace seed_fast

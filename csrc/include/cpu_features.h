@@ -1,4 +1,4 @@
-// What this CPU and its operating system can run. The kernels' run-time dispatch and `seed-fast info` ask here.
+// Instruction sets that this CPU and its operating system can run, for the kernels' dispatch and `seed-fast info`.
 #pragma once
 
 #include <string>

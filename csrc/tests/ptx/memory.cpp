@@ -31,7 +31,7 @@ void note(Segment& segment, History& word, uint64_t address, unsigned bytes, Use
   const uint32_t since = segment.one_block ? who.block_time : who.launch_time;
   const char* const doing = use == Use::read ? "reads" : use == Use::write ? "writes" : "atomically updates";
   const bool harmless = same || (use == Use::atomic && (word.writer & kAtomic));
-  // Of lanes that store to one place in one instruction one wins, where that is allowed at all.
+  // If several lanes store to one place in one instruction, one of them wins, where that is allowed at all.
   const bool at_once = who.collisions_allowed && use == Use::write && word.write_line == who.line &&
                        (word.writer & kThread) / 32 == who.thread / 32 && word.write_time == who.time;
   if (word.write_time >= since && (word.writer >> kBytesShift & bytes) && !harmless && !at_once) {
