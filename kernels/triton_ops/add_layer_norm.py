@@ -1,6 +1,6 @@
-"""add_layer_norm in Triton, for sm_80 and newer: a row a program, its values in registers.
+"""add_layer_norm in Triton, for sm_80 and newer: one row per program, with its values in registers.
 
-Statistics are float32, as csrc/cuda/add_layer_norm.cu has them: a mean, then differences from it.
+Statistics are float32, computed in the order of csrc/cuda/add_layer_norm.cu: a mean, then differences from it.
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ def add_layer_norm_fwd_kernel(
     POST_NORM: tl.constexpr,
     PADDED_D: tl.constexpr,
 ):
+    # The sum, rounded as the residual stream will hold it.
     row = tl.program_id(0).to(tl.int64)
     dims = tl.arange(0, PADDED_D)
     inside = dims < D
     value = tl.load(x + row * stride_xn + dims * stride_xd, mask=inside, other=0.0).to(tl.float32)
     value += tl.load(delta + row * stride_deltan + dims * stride_deltad, mask=inside, other=0.0).to(tl.float32)
-    value = value.to(x.dtype.element_ty).to(tl.float32)  # as the stream holds it
+    value = value.to(x.dtype.element_ty).to(tl.float32)
     share = 1.0 / tl.cast(D, tl.float32)
 
-    # A mean as an offset from the first element, so that a constant row has variance 0.
+    # Statistics: the mean is an offset from the first element, so that a constant row has variance 0.
     start = tl.sum(tl.where(dims == 0, value, 0.0), axis=0)
     mean = start + tl.sum(tl.where(inside, value - start, 0.0) * share, axis=0)
     difference = tl.where(inside, value - mean, 0.0)
@@ -50,6 +51,7 @@ def add_layer_norm_fwd_kernel(
     variance = tl.where(variance > 0.0, variance, tl.where(square < float("inf"), 0.0, square))
     scale = 1.0 / tl.sqrt_rn(variance + eps)
 
+    # The norm, and the stream where it is wanted.
     weights = tl.load(weight + dims * stride_weight, mask=inside, other=0.0).to(tl.float32)
     shifts = tl.load(bias + dims * stride_bias, mask=inside, other=0.0).to(tl.float32)
     norm = (difference - lack) * scale * weights + shifts
@@ -63,7 +65,10 @@ def add_layer_norm_fwd(
     x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor, eps: float, post_norm: bool, stream: Tensor | None,
     y: Tensor,
 ) -> None:  # fmt: skip
-    """x, delta [N, D], weight, bias [D] -> stream (or None) and y [N, D], written in place, with contiguous rows."""
+    """Launch the kernel: x, delta [N, D] and weight, bias [D] give stream (or None) and y [N, D].
+
+    The results are written into the tensors given, whose rows are contiguous.
+    """
     n, d = x.shape
     padded = triton.next_power_of_2(d)
     if n == 0:

@@ -44,6 +44,7 @@ def attention_fwd_kernel(
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    # The queries of this program stay in registers.
     blocks = tl.cdiv(Lq, BLOCK_Q)
     program = tl.program_id(0).to(tl.int64)
     first, h, b = program % blocks * BLOCK_Q, program // blocks % H, program // blocks // H
@@ -55,12 +56,14 @@ def attention_fwd_kernel(
     if UPCAST:
         q_tile = q_tile.to(tl.float32)
 
-    # A score's sign, by which the largest is found, and what remains of the scale; with scale 0 every score is 0.
+    # The scale is split into its sign, applied before the largest score is found, and its size, applied after the
+    # subtraction; with scale 0 every score is 0.
     sign = tl.where(scale > 0, 1.0, tl.where(scale < 0, -1.0, 0.0))
     steepness = tl.where(scale == 0, 1.0, tl.abs(scale))
     largest = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
     total = tl.full((BLOCK_Q,), 0.0, tl.float32)
     acc = tl.full((BLOCK_Q, PADDED_D), 0.0, tl.float32)
+    # Keys pass in blocks; sums are rescaled when a row's largest score grows.
     end = tl.minimum(Lk, first + BLOCK_Q) if CAUSAL else Lk
     for start in range(0, end, BLOCK_K):
         keys = start + tl.arange(0, BLOCK_K).to(tl.int64)
@@ -90,9 +93,9 @@ def attention_fwd_kernel(
 
 
 def attention_fwd(q: Tensor, k: Tensor, v: Tensor, out: Tensor, causal: bool, scale: float, upcast: bool) -> None:
-    """q [B, Lq, H, D], k and v [B, Lk, H, D] -> out [B, Lq, H, D] contiguous, written in place.
+    """Launch the kernel: q [B, Lq, H, D], k and v [B, Lk, H, D] give out [B, Lq, H, D], contiguous, written in place.
 
-    `upcast` multiplies in float32: the interpreter's dot is wrong for bfloat16.
+    With `upcast` products are float32; the interpreter needs it, because its dot is wrong for bfloat16.
     """
     b, lq, h, d = q.shape
     programs = b * h * triton.cdiv(lq, BLOCK_QUERIES)

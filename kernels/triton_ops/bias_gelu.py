@@ -1,4 +1,4 @@
-"""bias_gelu in Triton, for sm_80 and newer: a program takes some columns, whose bias it keeps, of some rows."""
+"""bias_gelu in Triton, for sm_80 and newer: a program computes some columns, whose bias it keeps, of some rows."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def bias_gelu_fwd_kernel(
 
 
 def bias_gelu_fwd(x: Tensor, bias: Tensor, y: Tensor) -> None:
-    """x [N, D], bias [D] -> y [N, D], written in place, with contiguous rows."""
+    """Launch the kernel: x [N, D] and bias [D] give y [N, D], written in place, with contiguous rows."""
     n, d = x.shape
     block_n, block_d = 4, min(1024, max(16, triton.next_power_of_2(d)))
     if n > 0:

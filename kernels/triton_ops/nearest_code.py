@@ -21,7 +21,7 @@ FLOAT32_MAX = tl.constexpr(torch.finfo(torch.float32).max)
 
 @triton.jit
 def _float32(x):
-    """bfloat16 is widened by its bits: Triton's interpreter converts subnormal ones to other values."""
+    """Return x in float32; bfloat16 by its bits, because Triton's interpreter converts subnormal ones wrongly."""
     if x.dtype == tl.bfloat16:
         return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     return x.to(tl.float32)
@@ -50,6 +50,7 @@ def nearest_code_fwd_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    # Rows of this program.
     rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     dims = tl.arange(0, PADDED_D)
     z_mask = (rows < N)[:, None] & (dims < D)[None, :]
@@ -58,6 +59,7 @@ def nearest_code_fwd_kernel(
     # Rows without an answer go through as zeros, so that no NaN meets a reduction.
     z_tile = tl.where((z_square < float("inf"))[:, None], z_tile, 0.0)
 
+    # All codes pass in blocks; each row keeps its best two scores, and the codebook its largest norm and element.
     best = tl.full((BLOCK_N,), float("-inf"), tl.float32)
     second = tl.full((BLOCK_N,), float("-inf"), tl.float32)
     best_id = tl.full((BLOCK_N,), 0, tl.int64)
@@ -101,7 +103,7 @@ def nearest_code_fwd_kernel(
 
 @triton.jit
 def _product_in_limbs(a, b, doubled: tl.constexpr):
-    """a * b * 2^doubled for float32 values a [B] and b, as [B, LIMBS] of one sign, not yet carried."""
+    """Return a * b * 2^doubled for float32 values a [B] and b, as limbs [B, LIMBS] of one sign, not yet carried."""
     a_bits, b_bits = a.to(tl.int32, bitcast=True).to(tl.int64), b.to(tl.int32, bitcast=True).to(tl.int64)
     a_exponent, b_exponent = (a_bits >> 23) & 0xFF, (b_bits >> 23) & 0xFF
     a_significand = (a_bits & 0x7FFFFF) | tl.where(a_exponent > 0, 0x800000, 0)
@@ -118,6 +120,7 @@ def _product_in_limbs(a, b, doubled: tl.constexpr):
 
 @triton.jit
 def _limb(limbs, i, axis: tl.constexpr):
+    """Return limb i along an axis."""
     at = tl.arange(0, LIMBS)
     if axis == 1:
         at = at[None, :]
@@ -126,7 +129,7 @@ def _limb(limbs, i, axis: tl.constexpr):
 
 @triton.jit
 def _carried(limbs):
-    """[B, LIMBS] with limbs in [0, 2^32), but for the last one, which has the sign."""
+    """Carry limbs [B, LIMBS], so that all are in [0, 2^32) but the last one, which has the sign."""
     at = tl.arange(0, LIMBS)[None, :]
     carry = _limb(limbs, 0, 1) * 0
     for i in range(LIMBS):
@@ -139,7 +142,7 @@ def _carried(limbs):
 
 @triton.jit
 def _smallest(limbs, codes, wanted):
-    """The limbs [LIMBS] and the code of the smallest of the wanted rows, of equal ones the first; NO_CODE of none."""
+    """Return limbs [LIMBS] and code of the smallest wanted row, the first among equals; NO_CODE if none is wanted."""
     for i in range(LIMBS):
         limb = _limb(limbs, LIMBS - 1 - i, 1)
         wanted = wanted & (limb == tl.min(tl.where(wanted, limb, NO_CODE), axis=0))
@@ -149,7 +152,7 @@ def _smallest(limbs, codes, wanted):
 
 @triton.jit
 def _precedes(a, a_code, b, b_code):
-    """By score, given as limbs [LIMBS], then by code; whatever there is precedes NO_CODE. A strict total order."""
+    """Compare by score, given as limbs [LIMBS], then by code; NO_CODE comes last. This is a strict total order."""
     at = tl.arange(0, LIMBS)
     highest = tl.max(tl.where(a != b, at, -1), axis=0)
     less = tl.max(tl.where((at == highest) & (a < b), 1, 0), axis=0) > 0
@@ -263,9 +266,9 @@ def nearest_code_exact_kernel(
 
 
 def nearest_code_fwd(z: Tensor, codebook: Tensor, ids: Tensor, margin: Tensor | None) -> None:
-    """z [N, D], codebook [K, D] -> ids [N] int64 and, where it is wanted, margin [N] float32, written in place.
+    """Launch both kernels: z [N, D] and codebook [K, D] give ids [N] int64, and margin [N] float32 or None.
 
-    A margin comes from float64 or better, so asking for it sends every row through the second pass.
+    The results are written in place. A margin needs float64 or better, so it sends every row through the second pass.
     """
     n, d = z.shape
     if n == 0:

@@ -26,6 +26,7 @@ def vector_quantize_fwd_kernel(
     PADDED_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
+    # Rows of this program and their entries; NaN where there is no entry.
     rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     dims = tl.arange(0, PADDED_D)
     inside = (rows < N)[:, None] & (dims < D)[None, :]
@@ -33,6 +34,7 @@ def vector_quantize_fwd_kernel(
     at = tl.maximum(ids_N, 0)
     entry = tl.load(codebook + at[:, None] * stride_ek + dims[None, :] * stride_ed, mask=inside, other=0.0)
     entry = tl.where((ids_N >= 0)[:, None], entry.to(tl.float32), float("nan"))
+    # Squared distances, in float64.
     value = tl.load(z + rows[:, None] * stride_zn + dims[None, :] * stride_zd, mask=inside, other=0.0)
     difference = tl.where(inside, entry.to(tl.float64) - value.to(tl.float32).to(tl.float64), 0.0)
     tl.store(z_q + rows[:, None] * D + dims[None, :], entry.to(z_q.dtype.element_ty), mask=inside)
@@ -66,6 +68,7 @@ def vector_quantize_bwd_z_kernel(
     entry = tl.load(codebook + at[:, None] * stride_ek + dims[None, :] * stride_ed, mask=inside, other=0.0)
     entry = tl.where((ids_N >= 0)[:, None], entry.to(tl.float32), float("nan"))
     value = tl.load(z + rows[:, None] * stride_zn + dims[None, :] * stride_zd, mask=inside, other=0.0)
+    # The gradient of z_q passes straight through; that of the commitment loss is added.
     above = tl.load(grad_z_q + rows[:, None] * stride_gn + dims[None, :] * stride_gd, mask=inside, other=0.0)
     scale = tl.load(grad_commit).to(tl.float64) * 2.0 / (tl.cast(N, tl.float64) * D)
     difference = entry.to(tl.float64) - value.to(tl.float32).to(tl.float64)
@@ -90,6 +93,7 @@ def vector_quantize_bwd_codebook_kernel(
     PADDED_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
+    # One program per entry sums over the rows that chose it, in their order.
     entry_at = tl.program_id(0).to(tl.int64)
     dims = tl.arange(0, PADDED_D)
     entry = tl.load(codebook + entry_at * stride_ek + dims * stride_ed, mask=dims < D, other=0.0)
@@ -108,7 +112,7 @@ def vector_quantize_bwd_codebook_kernel(
 
 
 def vector_quantize_fwd(z: Tensor, codebook: Tensor, ids: Tensor, z_q: Tensor) -> Tensor:
-    """z [N, D], codebook [K, D], ids [N] -> z_q [N, D], written in place; returns the mean square [] in float64."""
+    """Write z_q [N, D], the entries that ids [N] choose; return the mean squared distance [] in float64."""
     n, d = z.shape
     options = _options(d)
     programs = triton.cdiv(n, options["BLOCK_N"])
@@ -123,7 +127,7 @@ def vector_quantize_fwd(z: Tensor, codebook: Tensor, ids: Tensor, z_q: Tensor) -
 def vector_quantize_bwd_z(
     z: Tensor, codebook: Tensor, ids: Tensor, grad_z_q: Tensor, grad_commit: Tensor, grad_z: Tensor
 ) -> None:
-    """-> grad_z [N, D], contiguous, written in place."""
+    """Write the gradient of z into grad_z [N, D], contiguous."""
     n, d = z.shape
     options = _options(d)
     if n > 0:
@@ -136,7 +140,7 @@ def vector_quantize_bwd_z(
 def vector_quantize_bwd_codebook(
     z: Tensor, codebook: Tensor, ids: Tensor, grad_codebook_loss: Tensor, grad_codebook: Tensor
 ) -> None:
-    """-> grad_codebook [K, D], contiguous, written in place."""
+    """Write the gradient of the codebook into grad_codebook [K, D], contiguous."""
     n, d = z.shape
     k = codebook.shape[0]
     if n == 0:
@@ -151,5 +155,6 @@ def vector_quantize_bwd_codebook(
 
 
 def _options(d: int) -> dict[str, int | bool]:
-    rows = 32 if d <= 64 else 8  # of a program
+    """Return the compile-time options of all three kernels for width d."""
+    rows = 32 if d <= 64 else 8  # rows per program
     return {"PADDED_D": triton.next_power_of_2(d), "BLOCK_N": rows, "enable_fp_fusion": True}
