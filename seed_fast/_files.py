@@ -8,13 +8,18 @@ from __future__ import annotations
 import errno
 import os
 import re
+import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 STAGING = ".partial"  # in a folder: its next files
+_UNFINISHED = ".seed-fast.tmp"  # ends the name of a file that `replacing` has not finished
+_DAY = 86400.0  # s
+_swept: set[Path] = set()  # folders where this process has looked for leftovers
 
 
 class OutputError(ValueError):
@@ -108,17 +113,83 @@ def _lock_folder(folder: Path) -> int | None:
 
 
 def write_beside(path: Path, content: bytes) -> None:
-    """Write `content` to `<path>.tmp`, force it to the disk, and give it its name."""
-    beside = path.with_name(path.name + ".tmp")
-    file = open_locked(beside, wait=True)
-    try:
-        with writing(path):
-            file.truncate(0)
-            write_all(file, content)
-            os.fsync(file.fileno())
-            rename_locked(file, beside, path)
-    finally:
-        file.close()
+    """Write a file so that its name never stands for half of it; see `replacing`."""
+    with replacing(path) as file:
+        write_all(file, content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Yield an unbuffered file that takes the place of `path` when the block ends, and is on the disk by then.
+
+    It is written beside `path` under a name of its own, so that processes which write the same output don't meet; the
+    last one wins. If the block raises, `path` stays as it was and nothing is left beside it. What killed processes have
+    left in this folder is removed.
+
+    Raises:
+        OSError: it can't be written; names `path`.
+    """
+    _sweep(path.parent)
+    beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_UNFINISHED}")
+    with writing(path):
+        file = open_locked(beside, wait=True)
+        try:
+            yield file
+            publish(file, beside, path)
+        except BaseException:
+            file.close()  # before it is removed: Windows removes no open file
+            beside.unlink(missing_ok=True)
+            raise
+
+
+def publish(file: BinaryIO, beside: Path, path: Path) -> None:
+    """Force a file that `open_locked` opened to the disk, give it its final name, and close it."""
+    with writing(path):
+        os.fsync(file.fileno())
+        rename_locked(file, beside, path)
+
+
+def publish_folder(staging: Path, path: Path, *, overwrite: bool = False) -> None:
+    """Force a folder and all that is in it to the disk, and give it its final name.
+
+    Args:
+        staging: the folder.
+        path: its name; must be free, unless `overwrite` says that a folder there is to be removed.
+    """
+    for each in [*staging.rglob("*"), staging]:
+        to_disk(each)
+    if overwrite and path.exists():
+        remove_folder(path)
+    os.rename(staging, path)
+    to_disk(path.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder: its name first, so that a kill leaves no half of it there, but a hidden `.NAME.old`."""
+    doomed = path.with_name(f".{path.name}.old")
+    os.rename(path, doomed)
+    shutil.rmtree(doomed)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes have left of `replacing` in a folder; a process looks once into each folder."""
+    folder = folder.absolute()
+    if folder in _swept:
+        return
+    _swept.add(folder)
+    for left in folder.glob(f"*{_UNFINISHED}"):
+        try:
+            file = open(left, "ab", buffering=0)  # noqa: SIM115 - closed below
+        except OSError:  # finished meanwhile, or not ours to touch
+            continue
+        with file:
+            try:
+                # A file system without locks can't tell whose it is: there, one of today may still be written.
+                dead = _lock(file.fileno(), wait=False) or time.time() - left.stat().st_mtime > _DAY
+                if dead and _is_at(file.fileno(), left):
+                    left.unlink()
+            except OSError:  # another process is writing it, or has just finished
+                continue
 
 
 def rename_locked(file: BinaryIO, path: Path, target: Path) -> None:
@@ -184,15 +255,23 @@ def staging_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replace_folder_files(folder: Path) -> Iterator[Path]:
-    """A folder to write into; at the end its files, subfolders too, take their names in `folder` one by one.
+    """Yield an empty folder to write into; when the block ends, what is in it becomes the content of `folder`.
 
-    If something is raised, `folder` stays as it was.
+    A folder that is there keeps its other files, and gets the new ones one by one in the order of their names. A folder
+    that is missing appears whole. If something is raised, `folder` stays as it was, or missing.
 
     Raises:
+        NotADirectoryError: `folder` is a file.
         OutputError: another process does the same.
     """
-    with writing(folder), staging_folder(folder / STAGING) as staging:
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder}: must be a folder, got a file")
+    beside = folder / STAGING if folder.exists() else folder.with_name(f".{folder.name}{STAGING}")
+    with writing(folder), staging_folder(beside) as staging:
         yield staging
+        if staging.parent != folder:
+            publish_folder(staging, folder)
+            return
         for path in sorted(path for path in staging.rglob("*") if path.is_file()):
             to_disk(path)
             target = folder / path.relative_to(staging)
@@ -207,7 +286,9 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def to_disk(path: Path) -> None:
-    """Force a file or the names in a folder to the disk."""
+    """Force a file, or the names in a folder, to the disk."""
+    if os.name == "nt":  # which flushes nothing that is open for reading only
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -230,14 +311,20 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _lock(descriptor: int, wait: bool) -> None:
+def _lock(descriptor: int, wait: bool) -> bool:
+    """Lock an open file or folder. Returns True, or False where there are no locks: Windows, some network systems.
+
+    Raises:
+        BlockingIOError: another process has it, and `wait` is False.
+    """
     try:
         import fcntl
     except ImportError:  # Windows
-        return
+        return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         raise
     except OSError:  # a network file system without locks
-        return
+        return False
+    return True

@@ -27,7 +27,7 @@ from torch import Tensor
 from benchmarks.e2e.encode import model
 from benchmarks.providers import Bar, Benchmark, Call, Case, Inputs, Provider, Unavailable
 from seed_fast import SeedConfig
-from seed_fast.data.decode import CHUNK, Decoder
+from seed_fast.data.decode import CHUNK, ImageDecoder
 from seed_fast.data.image_processor import ImageProcessor, load_image
 from seed_fast.data.shards import Entry
 from seed_fast.data.staging import Staging, link_to
@@ -100,7 +100,7 @@ class SeedFastStream(Stream):
 
     def __init__(self, case: Case, device: torch.device, workers: int) -> None:
         super().__init__(case, device, workers)
-        self._decoder = Decoder(self.processor, workers, ahead=2 * self.images)
+        self._decoder = ImageDecoder(self.processor, workers, ahead=2 * self.images)
         self._staging = Staging(link_to(device), self.images, self.processor.image_size)
 
     def batches(self, paths: list[str]) -> Iterator[Tensor]:

@@ -5,6 +5,7 @@ Nothing heavy is imported before a command needs it, so `--help` answers at once
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -32,7 +33,7 @@ GROUPS = {
     "tokens": "Data sets as codes and text: tokenised once, read by every training.",
     "train": "Train a tokenizer: stage1 (causal Q-Former, by contrast), then stage2 (quantizer, decoders). Or lm.",
 }
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., Any]] = {
     "tokenize": tokenize,
     "caption": caption,
     "draw": draw,

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from seed_fast._files import open_locked, rename_locked, writing
+from seed_fast._files import open_locked, publish, writing
 from seed_fast._outputs import STDOUT
 from seed_fast._terminal import ProgressBar
 
@@ -37,9 +36,7 @@ def json_lines(output: Path, progress: ProgressBar) -> Iterator[Callable[[dict[s
         locked.truncate(0)  # what a killed run has left
         with writing(output), open(locked.fileno(), "w", encoding="utf-8", closefd=False) as file:
             yield lambda record: print(json.dumps(record), file=file, flush=True)
-            os.fsync(locked.fileno())
-        with writing(output):
-            rename_locked(locked, beside, output)
+        publish(locked, beside, output)
     finally:
         if not locked.closed:
             locked.close()

@@ -155,7 +155,7 @@ def _for_typer(hint: Any) -> Any:
             extras = [copy.copy(extra) for extra in extras]
             extras[0].metavar = f"[{'|'.join(get_args(part))}]"
             break
-    return Annotated[(kind, *extras)]  # type: ignore[return-value]
+    return Annotated.__class_getitem__((kind, *extras))  # type: ignore[attr-defined]
 
 
 def _check_choice(name: str, value: Any, hint: Any) -> None:

@@ -49,7 +49,9 @@ def make_store(
     identity: TokenizerIdentity,
     run: dict[str, Any],
     items_from: ItemsFrom,
-    **limits: int | None,
+    *,
+    total: int | None = None,
+    block: int | None = None,
 ) -> int:
     """Fill the store and print what was done. Returns the exit code.
 
@@ -59,16 +61,25 @@ def make_store(
         identity: whose codes these are.
         run: what the samples depend on.
         items_from: gives the items from a place on.
-        limits: `total` and `block` of `fill`.
+        total: number of places in the input, if it is known.
+        block: number of samples that are recorded together; default: `BLOCK`.
     """
-    from seed_fast.data.tokens.record import NoSamples, fill
+    from seed_fast.data.tokens.record import BLOCK, NoSamples, fill
     from seed_fast.data.tokens.writer import TokensWriter
 
     writer = TokensWriter(options.output, identity, shard)
     progress = ProgressBar()
-    again = {"resume": options.resume, "overwrite": options.overwrite}
     try:
-        summary = fill(writer, run | {"shard": str(shard)}, items_from, progress, **again, **limits)
+        summary = fill(
+            writer,
+            run | {"shard": str(shard)},
+            items_from,
+            progress,
+            resume=options.resume,
+            overwrite=options.overwrite,
+            total=total,
+            block=block or BLOCK,
+        )
     except NoSamples as error:
         raise UsageError(str(error)) from None
     finally:

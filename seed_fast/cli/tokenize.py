@@ -38,7 +38,7 @@ from seed_fast.cli._run import EXIT_SKIPPED, UsageError
 if TYPE_CHECKING:
     import torch
 
-    from seed_fast.data.pipeline import Job, Summary
+    from seed_fast.data.pipeline import Job, TokenizeSummary
     from seed_fast.data.shards import Split
     from seed_fast.data.writers import Writer
 
@@ -182,7 +182,7 @@ def _writer(options: TokenizeOptions, split: Split, codebook_size: int = 0) -> W
     return JsonlWriter(options.output, split)
 
 
-def closing_table(summary: Summary, job: Job, device: str, products: str = "") -> str:
+def closing_table(summary: TokenizeSummary, job: Job, device: str, products: str = "") -> str:
     """The closing table: each stage, who did it, its seconds, and its share of the seconds of all stages.
 
     Args:
@@ -212,7 +212,7 @@ def closing_table(summary: Summary, job: Job, device: str, products: str = "") -
     return "\n".join(rows)
 
 
-def _wall_time(summary: Summary, job: Job, device: str) -> str:
+def _wall_time(summary: TokenizeSummary, job: Job, device: str) -> str:
     own = sum(stage.seconds for stage in summary.stages if stage.where != "workers")
     other = summary.seconds - own - summary.waiting_seconds
     if device != "cpu" and other < 0:  # the main process went on while the device computed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from seed_fast.data.shards import Split
-    from seed_fast.data.tokens.record import Item
+    from seed_fast.data.tokens.record import Items
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ def _build(options: TokensBuildOptions, shard: Split, device: torch.device) -> i
     plan = tok.fast(dtype=getattr(torch, options.dtype))
     workers = workers_option(options.workers)
 
-    def items_from(start: int, bad_input: Callable[[str], None]) -> Iterator[Item]:
+    def items_from(start: int, bad_input: Callable[[str], None]) -> Items:
         sizes = {"batch_size": options.batch_size, "workers": workers}
         return picture_items(plan, source, processor, start=start, split=shard, **sizes)
 

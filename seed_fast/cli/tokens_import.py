@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +15,7 @@ from seed_fast.cli._tokens import StoreOptions, check_store, make_store
 
 if TYPE_CHECKING:
     from seed_fast.data.shards import Split
-    from seed_fast.data.tokens.record import Item, ItemsFrom
+    from seed_fast.data.tokens.record import Items, ItemsFrom
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ def _official(options: TokensImportOptions, shard: Split) -> ItemsFrom:
                 f"{name}: codes of `seed-fast tokenize` need --captions: which data set do they belong to?"
             )
 
-    def items_from(start: int, bad_input: Callable[[str], None]) -> Iterator[Item]:
+    def items_from(start: int, bad_input: Callable[[str], None]) -> Items:
         count = options.codes_per_image
         return official_items(options.inputs, bad_input, codes_per_image=count, start=start, split=shard)
 
@@ -94,7 +94,7 @@ def _joined(options: TokensImportOptions, shard: Split) -> ItemsFrom:
     with usage():
         captions = CaptionsByPath(open_source(options.captions or "", split=options.split, image_root=options.images))
 
-    def items_from(start: int, bad_input: Callable[[str], None]) -> Iterator[Item]:
+    def items_from(start: int, bad_input: Callable[[str], None]) -> Items:
         return joined_items(options.inputs, captions, bad_input, start=start, split=shard)
 
     return items_from

@@ -56,8 +56,6 @@ def export_official(source: str | Path, destination: str | Path) -> Path:
         raise ValueError(f"{source}: must hold trained weights to export, got initial ones")
     # Write all files into a staging folder, which replaces the old ones at the end.
     destination = Path(destination)
-    if destination.exists() and not destination.is_dir():
-        raise NotADirectoryError(f"{destination}: must be a folder, got a file")
     with replace_folder_files(destination) as staging:
         for name, content in contents.items():
             with open(staging / name, "wb") as file:  # given a path, torch would hide why writing failed

@@ -7,7 +7,6 @@ The mapping is closed and opened again after every `PIECE` bytes, so that pages 
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import re
 import struct
@@ -231,5 +230,3 @@ def write_safetensors(
             file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         if next(expected, None) is not None:
             raise ValueError(f"{path}: fewer tensors came than were announced")
-        file.flush()
-        os.fsync(file.fileno())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from seed_fast import __version__
-from seed_fast._files import STAGING, staging_folder, writing
+from seed_fast._files import replace_folder_files
 from seed_fast._text import printable
 from seed_fast.convert.files import Entry, write_safetensors
 from seed_fast.model.config import SeedConfig
@@ -47,27 +46,12 @@ def write_folder(
     if entries is None:
         raise TypeError("write_folder: entries must be given with an iterable of tensors, got None")
     folder = Path(folder).absolute()
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder}: must be a folder, got a file")
-    beside = folder.with_name(f".{folder.name}{STAGING}")
-    with writing(folder), staging_folder(folder / STAGING if folder.exists() else beside) as staging:
+    with replace_folder_files(folder) as staging:
         write_safetensors(staging / WEIGHTS, entries, tensors, {"format": "pt", "trained": json.dumps(trained)})
-        _write_text(staging / CONFIG, json.dumps(config.to_dict(), indent=2) + "\n")
-        _write_text(staging / CARD, model_card(printable(folder.name), config, entries, trained=trained))
-        if staging.parent == folder:
-            for name in (CARD, CONFIG, WEIGHTS):
-                os.replace(staging / name, folder / name)
-        else:
-            os.rename(staging, folder)
+        (staging / CONFIG).write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+        card = model_card(printable(folder.name), config, entries, trained=trained)
+        (staging / CARD).write_text(card, encoding="utf-8")
     return folder
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write a file and wait until it is on the disk."""
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def model_card(name: str, config: SeedConfig, entries: Mapping[str, Entry], *, trained: bool) -> str:

@@ -15,7 +15,7 @@ from seed_fast.data.pool import CHUNK, Pool, WorkerDied
 from seed_fast.data.shards import Entry, read_entry
 from seed_fast.limits import ITEM_SECONDS
 
-__all__ = ["CHUNK", "Decoded", "Decoder", "WorkerDied", "decode_entry", "too_slow_error"]
+__all__ = ["CHUNK", "Decoded", "ImageDecoder", "WorkerDied", "decode_entry", "too_slow_error"]
 
 
 class Decoded(NamedTuple):
@@ -45,7 +45,7 @@ def decode_entry(entry: Entry, processor: ImageProcessor) -> Decoded:
     return Decoded(entry.path, pixels, error, read - start, end - read)
 
 
-class Decoder:
+class ImageDecoder:
     """A pool of `workers` processes that decode entries; with 0 workers the caller's process does it.
 
     Args:
@@ -64,7 +64,7 @@ class Decoder:
         self._decode = partial(decode_entry, processor=processor)
         self._pool = Pool(workers, ahead, seconds_per_item=seconds_per_item)
 
-    def __enter__(self) -> Decoder:
+    def __enter__(self) -> ImageDecoder:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from seed_fast._files import OutputError, open_locked, rename_locked, write_all, write_beside, writing
+from seed_fast._files import OutputError, open_locked, publish, write_all, write_beside, writing
 from seed_fast._text import parse_json, read_json
 
 
@@ -51,10 +51,8 @@ class Journal:
             os.fsync(self._file.fileno())
 
     def rename(self, path: Path) -> None:
-        """Give the file another name, and close it; before it is closed nobody else can have it."""
-        self.sync()
-        with writing(path):
-            rename_locked(self._file, self.path, path)
+        """Force the file to the disk, give it another name, and close it; until then nobody else can have it."""
+        publish(self._file, self.path, path)
 
     def remove(self) -> None:
         """Remove the file, and close it."""
@@ -66,6 +64,17 @@ class Journal:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def opened(journal: Journal | None) -> Journal:
+    """Return the journal of a writer.
+
+    Raises:
+        RuntimeError: the writer has not been opened.
+    """
+    if journal is None:
+        raise RuntimeError("a writer must be opened before anything is written")
+    return journal
 
 
 def codes_lines(paths: Sequence[str], codes: np.ndarray) -> str:

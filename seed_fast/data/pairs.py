@@ -230,7 +230,7 @@ class Pairs:
     def _batch(self, rows: list[Loaded]) -> dict[str, Any]:
         import torch
 
-        pixels = torch.from_numpy(np.stack([row.pixels for row in rows]))
+        pixels = torch.from_numpy(np.stack([row.pixels for row in rows if row.pixels is not None]))
         return {
             "pixels": self.processor.normalize(pixels) if self._normalize else pixels,
             "captions": [list(row.captions) if self._all_captions else row.captions[0] for row in rows],

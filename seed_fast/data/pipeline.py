@@ -7,39 +7,26 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import chain, islice
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 
 from seed_fast.data.codes import no_codes
 from seed_fast.data.counting import Counting
-from seed_fast.data.decode import Decoded, Decoder
+from seed_fast.data.decode import Decoded, ImageDecoder
 from seed_fast.data.image_processor import ImageProcessor
 from seed_fast.data.journal import OutputError
+from seed_fast.data.progress import ProgressReporter
 from seed_fast.data.shards import WHOLE, Entry, Split, list_entries, names_anything
 from seed_fast.data.staging import Fetched, Staging, fetch, link_to
 from seed_fast.data.writers import Writer
 from seed_fast.model.encoder import ImageEncoder, codes_of
 from seed_fast.model.fast import FastTokenizer
-from seed_fast.model.identity import fingerprint
 from seed_fast.profiling import Stage, StageTimer
 
 
 class NoImages(ValueError):
     """The inputs hold no image at all."""
-
-
-class Report(Protocol):
-    """Where a run tells how it goes."""
-
-    def line(self, text: str) -> None:
-        """One line for the person who watches."""
-
-    def advance(self, images: int) -> None:
-        """So many more images are done."""
-
-    def expect(self, images: int) -> None:
-        """So many images this run will have done in all, as far as is known."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +42,12 @@ class Job:
 
 
 @dataclass
-class Summary:
+class TokenizeSummary:
     """How a run went; `to_dict` is the object that `--json` prints."""
 
     written: int = 0  # images encoded and recorded by this run
     resumed: int = 0  # images recorded before
-    skipped: int = 0  # images that gave no codes, each named in the report
+    skipped: int = 0  # images that gave no codes, each named
     bad_inputs: int = 0  # shards, folders and globs that could not be listed to their end
     seconds: float = 0.0  # wall time, without loading the model
     plan: str = "plain"  # "fast" (the inference plan) or "plain" (the modules)
@@ -108,13 +95,13 @@ def tokenize(
     processor: ImageProcessor,
     writer: Writer,
     model: str,
-    report: Report,
-    weights: str | None = None,
-) -> Summary:
+    progress: ProgressReporter,
+    weights: str,
+) -> TokenizeSummary:
     """Encode every image of `job.inputs` and record the codes with `writer`.
 
-    Images that can't be used are named in `report` and counted. Interrupting (any exception) leaves what `writer` needs
-    to go on with `job.resume`.
+    Images that can't be used are named and counted. Any exception, also an interruption, leaves what `writer` needs to
+    go on with `job.resume`.
 
     Args:
         tok: the model on its device, or its inference plan.
@@ -122,8 +109,8 @@ def tokenize(
         processor: how to resize; its `image_size` must be the model's.
         writer: where codes go; opened, finished and closed here.
         model: what the model is called, for the description of the run.
-        report: told each skipped image, and progress.
-        weights: their `fingerprint`, which a plan doesn't have; default: that of `tok`.
+        progress: takes a line for each skipped image, and how far the run is.
+        weights: fingerprint of the weights: a resumed run must have the same.
 
     Raises:
         NoImages: no input is there, or none holds an image.
@@ -132,18 +119,18 @@ def tokenize(
         WorkerDied: a decoding process was killed.
     """
     start = time.perf_counter()
-    summary = Summary(plan=plan_of(tok))
+    summary = TokenizeSummary(plan=plan_of(tok))
     host = "workers" if job.workers else "main"
     stages = {"list": "main", "read": host, "decode+resize": host, "normalise": "device", "ViT": "device"}
     timer = StageTimer(stages | {"Q-Former": "device", "nearest code": "device", "write": "main"}, tok.device)
 
     def bad_input(line: str) -> None:
         summary.bad_inputs += 1
-        report.line(f"bad input: {line}")
+        progress.line(f"bad input: {line}")
 
     def skip(line: str) -> None:
         summary.skipped += 1
-        report.line(f"skipped: {line}")
+        progress.line(f"skipped: {line}")
 
     if not any(map(names_anything, job.inputs)):
         raise NoImages(f"no such file or folder: {', '.join(job.inputs)}")
@@ -159,20 +146,20 @@ def tokenize(
     entries = job.split.take(chain([first] if first else [], listing))
     counting = Counting(job.inputs, job.split)
     try:
-        run = describe_run(tok, model, weights or fingerprint(tok), processor, job)
+        output, run = writer.output, describe_run(tok, model, weights, processor, job)
         writer.open(run, resume=job.resume, overwrite=job.overwrite)
         if writer.complete:
-            report.line(f"{writer.output}: finished by an earlier run, whose model and options are not recorded")
+            progress.line(f"{output}: finished by an earlier run, whose model and options are not recorded")
         elif writer.unchecked:
-            report.line(f"{writer.output}: begun by an earlier run, whose model and options are not recorded any more")
+            progress.line(f"{output}: begun by an earlier run, whose model and options are not recorded any more")
         if job.resume:
             entries = unrecorded(entries, writer.recorded(), summary)
         if writer.complete:
             for entry in entries:
-                skip(f"{entry.path}: not in {writer.output}, which an earlier run has finished without it")
+                skip(f"{entry.path}: not in {output}, which an earlier run has finished without it")
         else:
             timed = _timed(entries, timer)
-            _encode_all(tok, job, processor, timed, writer, timer, summary, skip, report, counting)
+            _encode_all(tok, job, processor, timed, writer, timer, summary, skip, progress, counting)
         writer.finish()
     finally:
         writer.close()
@@ -182,7 +169,7 @@ def tokenize(
     return summary
 
 
-def unrecorded(entries: Iterable[Entry], recorded: Iterable[str], summary: Summary) -> Iterator[Entry]:
+def unrecorded(entries: Iterable[Entry], recorded: Iterable[str], summary: TokenizeSummary) -> Iterator[Entry]:
     """The entries whose paths were not recorded yet, in order.
 
     Both streams have the same order, except that images skipped by one run and usable in a later one were recorded
@@ -221,9 +208,9 @@ def _encode_all(
     entries: Iterator[Entry],
     writer: Writer,
     timer: StageTimer,
-    summary: Summary,
+    summary: TokenizeSummary,
     skip: Callable[[str], None],
-    report: Report,
+    progress: ProgressReporter,
     counting: Counting,
 ) -> None:
     """On a GPU, the next batch is decoded, copied and launched before the codes of the last one are waited for."""
@@ -240,22 +227,24 @@ def _encode_all(
     def record(batch: Launched) -> None:
         codes = batch.codes.numpy()
         timer.resolve(wait=False)
-        finite = (codes >= 0).all(axis=1)
-        for image, good in zip(batch.images, finite, strict=True):
-            if not good:
+        has_codes = codes[:, 0] >= 0
+        paths = []
+        for image, good in zip(batch.images, has_codes.tolist(), strict=True):
+            if good:
+                paths.append(image.path)
+            else:
                 skip(no_codes(image.path, tok))
         with timer.measure("write"):
-            paths = [image.path for image, good in zip(batch.images, finite, strict=True) if good]
-            writer.append(paths, codes[finite])
+            writer.append(paths, codes[has_codes])
         summary.written += len(paths)
-        report.advance(len(paths))
+        progress.advance(len(paths))
         if counting.total is not None:
-            report.expect(counting.total - summary.resumed - summary.skipped)
+            progress.expect(counting.total - summary.resumed - summary.skipped)
 
     link = link_to(tok.device)
     staging = Staging(link, job.batch_size, processor.image_size)
     launched: deque[Launched] = deque()
-    with Decoder(processor, job.workers, ahead=2 * job.batch_size) as decoder:
+    with ImageDecoder(processor, job.workers, ahead=2 * job.batch_size) as decoder:
         images = usable(decoder.map(entries))
         while batch := list(islice(images, job.batch_size)):
             codes = encode(tok, processor, staging, batch, timer)

@@ -383,6 +383,7 @@ class _Hand:
             how = self._end() or "killed"
             raise WorkerDied(f"a decoding worker died at {chunk.job.name(chunk.items[0])} or soon after: {how}")
         if answer is None:
+            assert chunk.job.too_slow is not None  # only a job with it is given up
             answer = (True, chunk.job.too_slow(chunk.items[0], self._seconds))
         self._line.answer(chunk, Answer(*answer))
         if not chunk.items:

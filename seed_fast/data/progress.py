@@ -1,11 +1,11 @@
-"""`Progress`: what a long run tells its caller. `seed_fast._terminal.ProgressBar` is one."""
+"""`ProgressReporter`: what a long run tells its caller. `seed_fast._terminal.ProgressBar` is one."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
 
-class Progress(Protocol):
+class ProgressReporter(Protocol):
     """Receives what a run has to say, and how far it is."""
 
     def line(self, text: str) -> None:

@@ -16,10 +16,13 @@ import os
 import stat
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from seed_fast import limits
 from seed_fast.data.image_processor import ImageError, read_bytes
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 IMAGE_SUFFIXES = tuple(
     f".{suffix}"
@@ -101,7 +104,7 @@ def names_anything(source: str) -> bool:
     if os.path.lexists(source):
         return True
     if "{" in source:
-        from braceexpand import UnbalancedBracesError, braceexpand
+        from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
 
         try:
             if any(names_anything(expanded) for expanded in braceexpand(source) if expanded != source):
@@ -117,7 +120,7 @@ def _files_of(source: str, on_problem: Callable[[str], None]) -> Iterator[str]:
     elif os.path.lexists(source):
         yield source
     elif "{" in source:
-        from braceexpand import UnbalancedBracesError, braceexpand
+        from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
 
         try:
             sources = list(braceexpand(source))
@@ -247,7 +250,8 @@ def _open(path: str, compression: str | None) -> Any:
     import gzip
     import lzma
 
-    return _Forward({"gzip": gzip.open, "bz2": bz2.open, "lzma": lzma.open}[compression](path, "rb"))
+    openers: dict[str, Callable[[str, str], Any]] = {"gzip": gzip.open, "bz2": bz2.open, "lzma": lzma.open}
+    return _Forward(openers[compression](path, "rb"))
 
 
 class _Forward:
@@ -307,7 +311,7 @@ def _members(path: str, file: Any, suffixes: tuple[str, ...], *, is_plain: bool)
                 if member.size < 0:  # by a PAX record
                     raise tarfile.ReadError(f"{member.name} of {member.size} bytes")
                 whole += 1
-                archive.members = []  # tarfile keeps all it has seen
+                setattr(archive, "members", [])  # noqa: B010 - tarfile would keep all that it has seen; not in its stubs
             following = _next_archive(file)
         except ShardError:
             raise
@@ -363,16 +367,16 @@ class _StrictTarInfo(tarfile.TarInfo):
     """Reads headers as tarfile does, but raises where tarfile stops in silence: at damage, or without an end marker."""
 
     @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
         try:
             return super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"{error} at byte {archive.offset}") from None
 
     @classmethod
-    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         header = super().frombuf(buf, encoding, errors)
         if header.size < 0 or (header.type in _EXTENSIONS and header.size > _MAX_HEADER):
             raise tarfile.ReadError(f"a header of {header.size} bytes")
@@ -382,8 +386,8 @@ class _StrictTarInfo(tarfile.TarInfo):
 class Split(NamedTuple):
     """One part of a job that is divided among `count` processes: the entries at positions index, index + count, ..."""
 
-    index: int
-    count: int
+    index: int  # type: ignore[assignment]  # hides a method of tuple that nobody calls
+    count: int  # type: ignore[assignment]
 
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"

@@ -192,7 +192,7 @@ def expanded(spec: str) -> list[str]:
     """
     if os.path.lexists(spec):
         return [spec]
-    from braceexpand import UnbalancedBracesError, braceexpand
+    from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
 
     try:
         parts = list(braceexpand(spec))

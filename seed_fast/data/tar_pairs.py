@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from seed_fast import _env
+from seed_fast._files import replacing
 from seed_fast._text import name_bytes
 from seed_fast.data.samples import FileSample
 from seed_fast.data.shards import IMAGE_SUFFIXES, Entry, ShardError, compression_of, shard_members
@@ -147,12 +148,10 @@ def _cache_folder() -> Path:
 
 
 def _keep(path: Path, index: np.ndarray) -> None:
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # ranks may write the same index at once
+    """Keep an index for the next run; several ranks may write the same one at once."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(beside, "wb") as file:
+        with replacing(path) as file:
             np.save(file, index, allow_pickle=False)
-        os.replace(beside, path)
     except OSError:  # a read-only or full disk: the next run reads the shard again
-        if beside.exists():
-            beside.unlink()
+        return

@@ -21,7 +21,7 @@ import numpy as np
 
 from seed_fast._files import OutputError, OutputLock, write_beside
 from seed_fast._outputs import STDOUT
-from seed_fast.data.journal import Journal, check_run, codes_lines, read_journal, write_run
+from seed_fast.data.journal import Journal, check_run, codes_lines, opened, read_journal, write_run
 from seed_fast.data.shards import WHOLE, Split
 
 PART_IMAGES = 10_000
@@ -100,7 +100,7 @@ class JsonlWriter:
         return (path for path, _ in read_journal(self.output if self.complete else self._partial))
 
     def append(self, paths: Sequence[str], codes: np.ndarray) -> None:
-        self._journal.append(paths, codes)
+        opened(self._journal).append(paths, codes)
 
     def finish(self) -> None:
         if self._journal is not None:
@@ -166,8 +166,9 @@ class NpzWriter:
         for stem in ours:
             files = [self.output / (stem + suffix) for suffix in (".npz", ".partial") if stem + suffix in names]
             if not files:
-                return found
+                break
             found += files
+        return found
 
     def open(self, run: dict[str, Any], *, resume: bool, overwrite: bool = True) -> None:
         if self.output.exists() and not self.output.is_dir():
@@ -212,7 +213,7 @@ class NpzWriter:
     def append(self, paths: Sequence[str], codes: np.ndarray) -> None:
         while len(paths):
             room = max(0, self._part_images - self._count)
-            self._journal.append(paths[:room], codes[:room])
+            opened(self._journal).append(paths[:room], codes[:room])
             self._count += len(paths[:room])
             paths, codes = paths[room:], codes[room:]
             if self._count >= self._part_images:
@@ -221,21 +222,22 @@ class NpzWriter:
 
     def _pack(self) -> None:
         """The journal becomes the next part."""
-        self._journal.sync()
-        self._journal.close()
-        records = list(read_journal(self._journal.path))
+        journal = opened(self._journal)
+        journal.sync()
+        journal.close()
+        records = list(read_journal(journal.path))
         content = io.BytesIO()
         codes = np.array([codes for _, codes in records], dtype=self._dtype)
         np.savez(content, paths=np.array([path for path, _ in records], dtype=np.str_), codes=codes)
         write_beside(self._file(".npz"), content.getvalue())
-        self._journal.path.unlink()
+        journal.path.unlink()
         self._parts, self._count = self._parts + 1, 0
 
     def finish(self) -> None:
         if self._count:
             self._pack()
         else:
-            self._journal.remove()
+            opened(self._journal).remove()
         self.close()
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from seed_fast._text import parse_json, shown
 from seed_fast.data.codes import encode_resized, no_codes
-from seed_fast.data.decode import Decoder
+from seed_fast.data.decode import ImageDecoder
 from seed_fast.data.image_processor import ImageProcessor
 from seed_fast.data.shards import list_entries
 from seed_fast.generate.batches import batched
@@ -47,7 +47,7 @@ def encode_images(
         WorkerDied: a worker was killed, crashed, or didn't start.
     """
     processor = ImageProcessor(tok.config.image_size, tok.config.resize)
-    with Decoder(processor, workers, ahead=2 * batch_size) as decoder:
+    with ImageDecoder(processor, workers, ahead=2 * batch_size) as decoder:
         for batch in batched(decoder.map(list_entries(inputs, on_problem)), batch_size):
             paths, rows = [], []
             for image in batch:

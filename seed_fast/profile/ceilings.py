@@ -85,7 +85,8 @@ def _fewest_seconds(call: Callable[[], object], on_gpu: bool, seconds: float) ->
     The first call counts too, because it may be the only one that fits.
     """
     wait = torch.cuda.synchronize if on_gpu else lambda: None
-    end, found = time.perf_counter() + seconds, []
+    end = time.perf_counter() + seconds
+    found: list[float] = []
     while len(found) <= ROUNDS:
         wait()
         start = time.perf_counter()

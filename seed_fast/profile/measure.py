@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from seed_fast._files import write_beside
 from seed_fast.data.image_processor import ImageProcessor, load_image
 from seed_fast.model.fast import FastTokenizer
 from seed_fast.model.tokenizer import SeedTokenizer
@@ -93,13 +94,13 @@ def _parts_inside(tok: Any, measure: Measure) -> Iterator[None]:
 
     with ExitStack() as undo:
         if isinstance(tok, FastTokenizer):
-            parts = zip(QFORMER_PARTS, (tok.qformer.selves, tok.qformer.crosses, tok.qformer.ffns), strict=True)
-            for name, calls in parts:
+            lists: tuple[list[Any], ...] = (tok.qformer.selves, tok.qformer.crosses, tok.qformer.ffns)
+            for name, calls in zip(QFORMER_PARTS, lists, strict=True):
                 undo.callback(calls.__setitem__, slice(None), list(calls))
                 calls[:] = [call and inside(name, call) for call in calls]
             if not tok.qformer.absorbed:
                 undo.callback(setattr, tok.qformer, "key_value", tok.qformer.key_value)
-                tok.qformer.key_value = inside("cross-attention", tok.qformer.key_value)
+                setattr(tok.qformer, "key_value", inside("cross-attention", tok.qformer.key_value))  # noqa: B010
         else:
             for layer in tok.qformer.layers:
                 for name, module in zip(
@@ -196,7 +197,8 @@ def measure(encoding: Encoding, rounds: int | None = None, seconds: float = floa
 def _round(encoding: Encoding, samples: Samples, also: Measure | None = None) -> None:
     """Make one pass and append its times to `samples`; every stage also runs inside `also(its name)`."""
     device, also = encoding.tok.device, also or _nothing
-    timer, cpu_seconds = StageTimer(STAGES | PARTS, device), Counter[str]()
+    timer = StageTimer(STAGES | PARTS, device)
+    cpu_seconds: dict[str, float] = defaultdict(float)
 
     @contextmanager
     def timed(name: str) -> Iterator[None]:
@@ -247,14 +249,16 @@ def _counting() -> Iterator[tuple[Measure, dict[str, int]]]:
     """Yield a `Measure` that counts calls, and the dict {name: calls} that it counts into."""
     counts = Counter[str]()
 
-    class Counting(TorchDispatchMode):
+    class CountCalls(TorchDispatchMode):
+        stage = ""
+
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             results = function._schema.returns
             view = bool(results) and all(r.alias_info is not None and not r.alias_info.is_write for r in results)
             counts[self.stage] += not view
             return function(*args, **(kwargs or {}))
 
-    mode = Counting()
+    mode = CountCalls()
 
     @contextmanager
     def counted(name: str) -> Iterator[None]:
@@ -288,15 +292,14 @@ def write_trace(encoding: Encoding, path: Path) -> None:
         encoding.run_parts(named)
         if on_gpu:
             torch.cuda.synchronize()
-    beside = path.with_name("unfinished." + path.name)  # a prefix, because the suffix .gz asks for compression
-    profiler.export_chrome_trace(str(beside))
-    os.replace(beside, path)
+    with tempfile.TemporaryDirectory() as folder:
+        exported = Path(folder, path.name)  # the suffix stays: .gz asks for compression
+        profiler.export_chrome_trace(str(exported))
+        write_beside(path, exported.read_bytes())
 
 
 def _add_gpu_work(encoding: Encoding, samples: Samples) -> None:
     """Add launches and idle times of every stage to `samples`, from a trace of one more batch."""
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         write_trace(encoding, Path(folder) / "trace.json")
         work = gpu_work(json.loads((Path(folder) / "trace.json").read_text())["traceEvents"])

@@ -15,7 +15,6 @@ No pickle. A folder is written beside, forced to the disk and renamed; a kill at
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -28,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from seed_fast._files import to_disk, writing
+from seed_fast._files import publish_folder, remove_folder, writing
 from seed_fast.convert.files import CheckpointError
 from seed_fast.distributed import sharded_like, trainable, whole
 
@@ -73,17 +72,12 @@ def staged(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> Iter
             staging.mkdir(parents=True)
             yield staging
             (staging / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-            for file in [*staging.rglob("*"), staging]:
-                to_disk(file)
+            publish_folder(staging, path, overwrite=True)  # the same step again, after a resume without progress
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)  # a full disk gets its room back
             raise
-        if path.exists():  # the same step again, after a resume without progress
-            _remove(path)
-        os.rename(staging, path)
-        to_disk(folder)
     for old in _all(folder)[:-keep]:
-        _remove(old)
+        remove_folder(old)
 
 
 def latest(folder: Path) -> Path | None:
@@ -168,13 +162,6 @@ def _all(folder: Path) -> list[Path]:
     """Checkpoints, oldest first."""
     found = [(int(match[1]), path) for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
-
-
-def _remove(path: Path) -> None:
-    """Take the name away first, so that a kill leaves no half checkpoint under it."""
-    doomed = path.with_name(f".{path.name}.old")
-    os.rename(path, doomed)
-    shutil.rmtree(doomed)
 
 
 def _remove_leftovers(folder: Path) -> None:

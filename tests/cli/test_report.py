@@ -8,7 +8,7 @@ import pytest
 
 from seed_fast import _terminal
 from seed_fast.cli.tokenize import closing_table
-from seed_fast.data.pipeline import Job, Summary
+from seed_fast.data.pipeline import Job, TokenizeSummary
 from seed_fast.profiling import Stage
 
 
@@ -24,7 +24,7 @@ def test_progress_is_plain_lines_with_images_per_second(monkeypatch: pytest.Monk
 
 def test_the_table_says_what_overlaps_and_what_a_share_is_of() -> None:
     stages = [Stage("read", "workers", 6.0, 0.6), Stage("ViT", "device", 3.0, 0.3), Stage("write", "main", 1.0, 0.1)]
-    summary = Summary(written=10, resumed=2, skipped=1, seconds=5.0, waiting_seconds=0.5, stages=stages)
+    summary = TokenizeSummary(written=10, resumed=2, skipped=1, seconds=5.0, waiting_seconds=0.5, stages=stages)
     text = closing_table(summary, Job((), workers=2), "cuda:0")
     assert text.splitlines() == [
         "stage          where            seconds  ms/image   share",
@@ -40,14 +40,14 @@ def test_the_table_says_what_overlaps_and_what_a_share_is_of() -> None:
 
 def test_a_run_without_a_new_image_has_a_table_too() -> None:
     stages = [Stage("read", "main", 0.0, 0.0)]
-    text = closing_table(Summary(stages=stages), Job(()), "cpu")
+    text = closing_table(TokenizeSummary(stages=stages), Job(()), "cpu")
     assert "read           main process        0.00         -    0.0%" in text
     assert "0 images encoded, 0.0 images/s" in text
 
 
 def test_beside_a_gpu_seconds_are_not_added_up() -> None:
     stages = [Stage("read", "workers", 6.0, 0.6), Stage("ViT", "device", 4.9, 0.3), Stage("write", "main", 1.0, 0.1)]
-    summary = Summary(written=10, seconds=5.0, waiting_seconds=0.5, stages=stages)
+    summary = TokenizeSummary(written=10, seconds=5.0, waiting_seconds=0.5, stages=stages)
     line = closing_table(summary, Job(("photos",), workers=2), "cuda:0").splitlines()[-2]
     assert line == (
         "Wall time 5.00 s; cuda:0 computed for 4.90 s of it, beside the main process, which waited 0.50 s for workers. "

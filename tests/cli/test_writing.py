@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from seed_fast import SeedTokenizer, _files
-from seed_fast._files import OutputError, locked_folder, replace_folder_files, staging_folder, write_beside
+from seed_fast._files import OutputError, locked_folder, replace_folder_files, replacing, staging_folder, write_beside
 from seed_fast.data.tokens import open_tokens
 from seed_fast.distributed import Ranks
 from seed_fast.model import calibration
@@ -102,6 +102,45 @@ def test_an_error_of_any_step_of_a_write_names_the_file(
         write_beside(path, b"new")
     assert caught.value.filename == str(path)
     assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"], "nothing is left beside it"
+
+
+def test_two_that_write_the_same_file_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with replacing(path) as first, replacing(path) as second:
+        first.write(b"first")
+        second.write(b"second, and longer")
+    assert path.read_bytes() == b"first", "the last one to end wins, and each is whole"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_is_being_written_is_not(tmp_path: Path) -> None:
+    script = (
+        "import os, sys, signal, pathlib; from seed_fast._files import replacing\n"
+        "with replacing(pathlib.Path(sys.argv[1])) as file:\n"
+        "    file.write(b'half'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "file")], check=False)
+    (left,) = os.listdir(tmp_path)
+    assert left.startswith("file.")
+    with replacing(tmp_path / "other") as file:
+        file.write(b"whole")
+        assert left not in os.listdir(tmp_path)
+        script = script.partition("\n")[0] + "\nwith replacing(pathlib.Path(sys.argv[1])): pass"
+        subprocess.run([sys.executable, "-c", script, str(tmp_path / "third")], check=True)
+    assert sorted(os.listdir(tmp_path)) == ["other", "third"]
+    assert (tmp_path / "other").read_bytes() == b"whole"
+
+
+def test_a_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), replace_folder_files(tmp_path / "new") as staging:
+        (staging / "a" / "b").touch()
+    assert not os.listdir(tmp_path)
+    with replace_folder_files(tmp_path / "new") as staging:
+        (staging / "deep").mkdir()
+        (staging / "deep" / "a").touch()
+        assert not (tmp_path / "new").exists()
+    assert [path.name for path in tmp_path.rglob("*")] == ["new", "deep", "a"]
 
 
 def test_a_lost_output_folder_is_one_line(

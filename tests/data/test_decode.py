@@ -15,7 +15,7 @@ import pytest
 
 from seed_fast._remarks import named_remarks
 from seed_fast._terminal import tell
-from seed_fast.data.decode import CHUNK, Decoder, WorkerDied, decode_entry
+from seed_fast.data.decode import CHUNK, ImageDecoder, WorkerDied, decode_entry
 from seed_fast.data.image_processor import ImageProcessor
 from seed_fast.data.shards import Entry, list_entries
 from tests.pictures import broken_files, encoded, good_files, picture, write_files
@@ -32,7 +32,7 @@ def test_workers_give_what_the_main_process_gives_in_the_same_order(entries: lis
     processor = ImageProcessor(16)
     results = []
     for workers in (0, 2):
-        with Decoder(processor, workers, ahead=4) as decoder:
+        with ImageDecoder(processor, workers, ahead=4) as decoder:
             results.append(list(decoder.map(entries)))
     assert [image.path for image in results[0]] == [entry.path for entry in entries]
     assert sum(image.error is not None for image in results[0]) == len(broken_files())
@@ -53,7 +53,7 @@ def test_no_more_is_read_ahead_than_was_allowed(workers: int, ahead: int, entrie
             drawn += 1
             yield entries[0]
 
-    with Decoder(ImageProcessor(16), workers, ahead) as decoder:
+    with ImageDecoder(ImageProcessor(16), workers, ahead) as decoder:
         for taken, _ in enumerate(decoder.map(endless()), 1):
             assert drawn <= taken + ahead + CHUNK
             if taken == 200:
@@ -61,7 +61,7 @@ def test_no_more_is_read_ahead_than_was_allowed(workers: int, ahead: int, entrie
 
 
 def test_a_killed_worker_is_an_error_and_no_hang(entries: list[Entry]) -> None:
-    with Decoder(ImageProcessor(16), 1, ahead=4) as decoder:
+    with ImageDecoder(ImageProcessor(16), 1, ahead=4) as decoder:
         images = decoder.map(entries * 100)
         next(images)
         for pid in decoder._pool.pids:
@@ -72,12 +72,12 @@ def test_a_killed_worker_is_an_error_and_no_hang(entries: list[Entry]) -> None:
 
 PARENT = """
 import time
-from seed_fast.data.decode import Decoder
+from seed_fast.data.decode import ImageDecoder
 from seed_fast.data.image_processor import ImageProcessor
 from seed_fast.data.shards import Entry
 
 if __name__ == "__main__":
-    with Decoder(ImageProcessor(16), 2, 64) as decoder:
+    with ImageDecoder(ImageProcessor(16), 2, 64) as decoder:
         for _ in decoder.map(Entry("missing", "missing") for _ in range(10**9)):
             if len(decoder._pool.pids) == 2:
                 print(*decoder._pool.pids, flush=True)
@@ -118,7 +118,7 @@ def test_what_a_decoder_prints_is_told_with_the_name_of_the_image(
 ) -> None:
     write_files(tmp_path, {"a.png": encoded(picture(1), "PNG"), "b.tif": damaged_tiff(), "c.tif": damaged_tiff()})
     entries = list(list_entries([str(tmp_path)], pytest.fail))
-    with Decoder(ImageProcessor(8), workers, ahead=4) as decoder:
+    with ImageDecoder(ImageProcessor(8), workers, ahead=4) as decoder:
         found = [image.error is None for image in decoder.map(entries)]
     assert found == [True, False, False]
     printed = capfd.readouterr().err.splitlines()

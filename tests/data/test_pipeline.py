@@ -14,7 +14,7 @@ from PIL import Image
 from seed_fast.data import pipeline
 from seed_fast.data.image_processor import ImageProcessor
 from seed_fast.data.journal import OutputError
-from seed_fast.data.pipeline import Job, NoImages, Summary
+from seed_fast.data.pipeline import Job, NoImages, TokenizeSummary
 from seed_fast.data.shards import Split
 from seed_fast.data.staging import HostLink
 from seed_fast.data.writers import JsonlWriter, NpzWriter, Writer
@@ -40,13 +40,13 @@ def folder(tmp_path: Path) -> Path:
     return write_files(tmp_path / "photos", files | {"01.png": b"text", "10.png": b""})
 
 
-def run(folder: Path, output: Path | Writer, **options: object) -> tuple[Summary, list[str]]:
+def run(folder: Path, output: Path | Writer, **options: object) -> tuple[TokenizeSummary, list[str]]:
     lines = Lines()
     tok = FakeTokenizer()
     writer = JsonlWriter(output, options.get("split", Split(0, 1))) if isinstance(output, Path) else output
     job = Job((str(folder),), **{"batch_size": 3} | options)
     processor = ImageProcessor(tok.config.image_size, tok.config.resize)
-    return pipeline.tokenize(tok, job, processor, writer, "fake", lines), lines
+    return pipeline.tokenize(tok, job, processor, writer, "fake", lines, fingerprint(tok)), lines
 
 
 def records(output: Path) -> dict[str, list[int]]:

@@ -203,11 +203,11 @@ def test_an_item_that_can_not_be_sent_is_an_error_and_no_hang() -> None:
 
 
 SCRIPT = """
-from seed_fast.data.decode import Decoder
+from seed_fast.data.decode import ImageDecoder
 from seed_fast.data.image_processor import ImageProcessor
 from seed_fast.data.shards import Entry
 
-with Decoder(ImageProcessor(16), 2, 64) as decoder:
+with ImageDecoder(ImageProcessor(16), 2, 64) as decoder:
     print(sum(image.error is not None for image in decoder.map([Entry("missing", "missing")] * 20)))
 """
 

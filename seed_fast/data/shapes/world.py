@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import TypeVar
+from typing import Any, TypeVar
 
 SHAPES = ("circle", "ring", "square", "triangle", "diamond", "star", "cross", "heart", "moon", "arrow")
 SIZES = {"small": (9, 11), "medium": (14, 17), "large": (21, 24)}  # radius of the circle around the shape: least, most
@@ -244,7 +244,7 @@ def sibling(first: Scene, index: int) -> Scene:
     return replace(first, objects=found[(index - first.index - 1) % len(found)], index=index)
 
 
-def _changed(item: Object, change: dict[str, str], draws: Draws) -> Object:
+def _changed(item: Object, change: dict[str, Any], draws: Draws) -> Object:
     if change.get("size", item.size) == item.size:
         return replace(item, **change)
     radius = draws.between(*SIZES[change["size"]])

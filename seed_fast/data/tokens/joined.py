@@ -15,7 +15,7 @@ from seed_fast.data.journal import OutputError
 from seed_fast.data.samples import FileSample, SampleError
 from seed_fast.data.shards import IMAGE_SUFFIXES, WHOLE, Split
 from seed_fast.data.sources import Source, expanded
-from seed_fast.data.tokens.record import Item
+from seed_fast.data.tokens.record import Item, Items
 
 
 class CaptionsByPath:
@@ -67,7 +67,7 @@ def joined_items(
     *,
     start: int = 0,
     split: Split = WHOLE,
-) -> Iterator[Item]:
+) -> Items:
     """Every picture of the output of `seed-fast tokenize`, in order.
 
     Args:

@@ -17,7 +17,7 @@ from seed_fast.data.image_processor import ImageError
 from seed_fast.data.shards import SHARD_SUFFIXES, WHOLE, Entry, ShardError, Split, read_entry, shard_members, walk
 from seed_fast.data.sources import expanded
 from seed_fast.data.tokens.pickles import PickleRefused, plain_unpickle
-from seed_fast.data.tokens.record import Item
+from seed_fast.data.tokens.record import Item, Items
 from seed_fast.data.tokens.samples import SampleProblem
 
 
@@ -28,7 +28,7 @@ def official_items(
     codes_per_image: int,
     start: int = 0,
     split: Split = WHOLE,
-) -> Iterator[Item]:
+) -> Items:
     """Every member of official shards, in order.
 
     Args:

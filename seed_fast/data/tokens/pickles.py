@@ -57,7 +57,7 @@ class _Machine:
         self._below: list[list[Any]] = []  # the stacks below each mark
         self._memo: dict[int, Any] = {}
         self._strings = ["", ""]  # the last two: what STACK_GLOBAL names
-        self._do: dict[str, Callable[[Any], None]] = {
+        self._do: dict[str, Callable[[Any], object]] = {
             "EMPTY_LIST": lambda _: self._stack.append([]),
             "EMPTY_DICT": lambda _: self._stack.append({}),
             "LIST": lambda _: self._push_after_mark(list),
@@ -80,7 +80,7 @@ class _Machine:
         """The value that is left at the end."""
         for opcode, argument, _ in pickletools.genops(data):
             name = opcode.name
-            if name in _REMEMBER and argument > len(data):  # Python's unpickler would make room for so many
+            if name in _REMEMBER and (argument or 0) > len(data):  # Python's unpickler would make room for so many
                 raise PickleRefused(f"the pickle is damaged: it numbers a value {argument}")
             if name == "STOP":
                 return self._stack.pop()

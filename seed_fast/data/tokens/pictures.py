@@ -13,7 +13,7 @@ from seed_fast.data.pool import Pool
 from seed_fast.data.samples import Loaded, View, map_samples
 from seed_fast.data.shards import WHOLE, Split
 from seed_fast.data.sources import Source
-from seed_fast.data.tokens.record import Item
+from seed_fast.data.tokens.record import Item, Items
 from seed_fast.model.encoder import ImageEncoder
 
 
@@ -26,7 +26,7 @@ def picture_items(
     workers: int = 0,
     start: int = 0,
     split: Split = WHOLE,
-) -> Iterator[Item]:
+) -> Items:
     """Every sample of a source with its codes and all of its captions, in order.
 
     Args:
@@ -55,7 +55,7 @@ def picture_items(
 
 
 def _items(tok: ImageEncoder, processor: ImageProcessor, batch: list[tuple[int, Loaded]]) -> Iterator[Item]:
-    usable = [row.pixels for _, row in batch if row.error is None]
+    usable = [row.pixels for _, row in batch if row.pixels is not None]
     codes = iter(encode_resized(tok, processor, np.stack(usable)) if usable else ())
     for place, row in batch:
         if row.error is not None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any, NamedTuple
 
-from seed_fast.data.progress import Progress
+from seed_fast.data.progress import ProgressReporter
 from seed_fast.data.tokens.writer import TokensWriter
 
 BLOCK = 256  # items that a kill can cost
@@ -28,8 +28,9 @@ class Item(NamedTuple):
     problem: str | None
 
 
+Items = Generator[Item, None, None]
 # Gives the items from a place on, and calls its second argument with one line for each input that can't be read.
-ItemsFrom = Callable[[int, Callable[[str], None]], Iterator[Item]]
+ItemsFrom = Callable[[int, Callable[[str], None]], Items]
 
 
 @dataclass
@@ -56,7 +57,7 @@ def fill(
     writer: TokensWriter,
     run: dict[str, Any],
     items_from: ItemsFrom,
-    progress: Progress,
+    progress: ProgressReporter,
     *,
     resume: bool = False,
     overwrite: bool = False,
@@ -112,7 +113,7 @@ def fill(
 
 
 def record(
-    writer: TokensWriter, items: Iterable[Item], summary: FillSummary, progress: Progress, block: int = BLOCK
+    writer: TokensWriter, items: Iterable[Item], summary: FillSummary, progress: ProgressReporter, block: int = BLOCK
 ) -> None:
     """Append every item and finish the store. An exception leaves what was recorded for a resumed run.
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from seed_fast._files import OutputLock, write_beside
 from seed_fast._text import parse_json
-from seed_fast.data.journal import Journal, OutputError, check_run, write_run
+from seed_fast.data.journal import Journal, OutputError, check_run, opened, write_run
 from seed_fast.data.shards import WHOLE, Split
 from seed_fast.data.tokens.identity import TokenizerIdentity
 from seed_fast.data.tokens.samples import KINDS, SampleProblem, check_parts, to_parts
@@ -138,7 +138,7 @@ class TokensWriter:
             except SampleProblem as error:
                 problems.append(f"{sample.get('key', '')}: {error}")
         block = {"next": next_place, "skipped": skipped + len(problems), "samples": rows}
-        self._journal.write((json.dumps(block, separators=(",", ":")) + "\n").encode())
+        opened(self._journal).write((json.dumps(block, separators=(",", ":")) + "\n").encode())
         self._take_block(block)
         if len(self._waiting) >= self._shard_samples:
             self._pack()
@@ -152,7 +152,7 @@ class TokensWriter:
         if self._waiting:
             self._pack()
         else:
-            self._journal.remove()
+            opened(self._journal).remove()
         write_beside(self._index, index_bytes(self.tokenizer, self._shards, self._kinds, self.skipped, self._about))
         self._run.unlink(missing_ok=True)
         self.close()
@@ -202,14 +202,15 @@ class TokensWriter:
 
     def _pack(self) -> None:
         """The journal becomes the next shard."""
-        self._journal.sync()
-        self._journal.close()
+        journal = opened(self._journal)
+        journal.sync()
+        journal.close()
         kinds = {kind: sum(sample["kind"] == kind for sample in self._waiting) for kind in KINDS}
         about = {"run": self._digest(), "kinds": json.dumps(kinds)}
         about |= {"next": str(self.next_place), "skipped": str(self.skipped)}
         path = self._file(".safetensors")
         write_beside(path, shard_bytes(self._waiting, self.tokenizer, about))
-        self._journal.path.unlink()
+        journal.path.unlink()
         images = sum(not isinstance(part, str) for sample in self._waiting for part in sample["parts"])
         self._shards.append({"file": path.name, "samples": len(self._waiting), "images": images})
         self._kinds = {kind: self._kinds[kind] + count for kind, count in kinds.items()}
