@@ -151,11 +151,12 @@ def _for_typer(hint: Any) -> Any:
             kind = list[get_args(part)[0]] | None if optional else list[get_args(part)[0]]  # type: ignore[misc]
             break
         if get_origin(part) is Literal:
-            kind = str if part is kind else str | None  # type: ignore[assignment]
+            kind = str if part is kind else str | None
             extras = [copy.copy(extra) for extra in extras]
             extras[0].metavar = f"[{'|'.join(get_args(part))}]"
             break
-    return Annotated.__class_getitem__((kind, *extras))  # type: ignore[attr-defined]
+    annotated: Any = Annotated
+    return annotated[(kind, *extras)]
 
 
 def _check_choice(name: str, value: Any, hint: Any) -> None:

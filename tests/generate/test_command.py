@@ -203,21 +203,3 @@ def test_a_link_given_as_output_stays(run: Callable, folder: Path, tmp_path: Pat
     assert len(lines(run("draw", "a", *options, "-o", "-").stdout)) == 1
     os.mkfifo(tmp_path / "pipe")
     assert run("draw", "a", *options, "-o", tmp_path / "pipe").exit_code == 2
-
-
-def test_an_image_without_finite_embeddings_is_skipped_and_the_run_goes_on(
-    run: Callable, folder: Path, tok: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    photos = write_files(tmp_path / "photos", {f"{n}.png": encoded(picture(n), "PNG") for n in range(3)})
-    query_embeddings = SeedTokenizer.query_embeddings
-
-    def broken(self: SeedTokenizer, features: torch.Tensor) -> torch.Tensor:
-        causal = query_embeddings(self, features)
-        causal[1, 0, 0] = torch.nan  # of the second image
-        return causal
-
-    monkeypatch.setattr(SeedTokenizer, "query_embeddings", broken)
-    result = run("caption", photos, "--lm", folder, "--model", tok, "--max-tokens", 4)
-    assert result.exit_code == 3, result.stderr
-    assert f"skipped: {photos}/1.png: its embedding in torch.float32 is not finite, so it has no codes" in result.stderr
-    assert [Path(line["path"]).name for line in lines(result.stdout)] == ["0.png", "2.png"]
