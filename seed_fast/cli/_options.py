@@ -16,7 +16,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -155,8 +155,8 @@ def _for_typer(hint: Any) -> Any:
             extras = [copy.copy(extra) for extra in extras]
             extras[0].metavar = f"[{'|'.join(get_args(part))}]"
             break
-    annotated: Any = Annotated
-    return annotated[(kind, *extras)]
+    annotated, arguments = cast(Any, Annotated), (kind, *extras)
+    return annotated[arguments]
 
 
 def _check_choice(name: str, value: Any, hint: Any) -> None:
