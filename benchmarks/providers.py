@@ -19,7 +19,7 @@ Call = Callable[[], Any]
 
 # Distributions whose versions a results file records. None of them is needed to run a benchmark.
 PEERS = ("faiss-cpu", "vector-quantize-pytorch", "flash-kmeans", "xformers", "liger-kernel", "transformers", "peft")
-# Instruction set of the C++ kernels -> the CPU feature that it needs.
+# Instruction set of the C++ kernels -> the CPU feature that it needs; the highest first.
 INSTRUCTION_SETS = {"avx512bf16": "avx512_bf16", "avx512": "avx512", "avx2": "avx2", "scalar": ""}
 MemoryMethod = Literal["call", "call here", "process"]  # benchmarks/memory.py describes them
 _compiled: dict[Any, Callable[..., Any]] = {}
@@ -216,13 +216,26 @@ def needs_cpu_feature(feature: str) -> None:
 def each_instruction_set(prepare: Callable[[Inputs, Case], Call]) -> tuple[Provider, ...]:
     """One provider per instruction set: the C++ CPU kernel held to it."""
 
+    def hidden(name: str) -> str:
+        # An instruction set that the whole run is held below is not measured by a provider either.
+        limit, names = os.environ.get("SEED_FAST_CPU_ISA", ""), list(INSTRUCTION_SETS)
+        higher = limit in names and names.index(name) < names.index(limit)
+        return f"hidden from this run by SEED_FAST_CPU_ISA={limit}" if higher else ""
+
     def held(name: str, feature: str) -> Provider:
         def start(inputs: Inputs, case: Case) -> Call:
             needs_cpu_feature(feature)
             return prepare(inputs, case)
 
         settings = {"SEED_FAST_CPU_ISA": name, "SEED_FAST_BACKEND": "cpu"}
-        return Provider(f"seed_fast, {name}", start, ours=True, devices=("cpu",), environment=settings)
+        return Provider(
+            f"seed_fast, {name}",
+            start,
+            ours=True,
+            devices=("cpu",),
+            environment=settings,
+            unsuited=lambda case: hidden(name),
+        )
 
     return tuple(held(name, feature) for name, feature in INSTRUCTION_SETS.items())
 

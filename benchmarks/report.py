@@ -66,16 +66,23 @@ def _op_block(measured: Results, op: str, folder: Path, figures: Path) -> list[s
     return lines
 
 
+def _order(measured: Results) -> tuple[str, int]:
+    """Sort key of results: machine by machine, and the groups of benchmarks as the catalog has them."""
+    ops = [row["op"] for row in measured["rows"][:1]]
+    names = list(catalog.BENCHMARKS)
+    return measured["provenance"]["machine"], names.index(ops[0]) if ops and ops[0] in names else len(names)
+
+
 def _where_from(everything: Sequence[Results]) -> list[str]:
     """One line per machine on the processor behind its column."""
     lines = {}
     for measured in everything:
-        made = measured["provenance"]
-        limits = made.get("instruction_limits")
+        origin = measured["provenance"]
+        limits = origin.get("instruction_limits")
         hidden = f", held to fewer instruction sets by {tables.assignments(limits)}" if limits else ""
-        features = ", ".join(made["cpu_features"] or ["instruction sets not known"])
-        where = f"{made['gpu']}, {made['cpu']}" if made["gpu"] else made["cpu"]
-        lines[made["machine"]] = f"{where} ({features}{hidden}), {made['threads']} threads, torch {made['torch']}"
+        features = ", ".join(origin["cpu_features"] or ["instruction sets not known"])
+        where = f"{origin['gpu']}, {origin['cpu']}" if origin["gpu"] else origin["cpu"]
+        lines[origin["machine"]] = f"{where} ({features}{hidden}), {origin['threads']} threads, torch {origin['torch']}"
     return ["; ".join(f"{machine}: {where}" for machine, where in lines.items()) + "."]
 
 
@@ -102,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     stale = []
     try:
-        everything = [results.load(path) for path in results.files(options.results)]
+        everything = sorted((results.load(path) for path in results.files(options.results)), key=_order)
         if not options.check:
             for measured in everything:
                 for op in dict.fromkeys(row["op"] for row in measured["rows"]):

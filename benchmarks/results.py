@@ -64,8 +64,15 @@ BAR: dict[str, Any] = {
 STATES = ("reached", "not reached", "not measured")  # of a bar
 MEASURES = ("wall_ms", "device_ms")
 # Environment variables that hold a library to fewer instruction sets than the processor has: torch's own kernels,
-# oneDNN, MKL and the C++ kernels of seed_fast.
-INSTRUCTION_LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "SEED_FAST_CPU_ISA")
+# oneDNN, MKL, the C++ kernels of seed_fast, FAISS and its OpenBLAS.
+INSTRUCTION_LIMITS = (
+    "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "SEED_FAST_CPU_ISA",
+    "FAISS_SIMD_LEVEL",
+    "OPENBLAS_CORETYPE",
+)
 
 
 def key(row: dict[str, Any]) -> tuple[str, ...]:

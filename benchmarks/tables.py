@@ -110,17 +110,17 @@ def _remarks(provider: str, rows: dict[str, dict[str, Any]]) -> list[str]:
 
 def source(measured: Results, device: str = "cpu") -> str:
     """Where numbers come from, in one line: processor, instruction sets, threads, torch, load, commit, day."""
-    made = measured["provenance"]
-    torch_runs_on = made.get("cpu_capability")  # files of older runs have no such field, and no limits
-    limits = made.get("instruction_limits")
-    parts = [made["gpu"]] if device == "cuda" and made["gpu"] else []
-    parts.append(f"{made['cpu']} ({', '.join(made['cpu_features'] or ['instruction sets not known'])})")
+    origin = measured["provenance"]
+    torch_runs_on = origin.get("cpu_capability")  # files of older runs have neither
+    limits = origin.get("instruction_limits")
+    parts = [origin["gpu"]] if device == "cuda" and origin["gpu"] else []
+    parts.append(f"{origin['cpu']} ({', '.join(origin['cpu_features'] or ['instruction sets not known'])})")
     if limits:
         parts.append(f"held to fewer instruction sets by {assignments(limits)}")
-    parts.append(f"{made['threads']} threads")
-    parts.append(f"torch {made['torch']}" + (f" on {torch_runs_on}" if torch_runs_on else ""))
-    parts.append(f"load {made['load_before']} before the run")
-    parts.append(f"commit {made['commit']}, {made['time'][:10]}")
+    parts.append(f"{origin['threads']} threads")
+    parts.append(f"torch {origin['torch']}" + (f" on {torch_runs_on}" if torch_runs_on else ""))
+    parts.append(f"load {origin['load_before']} before the run")
+    parts.append(f"commit {origin['commit']}, {origin['time'][:10]}")
     return "; ".join(parts)
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.e2e.truth import CHECKED, Truth, code_errors, float64_codes
-from benchmarks.ops.nearest_code import official as official_lookup
+from benchmarks.ops.nearest_code import official_lookup
 from benchmarks.providers import Bar, Benchmark, Call, Case, Inputs, Provider, environment
 from seed_fast import SeedConfig, SeedTokenizer
 from seed_fast.profile.cost import costs

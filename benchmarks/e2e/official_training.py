@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.ops.nearest_code import official as official_lookup
+from benchmarks.ops.nearest_code import official_lookup
 from seed_fast import SeedTokenizer
 from seed_fast.model import qformer, vit
 from seed_fast.model.decoder import Decoder

@@ -28,7 +28,7 @@ def curves(size: str, dtype: str, device: str, steps: int) -> dict[str, list[flo
     return losses
 
 
-def compare(size: str, dtype: str, device: str, steps: int) -> dict[str, Any]:
+def summarise(size: str, dtype: str, device: str, steps: int) -> dict[str, Any]:
     """How far the losses of both are apart, relative to the Trainer's, and in float16 how far ours are from float32's.
 
     Args:
@@ -72,7 +72,7 @@ def main() -> int:
         parser.error("--steps and --threads must be at least 1")
     torch.set_num_threads(options.threads)
     dtype = options.dtype or ("float32" if options.device == "cpu" else "float16")
-    print(json.dumps(compare(options.size, dtype, options.device, options.steps)))
+    print(json.dumps(summarise(options.size, dtype, options.device, options.steps)))
     return 0
 
 

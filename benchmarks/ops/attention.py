@@ -167,13 +167,13 @@ def _inputs(case: Case, device: str, seed: int) -> Inputs:
     s = case.shape
     draw = lambda *size: torch.randn(*size, generator=generator).to(device, case.torch_dtype())  # noqa: E731
     if s["Lq"] == s["Lk"]:
-        made = {"qkv": draw(s["B"], s["Lq"], 3, s["H"], s["Dh"])}
+        tensors = {"qkv": draw(s["B"], s["Lq"], 3, s["H"], s["Dh"])}
     else:
-        made = {"q": draw(s["B"], s["Lq"], s["H"], s["Dh"]), "kv": draw(s["B"], s["Lk"], 2, s["H"], s["Dh"])}
+        tensors = {"q": draw(s["B"], s["Lq"], s["H"], s["Dh"]), "kv": draw(s["B"], s["Lk"], 2, s["H"], s["Dh"])}
     if case.options.get("backward"):
-        made = {name: x.requires_grad_() for name, x in made.items()}
-        made["weight"] = draw(s["B"], s["Lq"], s["H"], s["Dh"])
-    return made
+        tensors = {name: x.requires_grad_() for name, x in tensors.items()}
+        tensors["weight"] = draw(s["B"], s["Lq"], s["H"], s["Dh"])
+    return tensors
 
 
 def _in_dtype(inputs: Inputs, case: Case, dtype: torch.dtype) -> list[Tensor]:

@@ -68,8 +68,8 @@ def _inputs(case: Case, device: str, seed: int) -> Inputs:
     generator = torch.Generator().manual_seed(seed)
     n, d, k = case.shape["N"], case.shape["D"], case.shape.get("K")
     draw = lambda *size: torch.randn(*size, generator=generator).to(device, case.torch_dtype())  # noqa: E731
-    made = {"x": draw(n, k or d), "bias": draw(d)}
-    return made | ({"weight": draw(d, k) * k**-0.5} if k else {})
+    tensors = {"x": draw(n, k or d), "bias": draw(d)}
+    return tensors | ({"weight": draw(d, k) * k**-0.5} if k else {})
 
 
 def _truth(inputs: Inputs, case: Case) -> tuple[Tensor, float]:

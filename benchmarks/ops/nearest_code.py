@@ -29,7 +29,7 @@ LARGEST_REFERENCE = 2048  # rows
 LARGEST_MATRIX = 2**30
 
 
-def official(z: Tensor, codebook: Tensor) -> Tensor:
+def official_lookup(z: Tensor, codebook: Tensor) -> Tensor:
     """The official lookup, by the matrix of all distances: ids [N] of z [N, D] in codebook [K, D].
 
     Source: `VectorQuantizer2` in the official models/seed_qformer/qformer_quantizer.py.
@@ -41,11 +41,11 @@ def official(z: Tensor, codebook: Tensor) -> Tensor:
 
 
 def _official(inputs: Inputs, case: Case) -> Call:
-    return lambda: official(**inputs)
+    return lambda: official_lookup(**inputs)
 
 
 def _compiled(inputs: Inputs, case: Case) -> Call:
-    run = compile_once(official, *inputs.values())
+    run = compile_once(official_lookup, *inputs.values())
     return lambda: run(**inputs)
 
 

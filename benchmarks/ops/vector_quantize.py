@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.ops.nearest_code import D, K, official
+from benchmarks.ops.nearest_code import D, K, official_lookup
 from benchmarks.providers import (
     Bar,
     Benchmark,
@@ -38,7 +38,7 @@ def _forward_official(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tens
 
     Source: `VectorQuantizer2.forward` in the official models/seed_qformer/qformer_quantizer.py.
     """
-    ids = official(z, codebook)
+    ids = official_lookup(z, codebook)
     chosen = functional.embedding(ids, codebook)
     loss = functional.mse_loss(chosen.detach(), z) + functional.mse_loss(chosen, z.detach())
     return z + (chosen - z).detach(), ids, loss
@@ -94,8 +94,8 @@ def _inputs(case: Case, device: str, seed: int) -> Inputs:
     # Near an entry each, so that no rounding changes an id, and gradients can be compared.
     z = codebook[torch.randint(k, (n,), generator=generator)] + 0.1 * torch.randn(n, d, generator=generator)
     weight = torch.randn(n, d, generator=generator) / n
-    made = {name: x.to(device) for name, x in {"z": z, "codebook": codebook, "weight": weight}.items()}
-    return made | {name: made[name].requires_grad_() for name in ("z", "codebook")}
+    tensors = {name: x.to(device) for name, x in {"z": z, "codebook": codebook, "weight": weight}.items()}
+    return tensors | {name: tensors[name].requires_grad_() for name in ("z", "codebook")}
 
 
 def _truth(inputs: Inputs, case: Case) -> list[Tensor]:

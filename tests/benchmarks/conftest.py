@@ -57,7 +57,7 @@ def doubling():
 
 
 @pytest.fixture
-def found(doubling, monkeypatch):
+def measured(doubling, monkeypatch):
     """Results of a quick run of `doubling`."""
     from benchmarks import measure, timing
 

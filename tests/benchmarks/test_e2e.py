@@ -174,14 +174,14 @@ def test_a_quick_run_end_to_end(tmp_path, capsys, monkeypatch):
     path = tmp_path / "out.json"
     assert run.bench(BenchOptions(what="e2e", quick=True, output=path)) == 0
     assert "images/s" in capsys.readouterr().out
-    found = results.load(path)
-    rows = {(row["op"], row["provider"]): row for row in found["rows"]}
+    measured = results.load(path)
+    rows = {(row["op"], row["provider"]): row for row in measured["rows"]}
     assert set(rows) == {(op, provider.name) for op, each in GROUPS["e2e"].items() for provider in each.providers}
     assert rows["encode", COMPILED]["status"] == "left out of the quick run"
     assert rows["encode", FAST["float16"]]["status"] == "runs on cuda only"
-    row, ceilings = rows["encode", FAST["bfloat16"]], found["ceilings"]["cpu"]
+    row, ceilings = rows["encode", FAST["bfloat16"]], measured["ceilings"]["cpu"]
     rate = row["flops"] / row["wall_ms"]["median"] * 1000 / 1e9
     assert row["gemm_share"] == pytest.approx(rate / ceilings["gemm_bfloat16_gflops"], rel=1e-3)
-    assert {bar["state"] for bar in found["bars"]} == {"not measured"}
-    assert len(found["bars"]) == sum(len(benchmark.bars) for benchmark in GROUPS["e2e"].values())
+    assert {bar["state"] for bar in measured["bars"]} == {"not measured"}
+    assert len(measured["bars"]) == sum(len(benchmark.bars) for benchmark in GROUPS["e2e"].values())
     json.loads(path.read_text())

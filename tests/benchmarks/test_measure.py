@@ -19,21 +19,21 @@ from seed_fast.cli.bench import BenchOptions
 OPS = GROUPS["ops"]
 
 
-def rows(found):
-    return {row["provider"]: row for row in found["rows"]}
+def rows(measured):
+    return {row["provider"]: row for row in measured["rows"]}
 
 
-def test_results_follow_the_schema_and_survive_a_round_trip(found, tmp_path):
-    results.validate(found)
-    results.save(found, tmp_path / "machine.json")
+def test_results_follow_the_schema_and_survive_a_round_trip(measured, tmp_path):
+    results.validate(measured)
+    results.save(measured, tmp_path / "machine.json")
     loaded = results.load(tmp_path / "machine.json")
-    assert [results.key(row) for row in loaded["rows"]] == [results.key(row) for row in found["rows"]]
+    assert [results.key(row) for row in loaded["rows"]] == [results.key(row) for row in measured["rows"]]
     assert results.dump(loaded) == (tmp_path / "machine.json").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["machine.json"]
 
 
-def test_right_providers_are_timed_in_the_same_rounds(found):
-    ours, loop = rows(found)["seed_fast"], rows(found)["loop"]
+def test_right_providers_are_timed_in_the_same_rounds(measured):
+    ours, loop = rows(measured)["seed_fast"], rows(measured)["loop"]
     assert ours["status"] == loop["status"] == "ok"
     assert ours["rounds"] == loop["rounds"] >= timing.MINIMUM_ROUNDS
     assert 0 < ours["wall_ms"]["q20"] <= ours["wall_ms"]["median"] <= ours["wall_ms"]["q80"]
@@ -42,44 +42,44 @@ def test_right_providers_are_timed_in_the_same_rounds(found):
     assert ours["device_ms"] is None
 
 
-def test_a_wrong_provider_is_refused_and_says_why(found):
-    row = rows(found)["wrong"]
+def test_a_wrong_provider_is_refused_and_says_why(measured):
+    row = rows(measured)["wrong"]
     assert row["status"] == "wrong: got [3.0, 6.0, 9.0, 12.0]"
     assert row["wall_ms"] is None
     assert row["speedup"] is None
 
 
-def test_what_cannot_run_is_shown_with_its_reason(found):
-    assert rows(found)["absent"]["status"] == "not installed"
-    assert rows(found)["elsewhere"]["status"] == "needs a quantum computer"
-    assert rows(found)["crashing"]["status"] == "failed: KeyError: 'missing'"
+def test_what_cannot_run_is_shown_with_its_reason(measured):
+    assert rows(measured)["absent"]["status"] == "not installed"
+    assert rows(measured)["elsewhere"]["status"] == "needs a quantum computer"
+    assert rows(measured)["crashing"]["status"] == "failed: KeyError: 'missing'"
 
 
-def test_bars_are_computed_from_the_rounds_and_none_is_dropped(found):
-    bars = {bar["name"]: bar for bar in found["bars"]}
+def test_bars_are_computed_from_the_rounds_and_none_is_dropped(measured):
+    bars = {bar["name"]: bar for bar in measured["bars"]}
     assert len(bars) == 4
     assert bars["ahead of the loop"]["state"] == "reached"
     assert bars["ahead of the loop"]["slow"] == "loop"
-    assert bars["ahead of the loop"]["ratio"] == rows(found)["seed_fast"]["speedup"]
+    assert bars["ahead of the loop"]["ratio"] == rows(measured)["seed_fast"]["speedup"]
     assert bars["a million times the loop"]["state"] == "not reached"
     assert bars["ahead of what is not there"]["state"] == bars["on a GPU"]["state"] == "not measured"
 
 
-def test_shares_are_of_the_ceilings_of_the_run(found):
-    row = rows(found)["seed_fast"]
+def test_shares_are_of_the_ceilings_of_the_run(measured):
+    row = rows(measured)["seed_fast"]
     per_second = 1000 / row["wall_ms"]["median"]
     assert row["gemm_share"] == pytest.approx(4 * per_second / 100e9)
     assert row["copy_share"] == pytest.approx(32 * per_second / 10e9)
 
 
-def test_only_a_wrong_or_failing_provider_of_ours_fails_the_run(found, doubling):
-    assert measure.broken(found) == []
+def test_only_a_wrong_or_failing_provider_of_ours_fails_the_run(measured, doubling):
+    assert measure.broken(measured) == []
     ours = Provider("seed_fast", doubling.provider("wrong").prepare, ours=True)
     case, device = doubling.case("N=4"), "cpu"
     inputs = doubling.inputs(case, device, 0)
     status, _, _ = measure.start(doubling, case, device, ours, inputs, doubling.truth(inputs, case))
-    rows(found)["seed_fast"]["status"] = status
-    assert measure.broken(found) == ["doubling N=4 seed_fast on cpu: wrong: got [3.0, 6.0, 9.0, 12.0]"]
+    rows(measured)["seed_fast"]["status"] = status
+    assert measure.broken(measured) == ["doubling N=4 seed_fast on cpu: wrong: got [3.0, 6.0, 9.0, 12.0]"]
 
 
 def test_what_compiles_for_too_long_says_so_and_is_not_tried_again(doubling, monkeypatch):
@@ -93,8 +93,8 @@ def test_what_compiles_for_too_long_says_so_and_is_not_tried_again(doubling, mon
     stuck = Provider("stuck", compiles, compile_limit=0.02)
     small = dataclasses.replace(doubling.cases[1], name="N=8", shape={"N": 8}, quick=True)
     slow = dataclasses.replace(doubling, cases=(doubling.cases[0], small), providers=(*doubling.providers, stuck))
-    found = measure.measure([slow], quick=True, devices=("cpu",))
-    says = [row["status"] for row in found["rows"] if row["provider"] == "stuck"]
+    measured = measure.measure([slow], quick=True, devices=("cpu",))
+    says = [row["status"] for row in measured["rows"] if row["provider"] == "stuck"]
     assert says == ["compile: more than 0.02 s", "compile: more than 0.02 s with N=4"]
     assert tried == ["N=4"]
 
@@ -122,10 +122,10 @@ def test_memory_is_measured_in_this_process_where_the_benchmark_says_so(doubling
         (lambda r: r["bars"][0].update(state="nearly"), "state must be one of reached"),
     ],
 )
-def test_results_of_another_shape_are_refused_by_name(found, change, message):
-    change(found)
+def test_results_of_another_shape_are_refused_by_name(measured, change, message):
+    change(measured)
     with pytest.raises(ValueError, match=message):
-        results.validate(found)
+        results.validate(measured)
 
 
 def test_provenance_records_what_hides_instruction_sets(monkeypatch):
@@ -198,6 +198,17 @@ def test_vector_quantize_refuses_a_gradient_that_is_off():
     assert benchmark.check(case, benchmark.provider("seed_fast"), output, inputs, truth) == ("", "")
     output[3] *= 1.001
     assert "gradient of codebook" in benchmark.check(case, benchmark.provider("seed_fast"), output, inputs, truth)[0]
+
+
+def test_an_instruction_set_that_is_hidden_from_the_run_is_not_measured(monkeypatch):
+    benchmark = nearest_code.BENCHMARK
+    case = benchmark.case("N=32")
+    monkeypatch.setenv("SEED_FAST_CPU_ISA", "avx2")
+    assert benchmark.provider("seed_fast, avx512").unsuited(case) == "hidden from this run by SEED_FAST_CPU_ISA=avx2"
+    assert benchmark.provider("seed_fast, avx2").unsuited(case) == ""
+    assert benchmark.provider("seed_fast, scalar").unsuited(case) == ""
+    monkeypatch.delenv("SEED_FAST_CPU_ISA")
+    assert benchmark.provider("seed_fast, avx512").unsuited(case) == ""
 
 
 def test_environment_is_set_inside_and_restored_outside(monkeypatch):

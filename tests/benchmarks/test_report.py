@@ -1,4 +1,4 @@
-"""Tables and figures come from results files, and a stale document is found."""
+"""Tables and figures come from results files, and a stale document is measured."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ HIDDEN = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 
 
 @pytest.fixture
-def second(found):
+def second(measured):
     """The same rows from a machine with AVX-512 hidden."""
-    other = copy.deepcopy(found)
+    other = copy.deepcopy(measured)
     other["provenance"] |= {"machine": "box-avx2", "cpu_capability": "AVX2", "instruction_limits": HIDDEN}
     other["bars"][0] |= {"ratio": 3.0}
     return other
@@ -27,11 +27,11 @@ def row_of(measured, provider):
     return next(row for row in measured["rows"] if row["provider"] == provider)
 
 
-def test_the_table_shows_times_speedups_and_who_did_not_run(found):
-    text = report.refreshed(DOCUMENT, [found], *PLACE)
+def test_the_table_shows_times_speedups_and_who_did_not_run(measured):
+    text = report.refreshed(DOCUMENT, [measured], *PLACE)
     assert text.startswith("before\n<!-- bench:doubling -->\n")
     assert text.endswith("<!-- /bench:doubling -->\nafter\n")
-    row = row_of(found, "seed_fast")
+    row = row_of(measured, "seed_fast")
     assert f"| seed_fast | {row['wall_ms']['median']:.3g} ms ({row['speedup']:.3g}x) |" in text
     assert "- absent: not installed" in text
     assert "- wrong: wrong: got [3.0, 6.0, 9.0, 12.0]" in text
@@ -43,10 +43,10 @@ def test_numbers_have_three_digits_and_no_exponent():
     assert [tables.number(x) for x in (0.012345, 1.5, 999.4, 20412.0)] == ["0.0123", "1.5", "999", "20400"]
 
 
-def test_provenance_stands_with_the_tables_of_each_machine(found, second):
-    made = found["provenance"]
+def test_provenance_stands_with_the_tables_of_each_machine(measured, second):
+    made = measured["provenance"]
     made |= {"cpu_capability": "AVX512", "instruction_limits": {}}
-    text = report.block("doubling", [found, second], *PLACE)
+    text = report.block("doubling", [measured, second], *PLACE)
     first_table, second_table = text.split("**doubling, float32, box-avx2**")
     for part, runs_on in ((first_table, "AVX512"), (second_table, "AVX2")):
         assert f"{made['cpu']} (" in part
@@ -58,39 +58,39 @@ def test_provenance_stands_with_the_tables_of_each_machine(found, second):
     assert "held to fewer" not in first_table
 
 
-def test_files_of_older_runs_do_without_what_hides_instruction_sets(found):
-    del found["provenance"]["instruction_limits"], found["provenance"]["cpu_capability"]
-    assert f"torch {found['provenance']['torch']}; load" in report.block("doubling", [found], *PLACE)
-    assert "instruction_limits" not in report.block("machines", [found], *PLACE)
-    assert found["provenance"]["torch"] in tables.text(found)
+def test_files_of_older_runs_do_without_what_hides_instruction_sets(measured):
+    del measured["provenance"]["instruction_limits"], measured["provenance"]["cpu_capability"]
+    assert f"torch {measured['provenance']['torch']}; load" in report.block("doubling", [measured], *PLACE)
+    assert "instruction_limits" not in report.block("machines", [measured], *PLACE)
+    assert measured["provenance"]["torch"] in tables.text(measured)
 
 
-def test_bars_have_a_column_per_machine_and_none_is_dropped(found, second):
-    bars = report.block("bars", [found, second], *PLACE)
+def test_bars_have_a_column_per_machine_and_none_is_dropped(measured, second):
+    bars = report.block("bars", [measured, second], *PLACE)
     header, _, *lines = bars.splitlines()
-    assert header.endswith(f"| {found['provenance']['machine']} | box-avx2 |")
-    assert len(lines) == len(found["bars"])
-    ours, loop = (tables.number(row_of(found, name)["wall_ms"]["median"]) for name in ("seed_fast", "loop"))
+    assert header.endswith(f"| {measured['provenance']['machine']} | box-avx2 |")
+    assert len(lines) == len(measured["bars"])
+    ours, loop = (tables.number(row_of(measured, name)["wall_ms"]["median"]) for name in ("seed_fast", "loop"))
     assert f"3, reached ({ours} ms, loop: {loop} ms) |" in lines[0]
     assert bars.count("| not measured | not measured |") == 2
 
 
-def test_machines_have_a_column_per_results_file(found, second):
-    second["provenance"]["machine"] = found["provenance"]["machine"]
-    machines = report.block("machines", [found, second], *PLACE)
+def test_machines_have_a_column_per_results_file(measured, second):
+    second["provenance"]["machine"] = measured["provenance"]["machine"]
+    machines = report.block("machines", [measured, second], *PLACE)
     assert "| what | doubling | doubling |" in machines
-    assert found["provenance"]["torch"] in machines
+    assert measured["provenance"]["torch"] in machines
     assert "| cpu, copy_gb_per_s | 10 | 10 |" in machines
     assert "| instruction_limits | none | ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 |" in machines
 
 
-def test_the_readme_has_at_most_eight_rows_with_the_ratio_of_the_rounds(found, second, monkeypatch):
+def test_the_readme_has_at_most_eight_rows_with_the_ratio_of_the_rounds(measured, second, monkeypatch):
     line = tables.Headline("twice", "doubling", "N=4", "seed_fast", "loop")
     elsewhere = tables.Headline("thrice", "trebling", "N=4", "seed_fast", "loop")
     monkeypatch.setattr(tables, "HEADLINES", (line, elsewhere))
-    text = report.block("readme", [found, second], *PLACE)
-    row = row_of(found, "seed_fast")
-    times = [tables.number(row_of(found, name)["wall_ms"]["median"]) for name in ("seed_fast", "loop")]
+    text = report.block("readme", [measured, second], *PLACE)
+    row = row_of(measured, "seed_fast")
+    times = [tables.number(row_of(measured, name)["wall_ms"]["median"]) for name in ("seed_fast", "loop")]
     cell = f"{times[0]} ms against {times[1]} ms: {tables.number(row['speedup'])}x"
     assert f"| twice | N=4 | loop | {cell} | {cell} |" in text
     assert "| thrice | N=4 | loop | not measured | not measured |" in text
@@ -106,9 +106,9 @@ def test_headlines_are_few_and_name_what_there_is():
         assert not benchmark.provider(line.slow).ours
 
 
-def test_no_results_yet_is_said(found):
+def test_no_results_yet_is_said(measured):
     assert report.block("doubling", [], *PLACE) == report.NOTHING
-    assert report.block("trebling", [found], ("trebling",), *PLACE[1:]) == report.NOTHING
+    assert report.block("trebling", [measured], ("trebling",), *PLACE[1:]) == report.NOTHING
 
 
 def test_an_unknown_block_is_refused():
@@ -116,10 +116,10 @@ def test_an_unknown_block_is_refused():
         report.refreshed("<!-- bench:trebling -->\n<!-- /bench:trebling -->", [], *PLACE)
 
 
-def test_check_fails_on_a_stale_document_until_it_is_rewritten(found, tmp_path, monkeypatch):
+def test_check_fails_on_a_stale_document_until_it_is_rewritten(measured, tmp_path, monkeypatch):
     monkeypatch.setitem(catalog.BENCHMARKS, "doubling", catalog.BENCHMARKS["attention"])
     folder, document, drawn = tmp_path / "results", tmp_path / "README.md", tmp_path / "figures"
-    results.save(found, folder / "machine.json")
+    results.save(measured, folder / "machine.json")
     document.write_text(DOCUMENT)
     where = ["--results", str(folder), "--documents", str(document), "--figures", str(drawn)]
     pytest.importorskip("matplotlib")
@@ -131,16 +131,16 @@ def test_check_fails_on_a_stale_document_until_it_is_rewritten(found, tmp_path, 
     assert f"](figures/{next(drawn.iterdir()).name})" in document.read_text()
 
 
-def test_the_same_results_draw_the_same_figure(found, tmp_path):
+def test_the_same_results_draw_the_same_figure(measured, tmp_path):
     pytest.importorskip("matplotlib")
-    first = figures.draw(found, "doubling", tmp_path / "a").read_bytes()
-    assert first == figures.draw(found, "doubling", tmp_path / "b").read_bytes()
+    first = figures.draw(measured, "doubling", tmp_path / "a").read_bytes()
+    assert first == figures.draw(measured, "doubling", tmp_path / "b").read_bytes()
     assert b"<svg" in first
 
 
-def test_categories_are_bars_and_a_line_goes_along_numbers_only(found):
+def test_categories_are_bars_and_a_line_goes_along_numbers_only(measured):
     pytest.importorskip("matplotlib")
-    rows = [row for row in found["rows"] if row["status"] == "ok"]
+    rows = [row for row in measured["rows"] if row["status"] == "ok"]
     panel = figures._bars(rows).axes[0]
     assert len(panel.patches) == len(rows)
     sizes = [copy.deepcopy(row) for row in rows for _ in range(3)]

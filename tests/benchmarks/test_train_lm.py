@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
 pytest.importorskip("peft")
 pytest.importorskip("accelerate")
 
+from benchmarks import memory
 from benchmarks.e2e import train_lm, train_lm_losses
 
 
@@ -22,6 +25,15 @@ def test_ours_and_the_trainer_take_the_same_steps():
     ours, peer = found[train_lm.OURS], found[train_lm.TRAINER]
     assert ours == pytest.approx(peer, rel=1e-5)
     assert len(set(ours)) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
+def test_memory_is_that_of_a_process_of_one_provider_alone():
+    provider = train_lm.TRAIN_LM.provider(train_lm.OURS)
+    peak = memory.measured(train_lm.TRAIN_LM, train_lm.TINY, provider, "cpu", 1, call=lambda: pytest.fail("here"))
+    # torch and transformers alone are more than the first, and a full-size model would be more than the second.
+    assert 2e8 < peak < 2e9
 
 
 def test_rows_are_full_and_half_supervised():
