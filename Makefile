@@ -80,10 +80,12 @@ ptx: $(VENV)/.installed
 test-ptx: ptx ## the kernels' real PTX, interpreted without a GPU: every case, planted faults, coverage
 	@$(TEST) tests/ptx
 
-lint: install ## ruff, and mypy on ops/ and model/
+lint: install ## ruff, mypy, and the layers of the package
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@mkdir -p build
+	@$(BIN)/lint-imports >build/layers.log 2>&1 || { cat build/layers.log; exit 1; }
 
 format: $(VENV)/.requirements ## format Python and C++
 	@$(BIN)/ruff check --fix .
