@@ -1,4 +1,4 @@
-"""Files that aren't what their name says, because a download went wrong: what they are, in words."""
+"""Recognise files that aren't what their name says because a download went wrong, and describe them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x
 
 
 def disguised(path: Path, *, text: bool = False) -> str | None:
-    """What a file is instead of weights (or, with `text`, of a config or a vocabulary); None: nothing that is known.
+    """Describe a file that should hold weights (or, with `text`, a config or a vocabulary), but is something else.
 
     Returns:
-        Such as "a Git LFS pointer: ...", for an error that says "got ...".
+        A phrase such as "a Git LFS pointer: ...", to follow "got" in an error; None if nothing known is recognised.
     """
     try:
         with open(path, "rb") as file:
@@ -39,10 +39,10 @@ def disguised(path: Path, *, text: bool = False) -> str | None:
 
 
 def refuse_disguised(folder: Path, patterns: Iterable[str]) -> None:
-    """Look at the files of a folder before a library reads them, whose errors don't say what they met.
+    """Check the files of a folder before a library reads them, because its own errors would be unclear.
 
     Raises:
-        ValueError: one is something else; the message names it.
+        ValueError: a file isn't what its name says; the message names it.
     """
     for pattern in patterns:
         for path in sorted(folder.glob(pattern)):

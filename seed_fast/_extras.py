@@ -1,4 +1,4 @@
-"""Packages that only some commands need: which extra of ours has them, and what is said where one is missing."""
+"""Optional packages: which extra of seed_fast installs each, and the message where one is missing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXTRAS = {
 
 
 def require(*names: str) -> None:
-    """Say at once, before anything slow, what isn't installed.
+    """Check that packages are installed, before any slow work starts.
 
     Raises:
         ModuleNotFoundError: a package is missing; the message has the line that installs it.
@@ -29,7 +29,7 @@ def require(*names: str) -> None:
 
 
 def explain(error: ImportError) -> str:
-    """One line for an import that failed: how to install the package, if it is one of ours."""
+    """Return one line about a failed import: how to install the package if an extra has it, else the error itself."""
     name = (error.name or "").partition(".")[0]
     return _line(name) if isinstance(error, ModuleNotFoundError) and name in EXTRAS else str(error)
 

@@ -1,6 +1,6 @@
-"""Files that are whole whenever their name can be seen, that one process at a time writes, and whose errors name them.
+"""Write files and folders so that they are complete or absent, one process at a time, with errors that name them.
 
-What a killed process leaves lies under fixed names, so that the next one that writes the same output removes it.
+Temporary files have fixed names, so that the next process that writes the same output removes those of a killed one.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-STAGING = ".partial"  # in a folder: its next files
+STAGING = ".partial"  # inside a folder: the folder in which its next files are written
 _UNFINISHED = ".seed-fast.tmp"  # ends the name of a file that `replacing` has not finished
 _DAY = 86400.0  # s
 _swept: set[Path] = set()  # folders where this process has looked for leftovers
 
 
 class OutputError(ValueError):
-    """The output exists, belongs to another run, or is in use. The message starts with its path."""
+    """Raised when an output exists, belongs to another run, or is in use; the message starts with its path."""
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """What goes wrong with writing inside is an `OSError` that names `path`: the system names no file of a full disk,
-    and libraries that write have errors of their own.
+    """Turn every failure to write within the context into an `OSError` that names `path`.
+
+    The system doesn't name the file when a disk is full, and safetensors and torch raise errors of their own.
     """
     try:
         yield
@@ -45,7 +46,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _system_error_in(error: BaseException) -> int | None:
-    """The number of the system's error behind one of safetensors (in its text) or torch (on the way to it)."""
+    """Return the errno behind an error of safetensors (it is in the text) or torch (in its context), or None."""
     if type(error).__name__ == "SafetensorError":
         code = re.search(r"os error (\d+)", str(error))
         return int(code[1]) if code else None
@@ -54,13 +55,16 @@ def _system_error_in(error: BaseException) -> int | None:
 
 
 def open_locked(path: Path, *, wait: bool = False) -> BinaryIO:
-    """A file that this process alone has, to append to; made if it is missing. Closing it, or dying, lets it go.
+    """Open a file for appending and lock it for this process; it is made if it is missing.
+
+    Closing the file, or the end of the process, releases the lock.
 
     Args:
-        wait: until another process lets it go; otherwise that is an error.
+        path: the file.
+        wait: wait until another process releases the lock; otherwise that is an error.
 
     Raises:
-        OutputError: another process has it.
+        OutputError: another process holds the lock.
     """
     while True:
         with writing(path):
@@ -72,15 +76,17 @@ def open_locked(path: Path, *, wait: bool = False) -> BinaryIO:
         except BlockingIOError:
             file.close()
             raise OutputError(f"{path}: another process is writing it") from None
-        file.close()  # renamed or removed by who had it, between opening and locking
+        file.close()  # renamed or removed by its owner between opening and locking: try again
 
 
 @contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
-    """Have a folder for this process alone, as far as others ask for the same; made if it is missing.
+    """Lock a folder for this process while the context lasts; it is made if it is missing.
+
+    The lock keeps out other calls of this function alone.
 
     Raises:
-        OutputError: another process has it.
+        OutputError: another process holds the lock.
     """
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "must be a folder, got a file", str(folder))
@@ -93,7 +99,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
 
 
 def _lock_folder(folder: Path) -> int | None:
-    """A descriptor that has the folder as long as it is open; None where folders can't be opened (Windows)."""
+    """Return a descriptor that locks the folder while it is open; None where folders can't be opened (Windows)."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -109,7 +115,7 @@ def _lock_folder(folder: Path) -> int | None:
             raise OutputError(f"{folder}: another process is writing it") from None
         if _is_at(descriptor, folder):
             return descriptor
-        os.close(descriptor)  # renamed or removed by who had it, between opening and locking
+        os.close(descriptor)  # renamed or removed by its owner between opening and locking: try again
 
 
 def write_beside(path: Path, content: bytes) -> None:
@@ -193,7 +199,7 @@ def _sweep(folder: Path) -> None:
 
 
 def rename_locked(file: BinaryIO, path: Path, target: Path) -> None:
-    """Give a file that `open_locked` opened another name, and close it: until then nobody else can have it."""
+    """Rename a file that `open_locked` opened, then close it, so that no other process can lock it in between."""
     if os.name == "nt":  # which renames no open file
         file.close()
     os.replace(path, target)
@@ -201,10 +207,11 @@ def rename_locked(file: BinaryIO, path: Path, target: Path) -> None:
 
 
 class OutputLock:
-    """Says that this process writes an output that is more than one file. Dying lets it go.
+    """Lock of this process on an output of several files; the end of the process releases it.
 
     Args:
-        path: a file for it, that lies there as long as it is held.
+        path: the lock file, which exists while the lock is held.
+        output: the output, for the message.
 
     Raises:
         OutputError: another process writes `output`.
@@ -218,7 +225,7 @@ class OutputLock:
             raise OutputError(f"{output}: another process is writing it") from None
 
     def release(self) -> None:
-        """Let it go."""
+        """Release the lock and remove its file."""
         if self._file.closed:
             return
         if os.name == "nt":
@@ -228,7 +235,7 @@ class OutputLock:
 
 
 def write_all(file: BinaryIO, content: bytes | memoryview) -> None:
-    """Write all of it to an unbuffered file."""
+    """Write all of `content` to an unbuffered file, whose `write` may take a part of it."""
     left = memoryview(content)
     while left:
         left = left[file.write(left) :]
@@ -236,11 +243,12 @@ def write_all(file: BinaryIO, content: bytes | memoryview) -> None:
 
 @contextmanager
 def staging_folder(path: Path) -> Iterator[Path]:
-    """An empty folder at `path` for this process alone. What a killed one has left in it goes; so does the rest at the
-    end, unless the folder has another name by then.
+    """Make an empty, locked folder at `path`, and remove what a killed process has left in it.
+
+    At the end the folder is removed, unless it has been renamed by then.
 
     Raises:
-        OutputError: another process is at work in it.
+        OutputError: another process is using it.
     """
     with locked_folder(path):
         own = os.stat(path)
@@ -304,7 +312,7 @@ def _remove(path: Path) -> None:
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    """True if what is open still has this name."""
+    """Return True if the open file or folder still has this name."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:

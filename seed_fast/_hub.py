@@ -1,10 +1,10 @@
-"""One way from a name to a folder: a local folder, or a model of the Hugging Face hub by its id.
+"""Resolve a name to a folder: a local folder, or a model of the Hugging Face hub by its id.
 
     owner/name            the newest version of the repository
     owner/name@revision   a branch, a tag or a commit of it
 
-A local folder of that name wins. What was downloaded before serves again without a network (`HF_HUB_OFFLINE=1` never
-asks); where the hub's cache lies and which server is asked are the hub client's own settings.
+A local folder of that name takes precedence. Downloaded files are used again without a network (with `HF_HUB_OFFLINE=1`
+the hub is never asked). The place of the cache and the server are settings of the hub's own client.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PIPELINE = ("*.json", "*/*.txt", "*/model.safetensors", "*/diffusion_pytorch_mod
 
 
 class HubId(NamedTuple):
-    """A model of the hub."""
+    """Id of a model on the hub."""
 
     repository: str
     revision: str | None = None
@@ -40,7 +40,7 @@ class HubId(NamedTuple):
 
 
 def hub_id(name: str | Path) -> HubId | None:
-    """What `name` means on the hub; None if it is a local folder or file, or can't be an id."""
+    """Return the hub id that `name` is; None if it is a local folder or file, or can't be an id."""
     match = _ID.fullmatch(str(name))
     if match is None or Path(name).exists() or any(part in (".", "..") for part in match["repository"].split("/")):
         return None
@@ -48,17 +48,17 @@ def hub_id(name: str | Path) -> HubId | None:
 
 
 def local_folder(name: str | Path, patterns: Sequence[str], *, without: Sequence[str] = (), or_else: str = "") -> Path:
-    """The folder that `name` stands for, downloaded if it is a hub id.
+    """Return the folder that `name` stands for, after a download if it is a hub id.
 
     Args:
         name: a folder, `owner/name`, or `owner/name@revision`.
-        patterns: of the files that are needed, as the hub's client takes them.
-        without: patterns of files that are not.
+        patterns: glob patterns of the files that are needed.
+        without: glob patterns of files that are not needed.
         or_else: what else the name could have been, for the message.
 
     Raises:
         FileNotFoundError: there is no such folder, and the name can't be a hub id.
-        OSError: the hub has no such model, can't be reached, or is not to be asked and the model isn't in its cache.
+        OSError: the hub has no such model or can't be reached, or it must not be asked and the cache lacks the model.
     """
     if Path(name).is_dir():
         return Path(name)
@@ -84,10 +84,10 @@ def local_folder(name: str | Path, patterns: Sequence[str], *, without: Sequence
 
 
 def language_model_folder(name: str | Path) -> Path:
-    """The folder of a language model, or of an adapter; pickled weights are downloaded only where there are no others.
+    """Return the folder of a language model or an adapter; pickled weights are downloaded only for want of others.
 
     Raises:
-        FileNotFoundError, OSError: as `local_folder`.
+        FileNotFoundError, OSError: see `local_folder`.
     """
     return Path(name) if Path(name).is_dir() else _downloaded(str(name))
 

@@ -1,4 +1,4 @@
-"""The machine that this runs on, as far as torch doesn't say."""
+"""Facts about this machine that torch doesn't report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @functools.cache
 def cpu_model() -> str:
-    """Name of the processor."""
+    """Return the name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

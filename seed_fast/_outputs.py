@@ -1,4 +1,4 @@
-"""Where a command writes: through links to what they lead to, to standard output, and never over what is no file."""
+"""Resolve where a command writes: links are followed, "-" is standard output, pipes and devices are refused."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ _STDOUT_NAMES = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
 
 def output_file(path: Path, must: str = "must be a file name") -> Path:
-    """The file that `path` stands for: a link is followed, so that it stays and its target is written.
+    """Return the file that `path` stands for; a link is followed, so that it stays and its target is written.
 
     Args:
-        path: as given.
-        must: what an error says, between the path and what is there.
+        path: path as the user gave it.
+        must: the expectation in the error message, between the path and what was found.
 
     Returns:
-        `STDOUT` for "-" and the other names of standard output.
+        The file's path, which may not exist yet; `STDOUT` for "-" and the other names of standard output.
 
     Raises:
-        ValueError: it is a pipe, a device, a socket or a folder, which renaming a file into its place would destroy; or
-            a link that leads to itself.
+        ValueError: the path is a pipe, a device, a socket or a folder, which renaming a file into its place would
+            destroy; or a link that leads to itself.
     """
     if str(path) in _STDOUT_NAMES:
         return STDOUT
@@ -35,10 +35,10 @@ def output_file(path: Path, must: str = "must be a file name") -> Path:
 
 
 def output_folder(path: Path, must: str = "must be a folder") -> Path:
-    """The folder that `path` stands for, links followed. It may be missing; `must` as for `output_file`.
+    """Return the folder that `path` stands for, links followed; it may not exist yet. `must` as in `output_file`.
 
     Raises:
-        ValueError: it is something else, or a link that leads to itself.
+        ValueError: the path is no folder, or a link that leads to itself.
     """
     path, mode = _followed(path)
     if mode is not None and not stat.S_ISDIR(mode):
@@ -47,7 +47,7 @@ def output_folder(path: Path, must: str = "must be a folder") -> Path:
 
 
 def _followed(path: Path) -> tuple[Path, int | None]:
-    """Where a link leads, or the path as it is; and the mode of what is there."""
+    """Return the target of a link, or the path as it is; and the mode of what is there, None for nothing."""
     try:
         if path.is_symlink():
             path = Path(os.path.realpath(path))

@@ -1,7 +1,7 @@
-"""What decoders print about an image, such as libtiff's warnings: told with the image's name, which they don't know.
+"""Repeat what image decoders print, such as libtiff's warnings, with the name of the image, which they don't know.
 
-They print to the file descriptor of standard error, so that this is led to a file while an image is decoded. One image
-at a time: what a second thread decodes meanwhile keeps its remarks without a name.
+Decoders print to the file descriptor of standard error, so it is redirected to a file while an image is decoded. This
+works for one image at a time: what a second thread decodes meanwhile keeps its messages without a name.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from contextlib import contextmanager, suppress
 from seed_fast._text import printable
 
 _STDERR = 2
-_MOST_LINES, _MOST_BYTES = 3, 2000  # of one image
+_MOST_LINES, _MOST_BYTES = 3, 2000  # of messages per image
 
 
 class _Redirection:
-    """Standard error, led away and back."""
+    """Redirection of standard error to a temporary file, and back."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._file: int | None = None  # a descriptor, as long as the process lives
-        self._own: int | None = None  # the real standard error, while another is in its place
+        self._file: int | None = None  # descriptor of the temporary file, open until the process ends
+        self._own: int | None = None  # descriptor of the real standard error while it is redirected
         self._owner: object = None
 
     def begin(self, owner: object) -> None:
-        """Lead standard error away, unless another has; `end` and `give_back` lead it back."""
+        """Redirect standard error, unless another owner has; `end` and `give_back` restore it."""
         with self._lock, suppress(OSError):  # it may be closed
             if self._owner is None:
                 if self._file is None:
@@ -41,7 +41,7 @@ class _Redirection:
                 self._own, self._owner = own, owner
 
     def end(self, owner: object) -> bytes:
-        """What was printed since `begin`; nothing if standard error was given back in between."""
+        """Restore standard error; return what was printed since `begin`, or nothing if it was restored already."""
         with self._lock:
             if self._owner is not owner or self._file is None:
                 return b""
@@ -50,7 +50,7 @@ class _Redirection:
             return os.read(self._file, _MOST_BYTES)
 
     def give_back(self) -> None:
-        """Lead it back for good, where a decoder doesn't come back."""
+        """Restore standard error while a decoder still runs, because it may never return."""
         with self._lock:
             if self._owner is not None:
                 self._lead_back()
@@ -67,7 +67,7 @@ _redirection = _Redirection()
 
 @contextmanager
 def named_remarks(name: str) -> Iterator[None]:
-    """Print what is printed inside as `warning: NAME: ...`, and only the first lines of it."""
+    """Print messages of the code inside as `warning: NAME: ...`, the first lines only."""
     owner = object()
     _redirection.begin(owner)
     try:
@@ -83,5 +83,5 @@ def named_remarks(name: str) -> Iterator[None]:
 
 
 def give_back_stderr() -> None:
-    """Let messages be read again, though a decoder in another thread of this process is still at work."""
+    """Restore standard error, so that messages are visible although a decoder in another thread still runs."""
     _redirection.give_back()

@@ -1,8 +1,8 @@
 """SIGINT and SIGTERM end a run in order and in time.
 
-A stop is an exception in the main thread, `Stopped`. Foreign code may swallow it, or turn it into an error of its own;
-and where the main thread waits in C, for other ranks say, it doesn't even come. So the signal's arrival is remembered,
-and a thread that the signal wakes up ends the process if the command doesn't.
+A stop is an exception in the main thread, `Stopped`. Foreign code may swallow it or turn it into another error, and
+Python doesn't raise it while the main thread waits in C, for example for other ranks. So the signal is remembered, and
+a thread that the signal wakes up ends the process if the command doesn't end in time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ GRACE_WHILE_WAITING = 0.5  # where this process only waits for others
 
 
 class Stopped(BaseException):
-    """SIGINT or SIGTERM came. Not an `Exception`: nothing on the way may take it for a bad image."""
+    """Raised on SIGINT or SIGTERM. It is no `Exception`, so that no handler takes it for a bad image."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -34,7 +34,7 @@ class Stopped(BaseException):
 
 @contextmanager
 def waiting_for_others() -> Iterator[None]:
-    """Within it this process does nothing but wait for other ranks, in C: a stop ends it at once."""
+    """Mark code that only waits for other ranks, in C: there a stop ends the process at once."""
     watch = Watch.current
     if watch is None:
         yield
@@ -50,9 +50,9 @@ def waiting_for_others() -> Iterator[None]:
 
 @contextmanager
 def stops_handled() -> Iterator[None]:
-    """Within it the caller has handlers of its own, and takes the time that it needs. A second stop ends the process.
+    """Mark code that handles stops itself and may take any time for it; a second stop still ends the process.
 
-    The first is forgotten at the end.
+    The first stop is forgotten at the end of the context.
     """
     watch = Watch.current
     if watch is None:
@@ -66,17 +66,17 @@ def stops_handled() -> Iterator[None]:
 
 
 class Watch:
-    """Handles stops within a `with` block, beside a thread that ends the process where the main thread doesn't.
+    """Handles stops within a `with` block; a thread ends the process if the main thread doesn't.
 
     Args:
-        stopped: what the line about a stop adds, such as how to resume; without it there is no line.
+        stopped: end of the message about a stop, such as how to resume; "" for no message.
     """
 
     current: Watch | None = None
 
     def __init__(self, stopped: str) -> None:
         self._stopped = stopped
-        self.number: int | None = None  # of the first stop
+        self.number: int | None = None  # signal number of the first stop
         self.count = 0
         self.grace, self.since = GRACE, 0.0
 
@@ -101,7 +101,7 @@ class Watch:
         self._ear.close()
 
     def say(self, number: int | None) -> None:
-        """The line of a stop."""
+        """Print the message about a stop."""
         if self._stopped:
             complain(f"stopped by {signal.Signals(number or 0).name}; {self._stopped}")
 
@@ -130,6 +130,6 @@ class Watch:
                 self._end_process(self.number)
 
     def _end_process(self, number: int) -> NoReturn:
-        """Without another word of the main thread. What it was writing is as after a kill: whole, or not there."""
+        """End the process at once. Files that the main thread was writing are complete or absent, as after a kill."""
         self.say(number)
         os._exit(128 + number)

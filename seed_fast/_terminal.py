@@ -1,4 +1,4 @@
-"""Messages and progress on standard error, whatever it is, and whatever bytes the file names in them hold."""
+"""Print messages and progress to standard error, even if it is closed or a message holds undecodable file names."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class ProgressBar:
-    """A bar with images/s on a terminal, and a plain line every ten seconds anywhere else.
+    """A progress bar with images/s on a terminal, and a plain line every ten seconds anywhere else.
 
     Args:
-        stream: where to write; default: stderr.
-        total: how many there will be, if that is known.
+        stream: where to write; default: standard error.
+        total: number of images, if it is known.
     """
 
     def __init__(self, stream: TextIO | None = None, total: int | None = None) -> None:
-        self._stream = stream  # None: standard error, whatever it is by then
+        self._stream = stream  # None: standard error at the time of writing
         self._start = self._last = time.monotonic()
         self._images, self._total = 0, total
         self._bar = None
@@ -35,14 +35,14 @@ class ProgressBar:
             self._bar = tqdm(total=total, unit=" images", file=self._stream, dynamic_ncols=True)
 
     def line(self, text: str) -> None:
-        """One line of text, whatever bytes the file names in it hold."""
+        """Print one line of text; undecodable bytes of file names in it are escaped."""
         if self._bar is not None:
             self._bar.write(printable(text), file=self._stream)
         else:
             tell(text, self._stream)
 
     def output(self, text: str) -> None:
-        """One line on standard output, with the bar out of its way: both may be the same terminal."""
+        """Print one line on standard output without breaking the bar: both may be on the same terminal."""
         if self._bar is not None:
             self._bar.write(text, file=sys.stdout)
             sys.stdout.flush()
@@ -50,14 +50,14 @@ class ProgressBar:
             print(text, flush=True)
 
     def expect(self, images: int) -> None:
-        """So many images there will be in all; they can be learned late, and corrected."""
+        """Set the number of images in total; it may come late, and change."""
         self._total = max(images, self._images)
         if self._bar is not None and self._bar.total != self._total:
             self._bar.total = self._total
             self._bar.refresh()
 
     def advance(self, images: int) -> None:
-        """So many more images are done."""
+        """Count `images` more as done."""
         self._images += images
         if self._bar is not None:
             self._bar.update(images)
@@ -79,12 +79,12 @@ class ProgressBar:
 
 
 def tell(text: str, stream: TextIO | None = None, *, lines: bool = False) -> None:
-    """Print a message. Where nobody can read it (a closed or full standard error, a reader that is gone) it is dropped.
+    """Print a message; it is dropped where nobody can read it (standard error is closed or full).
 
     Args:
-        text: one line, whatever bytes the file names in it hold.
-        stream: default: standard error.
-        lines: it is several lines, of this package's own making.
+        text: one line; control characters and undecodable bytes in it are escaped.
+        stream: where to write; default: standard error.
+        lines: True if `text` is several lines that this package has made, which need no escapes.
     """
     stream = stream or sys.stderr
     if stream is None:
@@ -98,12 +98,12 @@ def tell(text: str, stream: TextIO | None = None, *, lines: bool = False) -> Non
 
 
 def complain(text: str) -> None:
-    """Print one line on stderr, with the name of the command before it."""
+    """Print one line on standard error, after the name of the command."""
     tell(f"seed-fast: {text}")
 
 
 def open_standard_streams() -> None:
-    """Put /dev/null where standard input, output or error is closed: the next file opened would become it."""
+    """Open /dev/null for each closed standard stream; otherwise the next file opened would take its place."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)

@@ -1,4 +1,4 @@
-"""Text and JSON that others wrote: byte order marks, undecodable bytes, lines without end, values nobody can print."""
+"""Read foreign text and JSON safely: byte order marks, undecodable bytes, endless lines, values too large to print."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _SURROGATES = "surrogatepass"
 
 
 def encoding_of(head: bytes) -> str:
-    """The encoding that a byte order mark tells; UTF-8 without one."""
+    """Return the encoding that the byte order mark in `head` stands for; "utf-8" without a mark."""
     return next((encoding for mark, encoding in _MARKS if head.startswith(mark)), "utf-8")
 
 
 def decode_text(data: bytes) -> str:
-    """Text in UTF-8, or in what its byte order mark says; the mark is no part of it.
+    """Decode bytes in UTF-8, or in the encoding of their byte order mark, which is left out.
 
     Raises:
-        ValueError: the bytes are no such text.
+        ValueError: the bytes aren't valid in that encoding.
     """
     try:
         return data.decode(encoding_of(data))
@@ -43,15 +43,15 @@ def decode_text(data: bytes) -> str:
 
 
 def name_bytes(name: str) -> bytes:
-    """The bytes of a name for hashing and storing, also where it came from a file name that is no UTF-8."""
+    """Return the bytes of a name for hashing and storing, also for a file name that isn't valid UTF-8."""
     return name.encode("utf-8", "surrogatepass")
 
 
 def parse_json(data: bytes | str) -> Any:
-    """The value of a JSON text; a byte order mark before it is no part of it.
+    """Parse a JSON text, which may begin with a byte order mark.
 
     Raises:
-        ValueError: it is no JSON, or nested deeper than Python reads. The message doesn't name the file.
+        ValueError: it isn't JSON, or nested deeper than Python reads. The message doesn't name the file.
     """
     try:
         return json.loads(decode_text(data) if isinstance(data, bytes) else data)
@@ -60,11 +60,11 @@ def parse_json(data: bytes | str) -> Any:
 
 
 def read_json(path: str | os.PathLike[str], limit: int = limits.MAX_CONFIG_BYTES) -> Any:
-    """The value of a JSON file.
+    """Read a JSON file and return its value.
 
     Raises:
-        OSError: it can't be read.
-        ValueError: it has more than `limit` bytes, or is no JSON. The message doesn't name the file.
+        OSError: the file can't be read.
+        ValueError: it has more than `limit` bytes, or isn't JSON. The message doesn't name the file.
     """
     size = os.stat(path).st_size
     if size > limit:
@@ -73,12 +73,12 @@ def read_json(path: str | os.PathLike[str], limit: int = limits.MAX_CONFIG_BYTES
 
 
 def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, bytes without the line end) of each line of a text file, in UTF-8 whatever its mark says.
+    """Yield (number from 1, bytes without the line end) for each line of a text file, converted to UTF-8.
 
-    Bytes that are no UTF-8 come as they are: the caller decodes a line, and names it where it can't.
+    Bytes that aren't valid UTF-8 stay as they are: the caller decodes each line, and names one that it can't decode.
 
     Raises:
-        OSError: it can't be read.
+        OSError: the file can't be read.
         ValueError: a line has more than `limits.MAX_LINE_BYTES`. The message doesn't name the file.
     """
     with open(path, "rb") as file:
@@ -101,7 +101,7 @@ def _numbered(lines: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
 
 
 class _Shown(reprlib.Repr):
-    """Stops after a few values and two levels: a shared or deep value could be printed for ever."""
+    """A `Repr` that stops after a few values and two levels, since a value that contains itself has no end."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class _Shown(reprlib.Repr):
         self.maxstring = self.maxother = self.maxlong = limits.MAX_MESSAGE
 
     def repr_int(self, value: int, level: int) -> str:
-        """A number with more digits than Python converts is shown by its size."""
+        """Describe a huge number by its size, because Python refuses to convert it."""
         return repr(value) if value.bit_length() < 200 else f"a number of {value.bit_length()} bits"
 
 
@@ -117,11 +117,11 @@ _shown = _Shown()
 
 
 def shown(value: Any) -> str:
-    """A foreign value as a message shows it: at most a line, in no time, whatever it is."""
+    """Return a foreign value as text for a message: at most one line, quickly, whatever the value is."""
     text = _shown.repr(value)
     return text if len(text) <= limits.MAX_MESSAGE else text[: limits.MAX_MESSAGE - 3] + "..."
 
 
 def printable(text: str) -> str:
-    """Text with line ends, control characters and undecodable bytes of file names written as escapes."""
+    """Return text with line ends, control characters and undecodable bytes of file names as escapes."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", lambda match: match[0].encode("unicode_escape").decode(), text)

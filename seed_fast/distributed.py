@@ -1,4 +1,4 @@
-"""The processes (ranks) of a run under torchrun, or the only one: which this is, and what they exchange.
+"""The processes (ranks) of a run: their numbers under torchrun, and what they exchange; without torchrun there is one.
 
 Parameters may be whole on every rank, or sharded by FSDP2; `whole` and `sharded_like` convert between the two.
 """
@@ -24,7 +24,7 @@ from seed_fast._stops import waiting_for_others
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all."""
+    """The place of this process among all ranks, and what it exchanges with them."""
 
     rank: int
     world: int
@@ -32,10 +32,10 @@ class Ranks:
 
     @classmethod
     def join(cls, device: torch.device) -> Ranks:
-        """Join the other processes of torchrun; alone without it.
+        """Join the other processes of torchrun; without torchrun this is the only rank.
 
         Raises:
-            OSError: they don't find each other.
+            OSError: the ranks don't find each other.
         """
         if "TORCHELASTIC_RUN_ID" not in os.environ:
             return cls(0, 1, device)
@@ -47,18 +47,18 @@ class Ranks:
         return cls(dist.get_rank(), dist.get_world_size(), device)
 
     def leave(self) -> None:
-        """End the exchange, after all ranks came here."""
+        """End the exchange after all ranks have called this."""
         leave(together=True)
 
     def mean(self, values: dict[str, Tensor]) -> dict[str, float]:
-        """Scalars averaged over ranks; every rank calls it with the same names."""
+        """Return {name: scalar averaged over ranks}; every rank calls it with the same names."""
         stacked = torch.stack([value.detach().double().to(self.device) for value in values.values()])
         if self.world > 1:
             dist.all_reduce(stacked)
         return dict(zip(values, (stacked / self.world).tolist(), strict=True))
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank."""
+        """Return True if the flag is set on any rank."""
         if self.world == 1:
             return flag
         total = torch.tensor([float(flag)], device=self.device)
@@ -66,7 +66,7 @@ class Ranks:
         return bool(total.item())
 
     def from_first(self, value: Any) -> Any:
-        """Rank 0's value, on every rank."""
+        """Return rank 0's value on every rank."""
         if self.world == 1:
             return value
         box = [value]
@@ -74,7 +74,7 @@ class Ranks:
         return box[0]
 
     def of_all(self, value: Any) -> list[Any]:
-        """The values of all ranks, in their order."""
+        """Return the values of all ranks, in their order."""
         if self.world == 1:
             return [value]
         box: list[Any] = [None] * self.world
@@ -84,12 +84,12 @@ class Ranks:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Ranks]:
-    """Join the other processes of torchrun for the block; alone without torchrun.
+    """Join the other processes of torchrun while the context lasts; without torchrun this is the only rank.
 
     The end of the block waits for all ranks. After an error this rank leaves at once, so that torchrun ends the others.
 
     Raises:
-        OSError: they don't find each other.
+        OSError: the ranks don't find each other.
     """
     finished = False
     try:
@@ -100,10 +100,10 @@ def joined(device: torch.device) -> Iterator[Ranks]:
 
 
 def leave(*, together: bool) -> None:
-    """End the exchange; `together` waits for all ranks, so that none closes what another one still reads from.
+    """End the exchange; `together` waits for all ranks, so that none closes a connection that another still reads from.
 
-    DistributedDataParallel stands in reference cycles and holds the process group: collected before the group goes, it
-    doesn't leave gloo's threads to the end of the interpreter, when a thread that wants the lock aborts the process.
+    Garbage is collected first: DistributedDataParallel holds the process group in a reference cycle, and gloo's threads
+    would otherwise live until the interpreter ends, where a thread that needs its lock aborts the process.
     """
     if not dist.is_initialized():
         return
@@ -115,7 +115,7 @@ def leave(*, together: bool) -> None:
 
 
 class _GatherRows(torch.autograd.Function):
-    """Rows of all ranks; a row's gradient is the sum of what every rank's loss says about it."""
+    """Gathers the rows of all ranks; the gradient of a row is the sum of its gradients on all ranks."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ class _GatherRows(torch.autograd.Function):
 
 
 def gather_with_gradient(rows: Tensor) -> tuple[Tensor, int]:
-    """Rows [B, P] of every rank as [world * B, P], and where this rank's begin.
+    """Return the rows [B, P] of every rank as [world * B, P], and the index at which this rank's begin.
 
     DistributedDataParallel averages over ranks, so the gradient is that of one process with the global batch.
     """
@@ -142,12 +142,12 @@ def gather_with_gradient(rows: Tensor) -> tuple[Tensor, int]:
 
 
 def gather_without_gradient(rows: Tensor) -> tuple[Tensor, int]:
-    """As the official `concat_all_gather`: the rows of all ranks, this rank's too, are constants."""
+    """Do the same without a gradient, like the official `concat_all_gather`: all rows are constants."""
     return gather_with_gradient(rows.detach())
 
 
 def concatenate(rows: Tensor) -> Tensor:
-    """Rows of all ranks, of which each may have another number, without a gradient."""
+    """Return the rows of all ranks, whose numbers may differ, without a gradient."""
     if not dist.is_initialized():
         return rows
     parts: list[Any] = [None] * dist.get_world_size()
@@ -156,7 +156,7 @@ def concatenate(rows: Tensor) -> Tensor:
 
 
 def wrap(task: nn.Module, ranks: Ranks, *, fsdp: bool, units: tuple[type[nn.Module], ...]) -> nn.Module:
-    """The task as the ranks run it: itself, DistributedDataParallel, or with its parameters sharded (FSDP2).
+    """Return the task in the form that ranks run: itself, in DistributedDataParallel, or sharded (FSDP2).
 
     Raises:
         ImportError: FSDP2 needs torch >= 2.6.
@@ -186,7 +186,7 @@ def wrap(task: nn.Module, ranks: Ranks, *, fsdp: bool, units: tuple[type[nn.Modu
 
 
 def synchronise(module: nn.Module, wanted: bool) -> Callable[[], Any]:
-    """A context in which backward exchanges gradients, or (`wanted` False) lets them add up on each rank."""
+    """Return a context in which backward exchanges gradients, or (`wanted` False) accumulates them on each rank."""
     if isinstance(module, DistributedDataParallel):
         return nullcontext if wanted else module.no_sync
     set_wanted = getattr(module, "set_requires_gradient_sync", None)  # FSDP2's
@@ -196,13 +196,13 @@ def synchronise(module: nn.Module, wanted: bool) -> Callable[[], Any]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The tensor on the CPU; of one that is sharded, all of it (every rank must call)."""
+    """Return the tensor on the CPU, complete if it is sharded; then every rank must call this."""
     tensor = tensor.detach()
     return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).cpu()
 
 
 def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """The tensor, split over ranks as `like` is."""
+    """Return the tensor, split over ranks in the way that `like` is."""
     if not hasattr(like, "full_tensor") or tensor.ndim == 0:
         return tensor
     from torch.distributed.tensor import distribute_tensor

@@ -1,6 +1,7 @@
-"""The most that one input may cost. What needs more is named and skipped, or refused (docs/tokenize.md).
+"""Upper limits on the time and memory that one input may cost (docs/tokenize.md).
 
-They are far above what photographs, captions and configs need, so that only damaged or hostile files meet them.
+An input that exceeds one is named, and skipped or refused. The limits are far above what photographs, captions and
+configs need, so that only damaged or hostile files reach them.
 """
 
 from __future__ import annotations

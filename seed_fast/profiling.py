@@ -1,4 +1,4 @@
-"""Where the time goes: seconds per named stage, on the host's clock or the GPU's.
+"""Measure seconds per named stage, by the host's clock or the GPU's.
 
 Device stages are bracketed by CUDA events, so launching the next one never waits for the last; `resolve` reads the
 events once per batch, after the results were needed anyway. On a CPU a stage is the wall time of its block.
@@ -69,9 +69,10 @@ class StageTimer:
             self._seconds[name] += time.perf_counter() - begin
 
     def resolve(self, *, wait: bool = True) -> None:
-        """Add the times of recorded events, once per batch: wait for all, or take only those that have passed.
+        """Add the times of recorded events, once per batch.
 
-        Without waiting, a batch that was launched meanwhile goes on undisturbed.
+        Args:
+            wait: wait for all events. Otherwise only those that have passed count now, and the GPU isn't waited for.
         """
         while self._events and (wait or self._events[0][2].query()):
             name, start, end = self._events.popleft()
@@ -79,11 +80,11 @@ class StageTimer:
             self._seconds[name] += start.elapsed_time(end) / 1000  # events tell milliseconds
 
     def seconds(self, where: str) -> float:
-        """Sum of the stages that run at `where`."""
+        """Return the sum of the stages that run at `where`, s."""
         return sum(seconds for name, seconds in self._seconds.items() if self._where[name] == where)
 
     def stages(self) -> list[Stage]:
-        """Every stage with its seconds and its share of the sum of all stages."""
+        """Return every stage with its seconds and its share of the sum of all stages."""
         total = sum(self._seconds.values())
         return [
             Stage(name, self._where[name], seconds, seconds / total if total else 0.0)

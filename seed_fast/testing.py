@@ -13,9 +13,9 @@ from seed_fast.model.config import SeedConfig
 def random_official_state_dict(
     config: SeedConfig, seed: int, *, dtype: torch.dtype = torch.float32
 ) -> dict[str, Tensor]:
-    """A state dict with official names and random weights under which each image has its own codes.
+    """Return a state dict with official names and random weights that give each image codes of its own.
 
-    Maps keep the scale of what they map, norms are near 1, and nothing is zero, so that a tensor that is missing,
+    Linear maps keep the scale of their input, norms are near 1, and nothing is zero, so that a tensor that is missing,
     swapped or transposed changes the codes.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -34,10 +34,10 @@ def random_official_state_dict(
 
 
 def error_ratio(actual: Tensor, peer: Tensor, truth: Tensor) -> float:
-    """Root-mean-square error of `actual` against `truth`, as a multiple of the error of `peer`.
+    """Return the root-mean-square error of `actual` against `truth`, as a multiple of the error of `peer`.
 
     Args:
-        actual: what is tested; any dtype.
+        actual: the tested quantity, of any dtype.
         peer: the same quantity by the computation whose rounding sets the budget.
         truth: the same quantity in float64.
     """

@@ -1,7 +1,7 @@
-"""Trained folders: a tokenizer's (config.json, model.safetensors), and beside it what compares pictures with captions.
+"""Read and write the part of a trained folder that compares pictures with captions; it lies beside a tokenizer's files.
 
-    contrast.safetensors   text tower, projections, temperature: `Stage1Model` without its tokenizer; its metadata has
-                           max_tokens, to which captions are cut
+    contrast.safetensors   text tower, projections, temperature: `Stage1Model` without its tokenizer; the metadata has
+                           max_tokens, the length to which captions are cut
     vocabulary.txt         or BERT's own tokenizer files
 
 So one folder serves `SeedTokenizer.from_pretrained`, stage 2 and retrieval.
@@ -30,12 +30,12 @@ _PREFIX = "tokenizer."
 
 
 def save_contrast(folder: Path, tensors: Mapping[str, Tensor], captions: CaptionTokenizer) -> None:
-    """Write what belongs to the contrast; the tokenizer's own files are `SeedTokenizer.save_pretrained`'s.
+    """Write contrast.safetensors and the caption tokenizer; `SeedTokenizer.save_pretrained` writes the other files.
 
     Args:
-        folder: made if it isn't there.
-        tensors: state dict of a `Stage1Model`; its tokenizer's part is left out.
-        captions: goes beside.
+        folder: folder to write into; it is made if it is missing.
+        tensors: state dict of a `Stage1Model`; the part of its tokenizer is left out.
+        captions: the caption tokenizer.
     """
     folder.mkdir(parents=True, exist_ok=True)
     captions.save(folder)
@@ -45,16 +45,16 @@ def save_contrast(folder: Path, tensors: Mapping[str, Tensor], captions: Caption
 
 
 def has_contrast(folder: str | Path) -> bool:
-    """Whether `load_contrast` finds something."""
+    """Return True if the folder holds contrast.safetensors, which `load_contrast` reads."""
     return (Path(folder) / CONTRAST).is_file()
 
 
 def contrast_folder(name: str | Path) -> Path:
-    """The folder of a tokenizer that can read captions: the embedded one, a local one, or that of a hub id.
+    """Return the folder of a tokenizer that can read captions: the embedded one, a local one, or that of a hub id.
 
     Raises:
-        ValueError: there is none, or it has no contrast.
-        OSError: the hub has none, or can't be reached.
+        ValueError: there is no such folder, or it has no contrast.safetensors.
+        OSError: the hub has no such model, or can't be reached.
     """
     try:
         folder = checkpoint_folder(name)
@@ -66,7 +66,7 @@ def contrast_folder(name: str | Path) -> Path:
 
 
 def load_contrast(folder: str | Path, tokenizer: SeedTokenizer) -> tuple[Stage1Model, CaptionTokenizer]:
-    """Stage 1's model around `tokenizer`, and its caption tokenizer.
+    """Load stage 1's model around `tokenizer`, and its caption tokenizer.
 
     Example of retrieval, with `tok = SeedTokenizer.from_pretrained(folder)`:
         model, captions = load_contrast(folder, tok)

@@ -1,4 +1,4 @@
-"""Captions to token ids: BERT's word pieces from a local folder, or whole words of a vocabulary of our own."""
+"""Turn captions into token ids: BERT's word pieces from a local folder, or the whole words of our own vocabulary."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from seed_fast._disguise import refuse_disguised
 from seed_fast._files import write_beside
 
-MAX_TOKENS = 32  # of a caption, as in the official code; longer ones are cut
+MAX_TOKENS = 32  # tokens per caption, the official number; longer captions are cut
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 PAD, UNKNOWN, CLS, SEP = range(4)
 DEC = "[DEC]"  # BLIP-2 adds it to BERT's vocabulary for captioning; here it is one row more of the word embeddings
@@ -22,20 +22,20 @@ VOCABULARY = "vocabulary.txt"
 
 
 class CaptionTokenizer(Protocol):
-    """Captions to what `TextTower` reads."""
+    """Interface of a caption tokenizer, whose result `TextTower` reads."""
 
     size: int
     max_tokens: int
 
     def __call__(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """B captions to input_ids [B, T] int64 and attention_mask [B, T] int64, right-padded."""
+        """Return input_ids [B, T] int64 and attention_mask [B, T] int64 of B captions, padded on the right."""
 
     def save(self, folder: Path) -> None:
-        """Write what `open_captions` needs to make this tokenizer again."""
+        """Write the files from which `open_captions` restores this tokenizer."""
 
 
 class WordTokenizer:
-    """Lower-cased words and punctuation marks; a word that isn't in the vocabulary becomes [UNK].
+    """A tokenizer of lower-cased words and punctuation marks; a word outside the vocabulary becomes [UNK].
 
     Examples:
         >>> tokenizer = WordTokenizer.of_captions(["A red circle.", "a blue square"])
@@ -57,14 +57,14 @@ class WordTokenizer:
 
     @classmethod
     def of_captions(cls, captions: Iterable[str], limit: int = 30_000, max_tokens: int = MAX_TOKENS) -> WordTokenizer:
-        """The vocabulary of these captions: the `limit` most frequent words, ties in alphabetical order."""
+        """Make a tokenizer from the `limit` most frequent words of captions, ties in alphabetical order."""
         counts = Counter(word for caption in captions for word in split_words(caption))
         ordered = sorted(counts, key=lambda word: (-counts[word], word))
         return cls([*SPECIAL, *ordered[: limit - len(SPECIAL)]], max_tokens)
 
     @classmethod
     def load(cls, folder: Path, max_tokens: int = MAX_TOKENS) -> WordTokenizer:
-        """The tokenizer whose words `save` wrote."""
+        """Load the tokenizer whose words `save` wrote."""
         return cls((folder / VOCABULARY).read_text(encoding="utf-8").split("\n")[:-1], max_tokens)
 
     def __call__(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -84,7 +84,7 @@ class WordTokenizer:
 
 
 class BertCaptions:
-    """The word pieces of a local BERT folder (bert-base-uncased), and [DEC] after them.
+    """The tokenizer of a local BERT folder (bert-base-uncased), with [DEC] added to its vocabulary.
 
     Raises:
         ImportError: transformers isn't installed.
@@ -119,15 +119,15 @@ class BertCaptions:
 
 
 def split_words(caption: str) -> list[str]:
-    """Lower-cased words and punctuation marks."""
+    """Return the lower-cased words and punctuation marks of a caption."""
     return re.findall(r"\w+|[^\w\s]", caption.lower())
 
 
 def open_captions(folder: str | Path, max_tokens: int = MAX_TOKENS) -> CaptionTokenizer:
-    """The tokenizer that `save` wrote into a folder, our words or BERT's; captions are cut to `max_tokens`.
+    """Open the tokenizer that `save` wrote into a folder, our own or BERT's; captions are cut to `max_tokens`.
 
     Raises:
-        FileNotFoundError: there is neither.
+        FileNotFoundError: the folder holds neither.
     """
     folder = Path(folder)
     if (folder / VOCABULARY).is_file():
