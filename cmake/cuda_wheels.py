@@ -70,7 +70,7 @@ class Toolkit:
         return self._folder("nvidia-cuda-runtime-cu12", "nvidia/cuda_runtime/lib") / "libcudart_static.a"
 
     def has_host_half(self) -> bool:
-        """Whether launchers can be compiled and linked with these packages."""
+        """True if launchers can be compiled and linked with these packages."""
         return not {"nvidia-cuda-runtime-cu12", "nvidia-cuda-nvcc-cu12"} & set(self.missing)
 
     @property
@@ -91,7 +91,7 @@ class Toolkit:
 
 
 def supported_platform() -> bool:
-    """Whether NVIDIA's packages exist for this machine."""
+    """Return True if NVIDIA's packages exist for this machine."""
     return sys.platform == "linux" and platform.machine() == "x86_64"
 
 

@@ -52,3 +52,12 @@ def test_every_decision_is_dated_and_has_context_decision_and_consequence():
     for decision in decisions:
         assert re.match(r"20\d\d-\d\d-\d\d: \S", decision), decision.splitlines()[0]
         assert re.findall(r"^\*(\w+)\.\*", decision, re.MULTILINE) == ["Context", "Decision", "Consequence"], decision
+
+
+def test_forms_ask_for_what_a_maintainer_needs():
+    github = ROOT / ".github"
+    assert "bash .ci/run" in (github / "workflows/ci.yml").read_text()
+    assert "seed-fast info --json" in (github / "ISSUE_TEMPLATE/bug_report.yml").read_text()
+    template = (github / "pull_request_template.md").read_text()
+    assert "same loss?" in template
+    assert "Measured speed?" in template
