@@ -16,7 +16,7 @@ class OpTable(NamedTuple):
 
     Attributes:
         device, dtype: what the rows share.
-        table: one line per provider, one column per case, and the extra memory.
+        table: one line per provider, one column per case, and one for the extra memory if it was measured.
         notes: remarks below the table, and who could not run and why.
     """
 
@@ -79,6 +79,8 @@ def op_tables(measured: Results, op: str) -> list[OpTable]:
             memory = f"{number(peaks[0] / 2**20)} MiB" if peaks else "-"
             table.append([provider, *(_cell(own.get(case)) for case in cases), memory])
             notes += _remarks(provider, own)
+        if not any(row["peak_bytes"] is not None for row in chosen):
+            table = [line[:-1] for line in table]
         tables.append(OpTable(device, dtype, table, notes))
     return tables
 

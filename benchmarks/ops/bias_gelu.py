@@ -96,11 +96,11 @@ def check(
 
 
 def _needs_product(case: Case) -> str:
-    return "" if "K" in case.shape else "is for cases with a product"
+    return "" if "K" in case.shape else "for cases with a product only"
 
 
 def _needs_no_product(case: Case) -> str:
-    return "is for cases without a product" if "K" in case.shape else ""
+    return "for cases without a product only" if "K" in case.shape else ""
 
 
 def _case(part: str, images: int, dtype: str, device: str, product: bool = False) -> Case:

@@ -39,6 +39,14 @@ def test_the_table_shows_times_speedups_and_who_did_not_run(measured):
     assert "old" not in text
 
 
+def test_memory_has_a_column_where_it_was_measured(measured):
+    assert "extra memory" not in report.block("doubling", [measured], *PLACE)
+    row_of(measured, "seed_fast")["peak_bytes"] = 3 << 20
+    text = report.block("doubling", [measured], *PLACE)
+    assert "| provider | N=4 | extra memory |" in text
+    assert "x) | 3 MiB |" in text
+
+
 def test_numbers_have_three_digits_and_no_exponent():
     assert [tables.number(x) for x in (0.012345, 1.5, 999.4, 20412.0)] == ["0.0123", "1.5", "999", "20400"]
 
