@@ -1,1 +1,1 @@
-"""From files to pixels and from codes to files: opening, resizing, listing inputs, decoding in processes, writing."""
+"""From files to pixels and from codes to files: listing inputs, decoding in processes, resizing, writing codes."""

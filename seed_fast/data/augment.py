@@ -18,12 +18,12 @@ _SIDED = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
 
 def may_flip(caption: str) -> bool:
-    """Whether a caption stays true when its picture is mirrored: it says neither "left" nor "right"."""
+    """Return True if a caption stays true when its picture is mirrored: it says neither "left" nor "right"."""
     return not _SIDED.search(caption)
 
 
 def random_crop(image: Image.Image, size: int, draw: Callable[[], float], *, flip: bool) -> Image.Image:
-    """A random part of an RGB image as `size` x `size` px.
+    """Cut a random part out of an RGB image and resize it to `size` x `size` px.
 
     Args:
         draw: gives a number in [0, 1) at each call.
@@ -35,7 +35,7 @@ def random_crop(image: Image.Image, size: int, draw: Callable[[], float], *, fli
 
 
 def _box(width: int, height: int, draw: Callable[[], float]) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom, px."""
+    """Return (left, top, right, bottom) of a random part, px."""
     for _ in range(_TRIES):
         area = width * height * (SCALE[0] + (SCALE[1] - SCALE[0]) * draw())
         ratio = math.exp(math.log(RATIO[0]) + (math.log(RATIO[1]) - math.log(RATIO[0])) * draw())

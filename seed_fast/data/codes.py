@@ -1,4 +1,4 @@
-"""Codes of resized images, and what is said of an image that has none."""
+"""Codes of resized images, and the message for an image that has none."""
 
 from __future__ import annotations
 

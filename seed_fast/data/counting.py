@@ -1,4 +1,4 @@
-"""How many images inputs hold, counted beside the work: for the total and the remaining time of a progress bar.
+"""Counting the images of inputs while the work goes on, for the total and the remaining time of a progress bar.
 
 Files, folders, globs and lists of names are counted by their names alone. A tar shard would have to be read, so it is
 counted by an index beside it (`shard.idx` or `shard.tar.idx`, as DALI's wds2idx writes it), and without one the total
@@ -15,7 +15,7 @@ from seed_fast.data.shards import IMAGE_SUFFIXES, SHARD_SUFFIXES, WHOLE, Split, 
 
 
 class Counting:
-    """Counts images in a thread of its own, which ends with the process at the latest.
+    """Counts the images of inputs in a thread of its own, which ends with the process at the latest.
 
     Args:
         inputs: as `list_entries` takes them.
@@ -30,7 +30,7 @@ class Counting:
 
     @property
     def total(self) -> int | None:
-        """The number of images, or None: not yet known, or not to be known."""
+        """The number of images; None if it isn't known yet, or can't be counted."""
         return self._total
 
     def close(self) -> None:
@@ -45,7 +45,7 @@ class Counting:
 
 
 def count_images(inputs: Iterable[str], stopped: Callable[[], bool] = lambda: False) -> int | None:
-    """The number of images that `list_entries` finds; None if a shard has no index, or `stopped` became true."""
+    """Return the number of images that `list_entries` finds; None if a shard has no index, or `stopped` became true."""
     total = 0
     for path in list_files(inputs, lambda line: None):
         found: int | None = 1
@@ -58,7 +58,7 @@ def count_images(inputs: Iterable[str], stopped: Callable[[], bool] = lambda: Fa
 
 
 def _indexed(shard: Path) -> int | None:
-    """Images of a shard by its index, of which a line is "suffix offset size [name]" for each file of a sample."""
+    """Count the images of a shard by its index, which has a line "suffix offset size [name]" for each file of a sample."""
     for index in (shard.with_suffix(".idx"), shard.with_name(shard.name + ".idx")):
         try:
             if index.stat().st_mtime < shard.stat().st_mtime:  # of what the shard held before

@@ -19,7 +19,7 @@ __all__ = ["CHUNK", "Decoded", "ImageDecoder", "WorkerDied", "decode_entry", "to
 
 
 class Decoded(NamedTuple):
-    """One image, ready to be normalised, or the reason why there is none."""
+    """A decoded image, ready to be normalised, or the reason why there is none."""
 
     path: str
     pixels: np.ndarray | None  # uint8 [S, S, 3]
@@ -72,11 +72,11 @@ class ImageDecoder:
 
     @property
     def waiting_seconds(self) -> float:
-        """How long the caller has waited for workers."""
+        """Seconds that the caller has waited for workers."""
         return self._pool.waiting_seconds
 
     def map(self, entries: Iterable[Entry]) -> Iterator[Decoded]:
-        """Every entry decoded, in the order of `entries`, which is read only as far as the window reaches."""
+        """Yield every entry decoded, in the order of `entries`, which is read only as far ahead as `ahead` allows."""
         yield from self._pool.map(self._decode, entries, _path, size=_content_size, too_slow=_too_slow)
 
 
@@ -85,12 +85,12 @@ def _path(entry: Entry) -> str:
 
 
 def _content_size(entry: Entry) -> int:
-    """Bytes of an image that its entry holds in memory: members of compressed shards come that way."""
+    """Return the bytes that an entry holds in memory: members of compressed shards come with their content."""
     return len(entry.data or b"")
 
 
 def too_slow_error(name: str, seconds: float) -> str:
-    """What is said of an image that takes longer than `seconds`, and is given up."""
+    """Return the message for an image that took longer than `seconds` and was given up."""
     give_back_stderr()
     return f"{name}: took more than {seconds:g} s to decode, the limit for one image"
 

@@ -1,4 +1,4 @@
-"""Images in, pixels out: what the SEED tokenizers see, bit for bit what torchvision on Pillow images gives.
+"""Decoding, resizing and normalising images for the SEED tokenizers, bit for bit as torchvision does on Pillow images.
 
 `load_image` opens anything a data set holds and returns an RGB image or one clear `ImageError`; `ImageProcessor`
 resizes and normalises. Workers of `seed-fast tokenize` import this file, so torch is imported only where pixels become
@@ -60,7 +60,7 @@ class ImageError(ValueError):
 
 
 def read_bytes(path: str | os.PathLike[str], name: str | None = None) -> bytes:
-    """The content of a regular file.
+    """Read the content of a regular file.
 
     Args:
         path: the file.
@@ -164,12 +164,12 @@ def _formats() -> list[str]:
 
 
 def _reason(error: Exception) -> str:
-    """One line about an exception of a decoder, which may say nothing or a lot."""
+    """Return one line about an exception of a decoder, whose own text may be empty or long."""
     return " ".join(str(error).split()) or ("no memory" if isinstance(error, MemoryError) else type(error).__name__)
 
 
 def _why_unidentified(data: bytes) -> str:
-    """What is wrong with a file that no plugin of Pillow opens: Pillow keeps to itself what the right one said."""
+    """Return why no plugin of Pillow opens a file: Pillow drops the message of the one that tried."""
     for kind in _formats():
         factory, accept = Image.OPEN[kind]
         try:
@@ -184,7 +184,7 @@ def _why_unidentified(data: bytes) -> str:
 
 
 def _without_remarks(data: bytes) -> bytes | None:
-    """A PNG without its text and the like, whose damage makes Pillow refuse the whole; None if there is none."""
+    """Return a PNG without its text chunks, whose damage makes Pillow refuse the file; None if it has none."""
     if not data.startswith(_PNG_SIGNATURE):
         return None
     kept, position = [_PNG_SIGNATURE], len(_PNG_SIGNATURE)
@@ -199,7 +199,7 @@ def _without_remarks(data: bytes) -> bytes | None:
 
 
 def _check_scans(data: bytes, name: str) -> None:
-    """Refuse a JPEG that repeats its scans: each may have a few bytes, and takes as long as the whole image."""
+    """Refuse a JPEG with too many scans: each may have a few bytes, and takes as long as the whole image."""
     if not data.startswith(b"\xff\xd8") or data.count(_SCAN) <= limits.MAX_SCANS:
         return
     scans = position = 0
@@ -215,7 +215,7 @@ def _check_scans(data: bytes, name: str) -> None:
 
 
 def to_rgb(image: Image.Image, name: str = "image") -> Image.Image:
-    """An opened Pillow image of any mode as an upright RGB image (see the top of this file for what that means).
+    """Turn an opened Pillow image of any mode into an upright RGB image (the top of this file says what that means).
 
     Raises:
         ImageError: it has no pixels, or its mode or values have no defined look.
@@ -262,7 +262,7 @@ def _orientation(image: Image.Image) -> Any:
 
 
 def _to_8_bit(image: Image.Image, name: str) -> Image.Image:
-    """Deep grayscale as mode L. Full scale is 65535 for integers; for floats 1, or 255 if any value exceeds 1."""
+    """Turn deep grayscale into mode L. Full scale is 65535 for integers; for floats 1, or 255 if any value exceeds 1."""
     values = np.asarray(image)
     low, high = float(values.min()), float(values.max())
     full_scale = 65535.0 if image.mode != "F" else 1.0 if high <= 1 else 255.0
@@ -276,7 +276,7 @@ def _to_8_bit(image: Image.Image, name: str) -> Image.Image:
 
 
 class ImageProcessor:
-    """Resize and normalise images as the official transforms do.
+    """Resizes and normalises images as the official transforms do.
 
     Args:
         image_size: side S of the square result, px.
@@ -302,7 +302,7 @@ class ImageProcessor:
         return f"ImageProcessor(image_size={self.image_size}, resize={self.resize!r})"
 
     def resize_uint8(self, image: Image.Image, name: str = "image") -> np.ndarray:
-        """One Pillow image (any mode) as uint8 [S, S, 3].
+        """Resize one Pillow image of any mode to uint8 [S, S, 3].
 
         Raises:
             ImageError: it cannot be shown as RGB, or is so narrow that its resized long side would be a bomb.
@@ -315,7 +315,7 @@ class ImageProcessor:
             raise ImageError(f"{name}: cannot be resized: {_reason(error)} ({width} x {height} px)") from error
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 [B, S, S, 3] on any device as normalised float32 [B, 3, S, S] there.
+        """Turn uint8 [B, S, S, 3] on any device into normalised float32 [B, 3, S, S] on the same device.
 
         The operations and their order are those of ToTensor and Normalize, so the result is equal to theirs in every
         bit. The divisor 255 is a tensor because CUDA multiplies by the reciprocal of a Python number.
@@ -329,7 +329,7 @@ class ImageProcessor:
         return floats.div_(per_channel((255.0,))).sub_(per_channel(MEAN)).div_(per_channel(STD))
 
     def __call__(self, images: Any) -> torch.Tensor:
-        """Normalised float32 [B, 3, S, S] on the CPU.
+        """Turn images into normalised pixels, float32 [B, 3, S, S] on the CPU.
 
         Args:
             images: one image or a list: Pillow images, paths, image files (bytes, or opened as binary), uint8 arrays or
@@ -357,7 +357,7 @@ class ImageProcessor:
 
 
 def _opened(image: Any, name: str) -> tuple[Image.Image, str]:
-    """A Pillow image and its name, from anything `ImageProcessor` accepts."""
+    """Return (Pillow image, its name) for anything that `ImageProcessor` accepts."""
     if isinstance(image, Image.Image):
         return image, getattr(image, "filename", None) or name
     if isinstance(image, (str, os.PathLike)):

@@ -33,7 +33,7 @@ class Journal:
         self._file.truncate(_end_of_last_line(self._file))
 
     def clear(self) -> None:
-        """Drop what it holds."""
+        """Drop all lines."""
         self._file.truncate(0)
 
     def append(self, paths: Sequence[str], codes: np.ndarray) -> None:
@@ -78,13 +78,13 @@ def opened(journal: Journal | None) -> Journal:
 
 
 def codes_lines(paths: Sequence[str], codes: np.ndarray) -> str:
-    """The lines of images and their codes [B, N]."""
+    """Return the JSON lines of B images and their codes [B, N]."""
     rows = zip(paths, codes.tolist(), strict=True)
     return "".join(json.dumps({"path": path, "codes": row}, separators=(",", ":")) + "\n" for path, row in rows)
 
 
 def read_journal(path: Path) -> Iterator[tuple[str, list[int]]]:
-    """Path and codes of each line, in order.
+    """Yield (path, codes) of each line, in order.
 
     Raises:
         OutputError: a line is something else.
@@ -118,7 +118,7 @@ def check_run(path: Path, run: dict[str, Any], output: Path) -> None:
 
 
 def write_run(path: Path, run: dict[str, Any]) -> None:
-    """Write the description of a run."""
+    """Write the description of a run as JSON."""
     write_beside(path, (json.dumps(run, indent=1) + "\n").encode())
 
 
@@ -128,7 +128,7 @@ def _short(value: Any) -> str:
 
 
 def _end_of_last_line(file: BinaryIO) -> int:
-    """Bytes up to and with the last line end, read backwards block by block."""
+    """Return the number of bytes up to and including the last line end, reading backwards block by block."""
     end = file.seek(0, os.SEEK_END)
     while end > 0:
         start = max(0, end - 65536)

@@ -1,4 +1,4 @@
-"""Files that list images and captions, in the formats that are in use, as records of one kind."""
+"""Reading files that list images and captions, in the formats in use, as records of one kind."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class DataError(ValueError):
 
 
 class Record(NamedTuple):
-    """One entry of a list."""
+    """An entry of a list: an image and its captions."""
 
     image: str  # path as the list gives it; the entry's own name if it gives none
     captions: tuple[str, ...]
@@ -31,7 +31,7 @@ class Record(NamedTuple):
 
 
 def read_list(path: Path, split: str) -> Iterator[Record]:
-    """Every entry of a list, in its order.
+    """Yield every entry of a list, in its order.
 
     Args:
         path: `.jsonl`: objects with "image" and "caption"; `.tsv`: image and caption or the other way round, or a
@@ -88,7 +88,7 @@ def _of_tsv(path: Path) -> Iterator[Record]:
 
 
 def _columns(cells: list[str]) -> tuple[tuple[int, int], bool]:
-    """Where image and caption stand, from the first line, and whether it is a header."""
+    """Return (column of the image, column of the caption, whether the first line is a header), judged by that line."""
     names = [cell.lower() for cell in cells]
     image_at = next((at for at, name in enumerate(names) if name in _IMAGE_COLUMNS), None)
     caption_at = next((at for at, name in enumerate(names) if name in _CAPTION_COLUMNS), None)
@@ -141,7 +141,7 @@ def _of_coco(path: Path, images: list[Any], annotations: list[Any]) -> Iterator[
 
 
 def _record(item: Any, name: str) -> Record:
-    """From an object with an image and captions; `name` is what a message calls it if it names no image."""
+    """Return the record of a JSON object with an image and captions; `name` stands in messages if it names no image."""
     try:
         captions = captions_of(item)
     except ValueError as error:
@@ -167,7 +167,7 @@ def _shown(content: Any) -> str:
 
 
 def merged(records: Iterable[Record]) -> Iterator[Record]:
-    """One record per image, with all of its captions, where the image comes first; unusable ones as they are."""
+    """Yield one record per image with all of its captions, where the image first comes; unusable ones stay as they are."""
     captions: dict[str, tuple[str, ...]] = {}
     unusable = []
     for record in records:

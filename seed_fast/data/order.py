@@ -1,4 +1,4 @@
-"""In which order an epoch visits its samples: a function of (seed, epoch) alone that is computed place by place.
+"""The order in which an epoch visits its samples: a function of (seed, epoch) alone, computed place by place.
 
 Nothing is drawn beforehand and nothing of the size of the data set is held, so a run can go on at any place of an
 epoch, on any number of ranks, and every rank knows the order of all.
@@ -19,7 +19,7 @@ _SHIFT = np.uint64(33)
 
 
 def permute(places: np.ndarray, length: int, name: str) -> np.ndarray:
-    """A pseudo-random permutation of range(length), evaluated at some places.
+    """Evaluate a pseudo-random permutation of range(length) at some places.
 
     A Feistel network over the next even power of two, repeated for values that fall outside until none does ("cycle
     walking"): a bijection whatever the round function is.
@@ -53,7 +53,7 @@ def _feistel(values: np.ndarray, half: np.uint64, keys: np.ndarray) -> np.ndarra
 
 
 class EpochOrder:
-    """Which sample stands at which place of an epoch.
+    """The order of the samples in an epoch.
 
     Args:
         groups: number of samples of each shard; samples are numbered shard by shard. One group if there are no shards.
@@ -74,7 +74,7 @@ class EpochOrder:
         self._ends = np.cumsum(counts[self._shuffled])  # in the order of the epoch
 
     def at(self, places: np.ndarray) -> np.ndarray:
-        """The samples at these places of the epoch: int64 [n] to int64 [n]."""
+        """Return the samples at these places of the epoch: int64 [n] to int64 [n]."""
         if self._name is None:
             return places
         mixed = np.empty_like(places)

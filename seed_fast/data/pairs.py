@@ -1,4 +1,4 @@
-"""Batches of pictures and captions for training and evaluation, on any number of ranks, that a run can go on with.
+"""Resumable batches of pictures and captions for training and evaluation, on any number of ranks.
 
 The order of an epoch is a function of (seed, epoch), and a place in it is one number: how many samples all ranks have
 had together. So a resumed run repeats and loses nothing, on the same or another number of ranks.
@@ -45,7 +45,7 @@ def open_pairs(
     normalize: bool = True,
     image_root: str | os.PathLike[str] | None = None,
 ) -> Pairs:
-    """A data set as batches.
+    """Open a data set of pictures and captions as batches.
 
     Args:
         spec: which data, one line of text; docs/data.md lists the forms.
@@ -141,21 +141,21 @@ class Pairs:
         self._pool: Pool | None = None
 
     def __len__(self) -> int:
-        """Batches of a whole epoch."""
+        """Number of batches in a whole epoch."""
         whole, rest = divmod(len(self.source), self.batch_size * self.world)
         return whole if self._drop_last or not rest else whole + 1
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch; nothing changes if this is the one in hand."""
+        """Go to the start of an epoch; within that epoch nothing changes."""
         if epoch != self.epoch:
             self.epoch, self.position = epoch, 0
 
     def state_dict(self) -> dict[str, int]:
-        """Where the next batch begins. The same on all ranks, and of use to any number of them."""
+        """Return where the next batch begins: the same on all ranks, and valid for any number of ranks."""
         return {"epoch": self.epoch, "position": self.position, "seed": self.seed, "samples": len(self.source)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where `state_dict` was taken.
+        """Go on with the batch at which `state_dict` was taken.
 
         Raises:
             ValueError: it was taken from other data or another seed, so "where" has no meaning here.
@@ -170,7 +170,7 @@ class Pairs:
         self._go_to(state["epoch"], state["position"])
 
     def _go_to(self, epoch: int, position: int) -> None:
-        """A place behind an epoch's last batch is the start of the next epoch."""
+        """Set the place of the next batch; behind an epoch's last batch that is the start of the next epoch."""
         over = next(self._steps(position), None) is None
         self.epoch, self.position = (epoch + 1, 0) if over else (epoch, position)
 
@@ -203,7 +203,7 @@ class Pairs:
             results.close()
 
     def _steps(self, start: int) -> Iterator[tuple[int, int, int]]:
-        """For each batch: where the epoch stands after it, and this rank's places, which lie side by side."""
+        """Yield, for each batch, the place in the epoch after it and this rank's places, which lie side by side."""
         total, stride = len(self.source), self.batch_size * self.world
         for begin in range(start, total, stride):
             size = min(stride, total - begin)
@@ -212,7 +212,7 @@ class Pairs:
                 yield begin + size, first, last
 
     def _usable(self, loaded: Loaded, place: int, order: EpochOrder, view: View, pool: Pool) -> Loaded | None:
-        """The sample, or if it can't be used what takes its place, the same on any number of ranks; None: nothing."""
+        """Return a sample; if it can't be used, its replacement, the same on any number of ranks, or None to leave it out."""
         total = len(self.source)
         for attempt in range(_MOST_REPLACEMENTS):
             if loaded.error is None:

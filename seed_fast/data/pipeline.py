@@ -1,4 +1,4 @@
-"""The work of `seed-fast tokenize`: images in, codes out, in order, resumable, with the time of each stage."""
+"""Tokenising many images: listed, decoded, encoded and recorded in order, resumable, with the time of each stage."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class NoImages(ValueError):
 
 @dataclass(frozen=True)
 class Job:
-    """What to tokenise and how. Neither `batch_size` nor `workers` changes a code."""
+    """Inputs of a run and how to go through them. Neither `batch_size` nor `workers` changes a code."""
 
     inputs: tuple[str, ...]
     batch_size: int = 32  # images per forward pass
@@ -43,7 +43,7 @@ class Job:
 
 @dataclass
 class TokenizeSummary:
-    """How a run went; `to_dict` is the object that `--json` prints."""
+    """Counts and times of a run; `to_dict` is the object that `--json` prints."""
 
     written: int = 0  # images encoded and recorded by this run
     resumed: int = 0  # images recorded before
@@ -56,7 +56,7 @@ class TokenizeSummary:
 
     @property
     def left_out(self) -> int:
-        """Images and inputs that this run could not use."""
+        """Number of images and inputs that this run could not use."""
         return self.skipped + self.bad_inputs
 
     @property
@@ -65,13 +65,13 @@ class TokenizeSummary:
         return self.written / self.seconds if self.seconds else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the fields and the rate, ready for JSON."""
         own = asdict(self) | {"stages": [stage._asdict() for stage in self.stages]}
         return own | {"images_per_second": self.images_per_second}
 
 
 def describe_run(tok: ImageEncoder, model: str, weights: str, processor: ImageProcessor, job: Job) -> dict[str, Any]:
-    """What a resumed run must share with the run that began: everything on which a code or an image's turn depends."""
+    """Return what a resumed run must share with the first one: all on which codes and the order of images depend."""
     return {
         "model": model,
         "weights": weights,
@@ -85,7 +85,7 @@ def describe_run(tok: ImageEncoder, model: str, weights: str, processor: ImagePr
 
 
 def plan_of(tok: ImageEncoder) -> str:
-    """Which forward it is: "fast" or "plain"."""
+    """Return "fast" for an inference plan, "plain" for the modules."""
     return "fast" if isinstance(tok, FastTokenizer) else "plain"
 
 
@@ -170,7 +170,7 @@ def tokenize(
 
 
 def unrecorded(entries: Iterable[Entry], recorded: Iterable[str], summary: TokenizeSummary) -> Iterator[Entry]:
-    """The entries whose paths were not recorded yet, in order.
+    """Yield the entries whose paths were not recorded yet, in order.
 
     Both streams have the same order, except that images skipped by one run and usable in a later one were recorded
     late. So memory holds only the images that were skipped before; they are tried again, first.
@@ -195,7 +195,7 @@ def unrecorded(entries: Iterable[Entry], recorded: Iterable[str], summary: Token
 
 
 class Launched(NamedTuple):
-    """A batch on the device."""
+    """A batch whose codes are being computed."""
 
     images: list[Decoded]
     codes: Fetched  # [B, N] int64
@@ -213,7 +213,7 @@ def _encode_all(
     progress: ProgressReporter,
     counting: Counting,
 ) -> None:
-    """On a GPU, the next batch is decoded, copied and launched before the codes of the last one are waited for."""
+    """Encode and record all entries; a GPU gets its next batch before the codes of the last one are waited for."""
 
     def usable(images: Iterable[Decoded]) -> Iterator[Decoded]:
         for image in images:
@@ -261,7 +261,7 @@ def _encode_all(
 def encode(
     tok: ImageEncoder, processor: ImageProcessor, staging: Staging, images: list[Decoded], timer: StageTimer
 ) -> torch.Tensor:
-    """Codes [B, N] int64 of decoded images, stage by stage, on the device; -1 where an embedding is not finite."""
+    """Return the codes [B, N] int64 of decoded images, on the device; -1 for an image that has none (see `codes_of`)."""
     sent = staging.send([image.pixels for image in images if image.pixels is not None])
     with timer.measure("normalise"), staging.received(sent) as pixels:
         normalised = processor.normalize(pixels)
@@ -274,7 +274,7 @@ def encode(
 
 
 def _timed(entries: Iterable[Entry], timer: StageTimer) -> Iterator[Entry]:
-    """The entries, with the time of finding each counted as "list"."""
+    """Yield the entries, and count the time of finding each one as "list"."""
     entries = iter(entries)
     while True:
         with timer.measure("list"):

@@ -29,14 +29,14 @@ Result = TypeVar("Result")
 
 
 class Answer(NamedTuple):
-    """What became of an item: a result, or the exception that the function raised."""
+    """The outcome of an item: a result, or the exception that the function raised."""
 
     is_result: bool
     value: Any
 
 
 class Job(NamedTuple, Generic[Item, Result]):
-    """What is done with every item of a stream; see `Pool.map`."""
+    """The work to do with every item of a stream; `Pool.map` explains the fields."""
 
     function: Callable[[Item], Result]
     name: Callable[[Item], str]
@@ -45,7 +45,7 @@ class Job(NamedTuple, Generic[Item, Result]):
 
 
 class Pool:
-    """`workers` processes; with 0 workers the caller's process does the work.
+    """A pool of `workers` processes; with 0 workers the caller's process does the work.
 
     Args:
         workers: number of processes.
@@ -75,11 +75,11 @@ class Pool:
 
     @property
     def pids(self) -> list[int]:
-        """The worker processes that run now. Each starts when there is work for it."""
+        """Process ids of the workers that run now; each starts when there is work for it."""
         return [pid for hand in self._hands if (pid := hand.pid) is not None]
 
     def close(self) -> None:
-        """End the workers; what they have in hand is dropped."""
+        """End the workers, and drop what they are doing."""
         self._close()
         for thread in self._threads:
             thread.join(timeout=10)
@@ -93,7 +93,7 @@ class Pool:
         size: Callable[[Item], int] | None = None,
         too_slow: Callable[[Item, float], Result] | None = None,
     ) -> Generator[Result, None, None]:
-        """The results of `function`, in the order of `items`, which is read only as far as the window reaches.
+        """Yield the results of `function` in the order of `items`, which is read only as far ahead as `ahead` allows.
 
         Args:
             function: picklable, when there are workers. What it raises is raised here.
@@ -153,7 +153,7 @@ class Pool:
 
 
 class _Chunk(Generic[Item, Result]):
-    """Items of one message, and their answers."""
+    """The items of one message to a worker, and their answers."""
 
     def __init__(self, job: Job[Item, Result], items: list[Item], sizes: list[int]) -> None:
         self.job = job
@@ -163,29 +163,29 @@ class _Chunk(Generic[Item, Result]):
 
     @property
     def expected(self) -> int:
-        """Answers that the caller has not been given."""
+        """Number of answers that the caller has not been given yet."""
         return len(self.items) + len(self.answers)
 
     @property
     def bytes(self) -> int:
-        """Content of the items that have no answer."""
+        """Bytes of content of the items that have no answer yet."""
         return sum(self.sizes)
 
     @property
     def message(self) -> tuple[Callable[[Item], Result], list[Item]]:
-        """For a worker."""
+        """The message that a worker gets: the function and the items."""
         return self.job.function, list(self.items)
 
 
 class _Source(Generic[Item, Result]):
-    """Cuts a stream into chunks, as far as there is room for their content."""
+    """Cuts a stream of items into chunks, as far as memory is allowed for their content."""
 
     def __init__(self, job: Job[Item, Result], items: Iterator[Item]) -> None:
         self._job, self._items = job, items
         self._drawn: list[tuple[Item, int]] = []  # the next item, where it was read before there was room for it
 
     def draw(self, room: int, *, must: bool) -> _Chunk[Item, Result] | None:
-        """The next chunk, of at most `room` bytes; if it `must` be, of one item that is larger. None: there is none."""
+        """Return the next chunk of at most `room` bytes, or of one larger item if it `must` be; None at the end."""
         items: list[Item] = []
         sizes: list[int] = []
         while len(items) < CHUNK and (self._drawn or self._draw_one()):
@@ -206,7 +206,7 @@ class _Source(Generic[Item, Result]):
 
 
 class _Line:
-    """What lies between the caller and the threads of the workers."""
+    """The queue between the caller and the threads that feed the workers: chunks to do, and answers in order."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
@@ -220,14 +220,14 @@ class _Line:
         return self.closing.is_set()
 
     def put(self, chunk: _Chunk[Any, Any]) -> None:
-        """Let a worker have it."""
+        """Queue a chunk for the workers."""
         with self.changed:
             self._waiting.append(chunk)
             self.content += chunk.bytes
             self.changed.notify_all()
 
     def take(self, *, wait: bool, most_bytes: int | None = None) -> _Chunk[Any, Any] | None:
-        """The chunk whose turn it is; None when there is none now, or (`wait`) there will be none."""
+        """Return the next chunk to do; None if there is none now or, with `wait`, if there will be none."""
         with self.changed:
             while wait and not self._waiting and not self.is_closed:
                 self.changed.wait()
@@ -247,7 +247,7 @@ class _Line:
             self.changed.notify_all()
 
     def answer_of(self, chunk: _Chunk[Any, Any]) -> Answer:
-        """The next answer of a chunk, when it is there.
+        """Wait for the next answer of a chunk and return it.
 
         Raises:
             WorkerDied: it will not come.
@@ -266,7 +266,7 @@ class _Line:
             self.changed.notify_all()
 
     def drop(self, chunks: Iterable[_Chunk[Any, Any]]) -> None:
-        """Nobody wants their answers any more."""
+        """Drop chunks whose answers are no longer wanted."""
         with self.changed:
             for chunk in chunks:
                 chunk.is_wanted = False
@@ -276,7 +276,7 @@ class _Line:
                     self.content -= chunk.bytes
 
     def close(self) -> None:
-        """Let threads end."""
+        """Close the line, so that the threads of the workers end."""
         with self.changed:
             self.closing.set()
             self._failure = self._failure or WorkerDied("the workers were ended by their owner")
@@ -284,7 +284,7 @@ class _Line:
 
 
 class _Clock:
-    """Seconds since it was made, without those in which this process was suspended."""
+    """A clock of the seconds since it was made, without those in which this process was suspended."""
 
     def __init__(self, seconds: float) -> None:
         self.now = 0.0
@@ -292,7 +292,7 @@ class _Clock:
         self._seen = time.monotonic()
 
     def tick(self) -> None:
-        """Move on; to be called about every `step` seconds."""
+        """Move the clock on; must be called about every `step` seconds."""
         seen = time.monotonic()
         self.now += min(seen - self._seen, 2 * self.step)
         self._seen = seen
@@ -318,7 +318,7 @@ class _Hand:
         return None if process is None else process.pid
 
     def run(self) -> None:
-        """Work until the line is closed. What goes wrong here ends the caller's run."""
+        """Do chunks until the line is closed. An exception here ends the caller's run."""
         try:
             while (chunk := self._line.take(wait=True)) is not None:
                 self._sent.append(chunk)
@@ -337,7 +337,7 @@ class _Hand:
             self._end()
 
     def kill(self) -> None:
-        """End the process, if there is one."""
+        """Kill the worker process, if there is one."""
         with self._lock:
             if self._process is not None:
                 self._process.kill()
@@ -351,7 +351,7 @@ class _Hand:
                 self._process.kill()  # type: ignore[union-attr]
 
     def _start(self) -> None:
-        """A process that is ready, with all that it has to do."""
+        """Start a worker process, and send it the chunks that it has to do."""
         with self._lock:
             self._process = Process()
         if self._line.is_closed:  # since before there was a process to kill
@@ -366,7 +366,7 @@ class _Hand:
         return process.end() if process is not None else ""
 
     def _begin(self, chunk: _Chunk[Any, Any]) -> None:
-        """The next item of a chunk has its time from now on."""
+        """Start the time limit of the next item of a chunk."""
         if chunk.items and chunk.job.too_slow is not None:
             with self._lock:
                 self._began = self._clock.now
@@ -401,7 +401,7 @@ class _Hand:
 
 
 def _watch(line: _Line, hands: list[_Hand], clock: _Clock) -> None:
-    """Look at every worker's item from time to time."""
+    """Look regularly at every worker, and kill those whose item has taken too long."""
     while not line.closing.wait(clock.step):
         clock.tick()
         for hand in hands:
@@ -415,7 +415,7 @@ def _end(line: _Line, hands: list[_Hand]) -> None:
 
 
 class _Companion:
-    """A thread that does items one by one, so that this one can wait for each as long as it wants to, and no longer."""
+    """A thread that does items one by one, so that the caller can wait for each with a limit."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self._items: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -428,7 +428,7 @@ class _Companion:
         return self._thread.is_alive()
 
     def answer(self, item: Any, seconds: float) -> Answer | None:
-        """The answer to an item; None if it takes longer than `seconds`."""
+        """Return the answer to an item; None if it takes longer than `seconds`."""
         clock = _Clock(seconds)
         self._items.put((item,))
         while clock.now < seconds:
@@ -438,7 +438,7 @@ class _Companion:
         return None
 
     def dismiss(self) -> None:
-        """Let the thread end when it has done what it is at."""
+        """Let the thread end after its present item."""
         self._items.put(None)
 
 
@@ -451,7 +451,7 @@ def _do(function: Callable[[Any], Any], items: queue.SimpleQueue[Any], answers: 
 
 
 def _map_alone(job: Job[Item, Result], items: Iterable[Item], seconds: float) -> Generator[Result, None, None]:
-    """The results of a job that this process does itself."""
+    """Yield the results of a job that this process does itself, without workers."""
     stuck: list[_Companion] = []
     companion = _Companion(job.function)
     try:

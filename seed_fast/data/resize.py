@@ -1,4 +1,4 @@
-"""The three resizes in official use, with torchvision's rounding, on Pillow images."""
+"""The three ways to resize that official models use, with torchvision's rounding, on Pillow images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ResizeMode = Literal["bicubic", "bilinear", "bilinear_crop"]
 
 
 def resize_image(image: Image.Image, size: int, mode: ResizeMode) -> Image.Image:
-    """An RGB image of any size as `size` x `size` px.
+    """Resize an RGB image of any size to `size` x `size` px.
 
     "bicubic" and "bilinear" are torchvision's `Resize((size, size))`; "bilinear_crop" is `Resize(size)` then
     `CenterCrop(size)`. On Pillow images all of them antialias.

@@ -1,4 +1,4 @@
-"""One picture with its captions, small enough to send to a worker, which reads and decodes it there."""
+"""Samples of pictures and captions: small descriptions that are sent to workers, which read and decode them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class SampleError(ValueError):
 
 @dataclass(frozen=True)
 class View:
-    """How samples are looked at in one epoch."""
+    """The way to load samples in one epoch: size, augmentation, choice of caption."""
 
     processor: ImageProcessor
     seed: int
@@ -41,7 +41,7 @@ class View:
     all_captions: bool
 
     def draws(self, key: str) -> random.Random:
-        """Random numbers for one sample: the same on any rank and in any worker."""
+        """Return a random generator for one sample: the same on any rank and in any worker."""
         name = f"{self.seed}/{self.epoch}/{key}"
         return random.Random(int.from_bytes(hashlib.blake2b(name_bytes(name), digest_size=16).digest(), "little"))
 
@@ -56,14 +56,14 @@ class Loaded(NamedTuple):
 
 
 class Sample(Protocol):
-    """What a source gives for a number."""
+    """A sample of a source that isn't loaded yet."""
 
     @property
     def key(self) -> str:
-        """Its name, unique within the data set."""
+        """Name of the sample, unique within the data set."""
 
     def load(self, view: View) -> tuple[np.ndarray, tuple[str, ...]]:
-        """Pixels, uint8 [S, S, 3], and captions: all of them, or the one that the view chooses.
+        """Return (pixels uint8 [S, S, 3], captions): all captions, or the one that the view chooses.
 
         Raises:
             ImageError, SampleError: it can't be used.
@@ -82,7 +82,7 @@ def load(sample: Sample, view: View) -> Loaded:
 
 
 def map_samples(pool: Pool, samples: Iterable[Sample], view: View) -> Generator[Loaded, None, None]:
-    """Every sample loaded by a pool, in order. One that takes too long is an error of that sample."""
+    """Yield every sample loaded by a pool, in order. One that takes too long becomes an error of that sample."""
     return pool.map(partial(load, view=view), samples, _key, too_slow=_too_slow)
 
 
@@ -121,7 +121,7 @@ class FileSample:
         return np.asarray(cropped), captions
 
     def read_captions(self) -> tuple[str, ...]:
-        """All captions, without the picture.
+        """Read all captions, without the picture.
 
         Raises:
             ImageError, SampleError: there is none, or it can't be read.
@@ -145,7 +145,7 @@ class FileSample:
 
 @dataclass(frozen=True)
 class ShapesSample:
-    """A generated picture. It is drawn at the size asked for, and never cropped or mirrored: its caption says where."""
+    """A generated picture, drawn at the size asked for; never cropped or mirrored, since its caption tells positions."""
 
     seed: int
     index: int
@@ -159,13 +159,13 @@ class ShapesSample:
 
     @classmethod
     def of_key(cls, key: str) -> ShapesSample:
-        """The sample that has this key."""
+        """Return the sample that has this key."""
         split, seed, index, *family = key.removeprefix("shapes:").split("/")
         return cls(int(seed), int(index), split, int(family[0].removeprefix("family=")) if family else 1)
 
     @property
     def scene(self) -> shapes.Scene:
-        """What it shows."""
+        """The scene that the picture shows."""
         other = self.index % self.family
         scene = shapes.scene(self.seed, self.index - other, self.split)
         return shapes.sibling(scene, self.index) if other else scene
@@ -177,7 +177,7 @@ class ShapesSample:
 
 
 def captions_of(record: Any) -> tuple[str, ...]:
-    """The captions of a JSON record.
+    """Return the captions of a JSON record.
 
     Raises:
         ValueError: it is no object, or has none.
@@ -191,7 +191,7 @@ def captions_of(record: Any) -> tuple[str, ...]:
 
 
 def clean_captions(value: Any) -> tuple[str, ...]:
-    """A caption or a list of them, without the blank ones; white space runs become single spaces.
+    """Return a caption, or a list of captions, as a tuple without blank ones; runs of white space become single spaces.
 
     Raises:
         ValueError: none is left, or one is no text.

@@ -1,4 +1,4 @@
-"""What to tokenise: files, folders, globs and WebDataset tar shards as one ordered stream of entries.
+"""Inputs to tokenise: files, folders, globs and WebDataset tar shards as one ordered stream of entries.
 
 The stream is lazy and its order is fixed by the inputs and the file system's content alone: inputs in the order given,
 folders walked by name, tar members in archive order. So every rank of a job sees the same positions and takes its own,
@@ -39,7 +39,7 @@ _PIECE = 1 << 20
 
 
 class Entry(NamedTuple):
-    """One image that a worker can read on its own."""
+    """The place of one image: all that a worker needs to read it."""
 
     path: str  # identity, as written to the output
     file: str  # what to open
@@ -54,7 +54,7 @@ class ShardError(ValueError):
 
 
 def read_entry(entry: Entry) -> bytes:
-    """The bytes of an image file.
+    """Read the bytes of an image file.
 
     Raises:
         ImageError: it can't be read.
@@ -77,7 +77,7 @@ def read_entry(entry: Entry) -> bytes:
 
 
 def list_entries(inputs: Iterable[str], on_problem: Callable[[str], None]) -> Iterator[Entry]:
-    """Every image of `inputs`, lazily and in a fixed order.
+    """Yield every image of `inputs`, lazily and in a fixed order.
 
     Args:
         inputs: paths of image files, folders (walked to the end, links followed), tar shards, globs (`**` crosses
@@ -94,13 +94,13 @@ def list_entries(inputs: Iterable[str], on_problem: Callable[[str], None]) -> It
 
 
 def list_files(inputs: Iterable[str], on_problem: Callable[[str], None]) -> Iterator[str]:
-    """Paths of the image files and tar shards of `inputs`, in the order of `list_entries`; none is opened."""
+    """Yield the paths of the image files and tar shards of `inputs`, in the order of `list_entries`; none is opened."""
     for source in inputs:
         yield from _files_of(source, on_problem)
 
 
 def names_anything(source: str) -> bool:
-    """Whether an input names a file or a folder that is there: itself, in a brace list, or by a glob."""
+    """Return True if an input names an existing file or folder: by its path, a brace list or a glob."""
     if os.path.lexists(source):
         return True
     if "{" in source:
@@ -155,7 +155,7 @@ def walk(
     on_problem: Callable[[str], None],
     parents: tuple[tuple[int, int], ...] = (),
 ) -> Iterator[str]:
-    """Files below a folder whose names end so, links followed, sorted by full path.
+    """Yield the files below a folder whose names end in one of the suffixes, links followed, sorted by full path.
 
     Args:
         folder: where to begin.
@@ -203,7 +203,7 @@ def _file_or_shard(path: str, on_problem: Callable[[str], None]) -> Iterator[Ent
 
 
 def compression_of(path: str) -> str | None:
-    """The module that reads a file's compression; None: it isn't compressed.
+    """Return the name of the module that unpacks a file; None if the file isn't compressed.
 
     Raises:
         OSError: the file can't be read.
@@ -214,7 +214,7 @@ def compression_of(path: str) -> str | None:
 
 
 def shard_members(path: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> Iterator[Entry]:
-    """Files of a tar shard whose names end so, in archive order; several archives one after the other are read as one.
+    """Yield the files of a tar shard with one of the suffixes, in archive order; concatenated archives are read as one.
 
     A member that can't be used by itself (a link, or too large to be held) has a `problem`.
 
@@ -234,7 +234,7 @@ def shard_members(path: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> Iter
 
 
 def _open(path: str, compression: str | None) -> Any:
-    """The shard's bytes, unpacked, as a file that can go forward."""
+    """Open a shard as a file of its unpacked bytes that can be read forwards."""
     if compression is None:
         return open(path, "rb")
     if compression == "zstandard":
@@ -255,7 +255,7 @@ def _open(path: str, compression: str | None) -> Any:
 
 
 class _Forward:
-    """A packed file as tarfile wants to read it: forwards, and back by less than the last piece that was read."""
+    """A compressed file as tarfile reads it: forwards, and back by less than the last piece that was read."""
 
     def __init__(self, file: Any) -> None:
         self._file, self._held, self._last, self._at = file, b"", b"", 0
@@ -293,7 +293,7 @@ class _Forward:
 
 
 def _members(path: str, file: Any, suffixes: tuple[str, ...], *, is_plain: bool) -> Iterator[Entry]:
-    """The members of all archives in a file: `cat a.tar b.tar` puts the second behind the end marker of the first."""
+    """Yield the members of all archives in a file: `cat a.tar b.tar` puts the second behind the end marker of the first."""
     whole, start = 0, 0
     size = os.fstat(file.fileno()).st_size if is_plain else None
     while True:
@@ -326,7 +326,7 @@ def _members(path: str, file: Any, suffixes: tuple[str, ...], *, is_plain: bool)
 
 
 def _next_archive(file: Any) -> int | None:
-    """Where the next archive begins behind the zeros that follow; None: nothing but zeros is there."""
+    """Return where the next archive begins behind the zeros that follow; None if only zeros are there."""
     position = file.tell()
     while piece := file.read(_PIECE):
         zeros = len(piece) - len(piece.lstrip(b"\0"))
@@ -337,7 +337,7 @@ def _next_archive(file: Any) -> int | None:
 
 
 def _end_of(archive: tarfile.TarFile, member: tarfile.TarInfo) -> int:
-    """Where the bytes of a member end. The size of a sparse one is that of its expanded content."""
+    """Return the byte at which a member ends in the file. (The size of a sparse one is that of its expanded content.)"""
     if not member.isreg():
         return 0
     return archive.offset if member.issparse() else member.offset_data + member.size
@@ -394,7 +394,7 @@ class Split(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Split:
-        """From "i/n" with 0 <= i < n.
+        """Parse "i/n" with 0 <= i < n.
 
         Raises:
             ValueError: it is none.
@@ -406,7 +406,7 @@ class Split(NamedTuple):
 
     @classmethod
     def of_environment(cls) -> Split | None:
-        """What torchrun asks for by RANK and WORLD_SIZE; None outside of it or with one process.
+        """Return the part that torchrun's RANK and WORLD_SIZE give this process; None without torchrun or with one process.
 
         Raises:
             ValueError: the two variables don't fit together.
@@ -415,7 +415,7 @@ class Split(NamedTuple):
         return None if world == "1" else cls.parse(f"{os.environ.get('RANK', '')}/{world}")
 
     def take(self, entries: Iterable[Entry]) -> Iterator[Entry]:
-        """This part of the entries."""
+        """Yield the entries of this part."""
         for position, entry in enumerate(entries):
             if position % self.count == self.index:
                 yield entry

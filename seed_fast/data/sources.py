@@ -1,4 +1,4 @@
-"""Data sets of pictures and captions, each a numbered list of samples, from the one line of text that names them.
+"""Data sets of pictures and captions as numbered samples, opened by the one line of text that names them.
 
 `open_source` says which forms there are; `docs/data.md` shows each.
 """
@@ -32,7 +32,7 @@ class Source(Protocol):
 
     @property
     def groups(self) -> list[int]:
-        """Samples of each shard; one group if there are no shards."""
+        """Number of samples in each shard; one group if there are no shards."""
 
     @property
     def window(self) -> int | None:
@@ -41,11 +41,11 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def sample(self, number: int, epoch: int) -> Sample:
-        """The sample with this number in this epoch."""
+        """Return the sample with this number in this epoch."""
 
 
 def open_source(spec: str, *, split: str = "train", image_root: str | os.PathLike[str] | None = None) -> Source:
-    """A data set.
+    """Open a data set.
 
     Args:
         spec: `shapes:COUNT[,seed=N][,fresh][,family=N]`; a tar shard, a brace list or a glob of them; a folder of
@@ -90,7 +90,7 @@ class ListSource:
         return len(self._ends)
 
     def sample(self, number: int, epoch: int) -> FileSample:
-        """The sample with this number, the same in every epoch."""
+        """Return the sample with this number, the same in every epoch."""
         begin = int(self._ends[number - 1]) if number else 0
         image, captions, problem = json.loads(self._lines[begin : int(self._ends[number])])
         path = os.path.join(self._root, image)
@@ -102,7 +102,7 @@ class ListSource:
 
 
 class ShapesSource:
-    """Generated scenes. Those of "val" and "test" have captions that are all different.
+    """Generated scenes; no two of "val" or of "test" have the same caption.
 
     Siblings stay side by side in every order, so that a batch holds whole families.
     """
@@ -118,7 +118,7 @@ class ShapesSource:
         return self._count
 
     def sample(self, number: int, epoch: int) -> ShapesSample:
-        """The scene with this number; if they are fresh, another one in every epoch."""
+        """Return the scene with this number; if scenes are fresh, another one in every epoch."""
         index = epoch * len(self) + number if self._fresh else self._indexes[number]
         return ShapesSample(self._seed, index, self._split, self._family)
 
@@ -185,7 +185,7 @@ def _list(path: Path, split: str, image_root: str | os.PathLike[str] | None) -> 
 
 
 def expanded(spec: str) -> list[str]:
-    """The shards that a brace list or a glob names. A name that exists is taken as it is.
+    """Return the shards that a brace list or a glob names. A name that exists is taken literally.
 
     Raises:
         ValueError: a glob matches nothing, or the braces are no list.

@@ -24,25 +24,25 @@ SLOTS = 2
 
 
 class Link(Protocol):
-    """The way from host memory to a device: its buffers, streams and events."""
+    """A connection from host memory to a device: its buffers, streams and events."""
 
     ahead: int  # batches that may be launched before the codes of the first are read
 
     def buffers(self, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """(host, device) uint8 memory."""
+        """Return (host, device) uint8 memory of a shape."""
 
     def event(self) -> Any:
-        """With `record(stream)`, `synchronize()`; one that was never recorded has passed."""
+        """Return an event with `record(stream)` and `synchronize()`; one that was never recorded has passed."""
 
     def streams(self) -> tuple[Any, Any]:
-        """(the one that copies, the caller's that computes), with `wait_event(event)`."""
+        """Return (stream of the copies, the caller's computing stream), which have `wait_event(event)`."""
 
     def copy(self, target: Tensor, source: Tensor) -> None:
-        """Copy on the stream that copies, without waiting."""
+        """Copy on the stream of the copies, without waiting."""
 
 
 class CudaLink:
-    """Pinned memory and a stream for copies."""
+    """Connection to a GPU: pinned memory, and a stream for copies."""
 
     ahead = 1
 
@@ -77,7 +77,7 @@ class _Passed:
 
 
 class HostLink:
-    """Of a CPU to itself."""
+    """Connection of a CPU to itself: nothing is copied."""
 
     ahead = 0
 
@@ -95,7 +95,7 @@ class HostLink:
 
 
 def link_to(device: torch.device) -> Link:
-    """The way to `device`."""
+    """Return the connection to `device`."""
     return CudaLink(device) if device.type == "cuda" else HostLink()
 
 
@@ -107,7 +107,7 @@ class _Slot(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """A batch on its way."""
+    """A batch whose copy to the device has been started."""
 
     pixels: Tensor  # [B, S, S, 3] uint8 on the device; not there before `copied`
     copied: Any
@@ -115,7 +115,7 @@ class Sent(NamedTuple):
 
 
 class Staging:
-    """Takes batches to the device, in order, with constant memory.
+    """Copies batches to the device, in order, in constant memory.
 
     Args:
         link: the way there.
@@ -147,7 +147,7 @@ class Staging:
 
     @contextmanager
     def received(self, sent: Sent) -> Iterator[Tensor]:
-        """The batch on the device, uint8 [B, S, S, 3].
+        """Yield the batch on the device, uint8 [B, S, S, 3].
 
         What the block launches on the current stream sees it; what is launched after it may see a later batch.
         """
@@ -160,13 +160,13 @@ class Staging:
 
 
 class Fetched(NamedTuple):
-    """A result on its way to the host."""
+    """A result whose copy to the host has been started."""
 
     values: Tensor  # on the host; not there before `passed`
     passed: Callable[[], object]
 
     def numpy(self) -> np.ndarray:
-        """The values; waits for them and for nothing later."""
+        """Return the values; waits for them and for nothing later."""
         self.passed()
         return self.values.numpy()
 

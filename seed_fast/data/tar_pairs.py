@@ -69,7 +69,7 @@ def _entry(row: np.void, kind: str, path: str, name: str) -> Entry | None:
 
 
 def _index(path: str) -> np.ndarray:
-    """One row per sample, from the cache if the shard is as it was when it was read."""
+    """Return one row per sample of a shard, from the cache if the shard has not changed since it was indexed."""
     try:
         status = os.stat(path)
         compressed = compression_of(path) is not None
@@ -102,7 +102,7 @@ def _scan(path: str) -> np.ndarray:
 
 
 def _rows(path: str) -> Iterator[tuple]:
-    """Name, suffix of the image, whether the text is JSON, and the four numbers of each sample."""
+    """Yield the row of each sample: name, suffix of the image, whether the text is JSON, and four numbers."""
     group: str | None = None  # the name up to its first dot
     found: dict[str, dict[str, Entry]] = {}  # members of the group, by the name up to its last dot and by suffix
     for member in shard_members(path, IMAGE_SUFFIXES + TEXT_SUFFIXES):
@@ -121,7 +121,7 @@ def _rows(path: str) -> Iterator[tuple]:
 
 
 def _samples(group: str, found: dict[str, dict[str, Entry]]) -> Iterator[tuple]:
-    """The samples among members that share a name up to the first dot."""
+    """Yield the rows of the samples among members that share a name up to the first dot."""
     has_image = "image" in found.get(group, {})
     for stem, members in found.items():
         is_pair = "image" in members and len(members) > 1

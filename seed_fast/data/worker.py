@@ -1,4 +1,4 @@
-"""A decoding process: what it does, and how its parent starts it, talks to it and ends it.
+"""A worker process: its main loop, and how its parent starts it, talks to it and ends it.
 
 A worker is a plain `python -c` that imports this file, not a child of `multiprocessing`: a script that uses workers
 needs no `if __name__ == "__main__"`, nothing of the parent (torch, its threads, a GPU) is in a worker, and each has
@@ -32,7 +32,7 @@ class WorkerDied(RuntimeError):
 
 
 class Process:
-    """A worker process, as its parent sees it.
+    """Handle of a worker process in its parent.
 
     Raises:
         WorkerDied: it can't be started.
@@ -51,7 +51,7 @@ class Process:
         self.pid = self._process.pid
 
     def wait_until_ready(self) -> None:
-        """Return when it takes tasks.
+        """Wait until the worker takes tasks.
 
         Raises:
             WorkerDied: it ended before.
@@ -60,25 +60,25 @@ class Process:
             raise WorkerDied(f"a decoding worker can't be started: {self.end()} before it was ready")
 
     def send(self, task: object) -> None:
-        """Hand a task over. If the worker is dead, that will show when it is to answer."""
+        """Send a task. A dead worker is noticed when its answer is received."""
         content = pickle.dumps(task)
         with suppress(OSError):
             self._process.stdin.write(content)  # type: ignore[union-attr]
             self._process.stdin.flush()  # type: ignore[union-attr]
 
     def receive(self) -> Any:
-        """The next answer; None if the worker is dead, also where it has died within an answer."""
+        """Return the next answer; None if the worker is dead, also if it died within an answer."""
         try:
             return pickle.load(self._process.stdout)  # type: ignore[arg-type]
         except (EOFError, OSError, pickle.UnpicklingError):
             return None
 
     def kill(self) -> None:
-        """End it at once, from any thread; the answer that is waited for will be None."""
+        """Kill the worker at once, from any thread; the answer that is waited for will be None."""
         self._process.kill()
 
     def end(self) -> str:
-        """Leave nothing of it behind. Returns how it ended, such as "crashed by SIGSEGV"."""
+        """End the worker and clean up. Returns how it ended, such as "crashed by SIGSEGV"."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_PATIENCE)  # its pipes close before it has an exit code
         self._process.kill()
@@ -103,7 +103,7 @@ def _how(code: int | None) -> str:
 
 @contextmanager
 def _stops_blocked() -> Iterator[None]:
-    """A process inherits the mask: Ctrl-C in a worker that hasn't begun to ignore it would print a traceback."""
+    """Block Ctrl-C while a process starts, which inherits the mask: before it ignores Ctrl-C, one would print a traceback."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -115,7 +115,7 @@ def _stops_blocked() -> Iterator[None]:
 
 
 def main() -> None:
-    """The life of a worker: (function, items) in, BEGUN and (True, result) or (False, exception) of each item out.
+    """Run a worker: take (function, items), and answer each item with BEGUN and (True, result) or (False, exception).
 
     It ends when its parent is gone or has closed the pipe, and is deaf to Ctrl-C and SIGTERM, which a terminal or a
     scheduler may send to all processes of a job: the parent stops in its own way and then ends its workers.
@@ -137,7 +137,7 @@ def main() -> None:
 
 
 def _own_pipes() -> tuple[BinaryIO, BinaryIO]:
-    """Standard input and output, out of reach of whatever prints."""
+    """Return standard input and output as private pipes, which nothing that prints can reach."""
     tasks, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
@@ -147,7 +147,7 @@ def _own_pipes() -> tuple[BinaryIO, BinaryIO]:
 
 
 def _receive(tasks: BinaryIO, received: queue.SimpleQueue[tuple[Any, list[Any]]]) -> None:
-    """All tasks at once, so that the parent never waits for a worker to take one."""
+    """Receive tasks as they come, so that the parent never waits for a worker to take one."""
     try:
         while True:
             received.put(pickle.load(tasks))

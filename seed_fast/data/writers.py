@@ -1,4 +1,4 @@
-"""Where codes go: one JSON-lines file, or a folder of numbered `.npz` parts. Both survive a kill at any moment.
+"""Writers of codes: one JSON-lines file, or a folder of numbered `.npz` parts. Both survive a kill at any moment.
 
 Every batch is first appended to a journal, `<name>.partial`. A full one is renamed to the output (`JsonlWriter`), or
 packed into a part (`NpzWriter`). Beside it a description of the run keeps a resumed run from mixing the codes of two
@@ -28,17 +28,17 @@ PART_IMAGES = 10_000
 
 
 class Writer(Protocol):
-    """A place for codes. `recorded` must be read to its end before the first `append`."""
+    """A writer of codes. `recorded` must be read to its end before the first `append`."""
 
     output: Path
     complete: bool  # an earlier run has finished it, and it takes no more
     unchecked: bool  # it goes on from a partial file that has lost the description of its run
 
     def leftovers(self) -> list[Path]:
-        """What an earlier run has left here: nothing may overwrite it unasked."""
+        """Return the files of an earlier run; nothing may overwrite them unasked."""
 
     def open(self, run: dict[str, Any], *, resume: bool, overwrite: bool = True) -> None:
-        """Make ready; without `resume` whatever an earlier run has left is dropped.
+        """Prepare for writing; without `resume` whatever an earlier run has left is dropped.
 
         Args:
             overwrite: False: what another run has left is an error (without `resume`), and stays.
@@ -48,7 +48,7 @@ class Writer(Protocol):
         """
 
     def recorded(self) -> Iterator[str]:
-        """Paths that an earlier run has recorded, in the order of their lines."""
+        """Yield the paths that an earlier run has recorded, in the order of their lines."""
 
     def append(self, paths: Sequence[str], codes: np.ndarray) -> None:
         """Record codes [B, N] of B images; when this returns, a kill can't lose them."""
@@ -57,11 +57,11 @@ class Writer(Protocol):
         """Give everything its final name."""
 
     def close(self) -> None:
-        """Leave everything for a resumed run."""
+        """Close all files, and leave everything for a resumed run."""
 
 
 class JsonlWriter:
-    """One file of `{"path": ..., "codes": [...]}` lines."""
+    """Writes one file of `{"path": ..., "codes": [...]}` lines."""
 
     def __init__(self, output: Path, split: Split = WHOLE) -> None:
         self.output = output if split.count == 1 else output.with_name(f"{output.stem}{_part_of(split)}{output.suffix}")
@@ -113,7 +113,7 @@ class JsonlWriter:
 
 
 class StdoutWriter:
-    """Standard output: lines as they come, which nothing can resume."""
+    """Writes lines to standard output as they come; such a run can't be resumed."""
 
     output = STDOUT
     complete = unchecked = False
@@ -138,7 +138,7 @@ class StdoutWriter:
 
 
 class NpzWriter:
-    """A folder of `codes.00000.npz`, `codes.00001.npz`, ...: `paths` (strings [n]) and `codes` (uint16 [n, N]).
+    """Writes `codes.00000.npz`, `codes.00001.npz`, ... into a folder: `paths` (strings [n]), `codes` (uint16 [n, N]).
 
     Codes are int32 if the codebook has more than 65536 entries. `codes.run.json` says what they were made with.
     """
@@ -221,7 +221,7 @@ class NpzWriter:
                 self._journal = Journal(self._file(".partial"))
 
     def _pack(self) -> None:
-        """The journal becomes the next part."""
+        """Turn the journal into the next part."""
         journal = opened(self._journal)
         journal.sync()
         journal.close()
@@ -248,7 +248,7 @@ class NpzWriter:
 
 
 def left_meanwhile(output: Path) -> OutputError:
-    """The error of an output that wasn't there when the command began."""
+    """Return the error for an output that was not there when the command began, and is now."""
     return OutputError(f"{output}: another run has begun or finished it meanwhile; --overwrite drops that")
 
 

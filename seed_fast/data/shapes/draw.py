@@ -1,4 +1,4 @@
-"""Scenes as pixels, in integer arithmetic only: the same bytes everywhere.
+"""Drawing scenes in integer arithmetic only, so that the pixels are the same bytes everywhere.
 
 Each shape is a set of integer inequalities on a grid whose unit circle has radius 1024; 4 x 4 samples per pixel give
 its coverage. Masks are cached: at 64 px there are fewer than a thousand.
@@ -58,7 +58,7 @@ _INSIDE: dict[str, Callable[[Grid, Grid], Grid]] = {
 
 
 def render(scene: Scene, size: int) -> np.ndarray:
-    """The picture of a scene.
+    """Draw a scene.
 
     Args:
         scene: what to draw.
@@ -77,7 +77,7 @@ def render(scene: Scene, size: int) -> np.ndarray:
 
 
 def _background(scene: Scene, size: int) -> np.ndarray:
-    """int32 [S, S, 3]: the colour, lighter or darker from top to bottom, and its pattern."""
+    """Return the background, int32 [S, S, 3]: its colour, lighter or darker from top to bottom, and its pattern."""
     colour = np.array(BACKGROUNDS[scene.background], dtype=np.int32)
     top, bottom = scene.shade
     rows = top + (bottom - top) * np.arange(size, dtype=np.int32) // size
@@ -88,7 +88,7 @@ def _background(scene: Scene, size: int) -> np.ndarray:
 
 @lru_cache(maxsize=128)
 def _pattern(pattern: str, phase: int, size: int) -> np.ndarray:
-    """int32 [S, S] of 0 and 1, with a period of 8 64ths."""
+    """Return a pattern, int32 [S, S] of 0 and 1, with a period of 8/64 of the picture."""
     at = (np.arange(size, dtype=np.int64) * 2 + 1) * SIDE // (2 * size) + phase
     x, y = at[None, :], at[:, None]
     if pattern == "plain":
@@ -117,7 +117,7 @@ def _draw(item: Object, canvas: np.ndarray) -> None:
 
 @lru_cache(maxsize=8192)
 def _mask(shape: str, radius: int, tilt: int, x: int, y: int) -> np.ndarray:
-    """Coverage in 0..16, int32 [n, n, 1], of a shape whose centre lies at (x, y) fine units from the box's corner."""
+    """Return the coverage, int32 [n, n, 1] in 0..16, of a shape with its centre (x, y) fine units from the box's corner."""
     pixel = 128 * SAMPLES
     pixels = (max(x, y) + radius) // pixel + 1
     samples = (2 * np.arange(pixels * SAMPLES, dtype=np.int64) + 1) * 64
@@ -132,7 +132,7 @@ def _mask(shape: str, radius: int, tilt: int, x: int, y: int) -> np.ndarray:
 
 
 def _noise(scene: Scene, size: int) -> np.ndarray:
-    """int16 [S, S, 3], uniform in -noise..noise."""
+    """Return noise, int16 [S, S, 3], uniform in -noise..noise."""
     name = f"seed_fast.shapes.noise/1/{scene.seed}/{scene.index}/{scene.split}"
     content = hashlib.shake_128(name.encode()).digest(size * size * 3)
     values = np.frombuffer(content, dtype=np.uint8).astype(np.int16).reshape(size, size, 3)

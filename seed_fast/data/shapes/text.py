@@ -1,4 +1,4 @@
-"""Scenes in words, and words back to what they say.
+"""Captions of scenes, and parsing such captions.
 
     a small red star at the top left and a large blue ring on the right on a white background
     a striped gray background with a small red star above a large blue ring
@@ -40,7 +40,7 @@ class Mention:
 
 @dataclass(frozen=True)
 class Description:
-    """What a caption says."""
+    """The content of a caption."""
 
     objects: tuple[Mention, ...]  # in the order of the text
     relations: tuple[tuple[int, str, int], ...]  # objects[first] relation objects[second]
@@ -49,7 +49,7 @@ class Description:
 
 
 def caption(scene: Scene) -> str:
-    """The scene in one English sentence.
+    """Describe a scene in one English sentence.
 
     It names size, colour and shape of every object, the background and its pattern (if it is not plain), and for each
     object its position or, in every second style and where it can be said, its relation to the next object.
@@ -95,7 +95,7 @@ _BETWEEN = re.compile(r",? ?(?:and|with|there (?:is|are))?")
 
 
 def parse(text: str) -> Description:
-    """What a caption in the language of `caption` says. Case, spacing and a final full stop don't matter.
+    """Parse a caption as `caption` writes them. Case, spacing and a final full stop don't matter.
 
     Raises:
         ValueError: some part of the text is not in that language; the message quotes it.
@@ -130,7 +130,7 @@ def _check_between(words: str, text: str) -> None:
 
 
 def describes(description: Description, scene: Scene) -> bool:
-    """Whether the description is true of the scene and names all of its objects, in any order."""
+    """Return True if a description is true of the scene and names all of its objects, in any order."""
     found = {(item.colour, item.shape): item for item in scene.objects}
     named = [found[key] for item in description.objects if (key := (item.colour, item.shape)) in found]
     if not len(set(named)) == len(named) == len(description.objects) == len(scene.objects):
@@ -144,7 +144,7 @@ def describes(description: Description, scene: Scene) -> bool:
 
 
 def distinct(seed: int, count: int, split: str) -> list[int]:
-    """The first `count` indexes whose captions are all different: what a retrieval test needs.
+    """Return the first `count` indexes whose captions are all different, as a retrieval test needs.
 
     Raises:
         ValueError: scenes of this split have not so many captions; told after 20 scenes per caption asked for.

@@ -1,4 +1,4 @@
-"""What there is in the world of shapes, and which scene (seed, index) stands for.
+"""The objects and scenes of the world of shapes; (seed, index) determines a scene.
 
 Coordinates are in 64ths of the picture's side, x to the right and y downwards; radii in half of that.
 """
@@ -58,7 +58,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Object:
-    """One thing in a picture."""
+    """An object in a picture."""
 
     shape: str
     colour: str
@@ -71,13 +71,13 @@ class Object:
 
     @property
     def position(self) -> str:
-        """In which cell of the 3 x 3 grid the centre lies, in words."""
+        """Return the cell of the 3 x 3 grid in which the centre lies, in words."""
         return POSITIONS[3 * (3 * self.y // SIDE) + 3 * self.x // SIDE]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """All that a picture shows, and how its caption puts it."""
+    """A scene: all that its picture shows, and the wording of its caption."""
 
     objects: tuple[Object, ...]  # in the order of the caption
     background: str
@@ -92,7 +92,7 @@ class Scene:
 
 
 class Draws:
-    """An endless stream of draws that depends on a name alone: SHAKE-128 of the name and a block number."""
+    """An endless stream of random draws that depends on a name alone: SHAKE-128 of the name and a block number."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -100,7 +100,7 @@ class Draws:
         self._bytes = b""
 
     def below(self, bound: int) -> int:
-        """An integer in [0, bound), bound at most 256; uniform up to 2^-16."""
+        """Draw an integer in [0, bound), bound at most 256; uniform up to 2^-16."""
         if self._at + 3 > len(self._bytes):
             self._bytes = hashlib.shake_128(f"{self._name}/{self._block}".encode()).digest(384)
             self._block, self._at = self._block + 1, 0
@@ -109,11 +109,11 @@ class Draws:
         return value * bound >> 24
 
     def between(self, least: int, most: int) -> int:
-        """An integer in [least, most]."""
+        """Draw an integer in [least, most]."""
         return least + self.below(most - least + 1)
 
     def choose(self, values: Sequence[T]) -> T:
-        """One of the values."""
+        """Draw one of the values."""
         return values[self.below(len(values))]
 
 
@@ -121,7 +121,7 @@ Kind = tuple[str, str, str]  # shape, colour, size
 
 
 def split_of(kinds: Sequence[Kind]) -> str:
-    """To which split a combination of objects belongs, whatever the seed, the index, positions and background.
+    """Return the split of a combination of objects, which doesn't depend on seed, index, positions or background.
 
     A combination is the set of (shape, colour, size) of a scene's objects. A hash of it gives 18 of 20 combinations to
     "train", one to "val", one to "test". `scene` draws objects until the hash gives the split that was asked for: so a
@@ -133,7 +133,7 @@ def split_of(kinds: Sequence[Kind]) -> str:
 
 
 def scene(seed: int, index: int, split: str = "train") -> Scene:
-    """The scene with this number.
+    """Make the scene with this number.
 
     Args:
         seed, index: any integers. Different pairs give independent scenes.
@@ -168,7 +168,7 @@ def scene(seed: int, index: int, split: str = "train") -> Scene:
 
 
 def _kinds(draws: Draws) -> list[Kind]:
-    """One to four kinds of object, no two of which share shape and colour: "the red star" is always one."""
+    """Draw one to four kinds of object, no two of one shape and colour, so that "the red star" is always one object."""
     count = draws.choose(_SHARE_OF_COUNTS)
     kinds: dict[tuple[str, str], Kind] = {}
     while len(kinds) < count:
@@ -183,7 +183,7 @@ def _visible(colour: str, background: str) -> bool:
 
 
 def _place(kinds: list[Kind], draws: Draws) -> tuple[Object, ...]:
-    """Objects in different cells of the grid that don't touch."""
+    """Place objects in different cells of the grid, so that they don't touch."""
     attempt = 0
     while True:
         attempt += 1
@@ -212,12 +212,12 @@ def _object(kind: Kind, cell: int, jitter: int, draws: Draws) -> Object:
 
 
 def _inside(centre: int, radius: int) -> int:
-    """The nearest place to `centre` at which the whole object lies in the picture."""
+    """Return the coordinate nearest to `centre` at which the whole object lies in the picture."""
     return min(max(centre, -(-radius // 2) + 1), SIDE - 1 - -(-radius // 2))
 
 
 def sibling(first: Scene, index: int) -> Scene:
-    """The same scene with one object of another shape or another size, as scene `index` of its seed and split.
+    """Return the same scene with one object of another shape or size, as scene `index` of its seed and split.
 
     Random scenes differ so much in colours, places and background that a contrast between them needs no shapes. If
     siblings differed in all their objects, the shape of the largest would do. So they differ in one, which may be any.
@@ -252,7 +252,7 @@ def _changed(item: Object, change: dict[str, Any], draws: Draws) -> Object:
 
 
 def _possible(objects: Sequence[Object], split: str) -> bool:
-    """Whether a scene of this split can hold these objects."""
+    """Return True if a scene of this split can hold these objects."""
     kinds = [(item.shape, item.colour, item.size) for item in objects]
     alone = len({kind[:2] for kind in kinds}) == len(kinds)
     return alone and split_of(kinds) == split and all(_apart(one, other) for one, other in combinations(objects, 2))
@@ -264,7 +264,7 @@ def _apart(one: Object, other: Object) -> bool:
 
 
 def relation(one: Object, other: Object) -> str | None:
-    """Where `one` is, seen from `other`: one of `RELATIONS`, or None if the line between them is too slanted to say."""
+    """Return where `one` is, seen from `other`: one of `RELATIONS`, or None if the line between them is too slanted."""
     across, down = other.x - one.x, other.y - one.y
     if abs(across) >= 2 * abs(down):
         return RELATIONS[0] if across > 0 else RELATIONS[1]

@@ -1,4 +1,4 @@
-"""Which tokenizer made codes: kept in stores, and in the folders of language models that learned from them."""
+"""`TokenizerIdentity` names the tokenizer that made codes; stores and folders of language models keep it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class TokenizerIdentity:
-    """Which tokenizer made the codes of a store.
+    """The tokenizer that made the codes of a store, by its name and hashes.
 
     Args:
         name: as the user calls it.
@@ -27,19 +27,19 @@ class TokenizerIdentity:
 
     @classmethod
     def of_tokenizer(cls, tok: Any, name: str) -> TokenizerIdentity:
-        """The identity of a `SeedTokenizer`; reads all of its weights once."""
+        """Return the identity of a `SeedTokenizer`; reads all of its weights once."""
         from seed_fast.model.identity import encoder_hash, fingerprint
 
         config = tok.config
         return cls(name, fingerprint(tok), config.codebook_size, config.num_codes, encoder_hash(tok))
 
     def is_same(self, other: TokenizerIdentity) -> bool:
-        """True if codes of both mean the same, as far as known: by hashes where both have one, otherwise by name."""
+        """Return True if codes of both mean the same, as far as known: by hashes where both have one, otherwise by name."""
         same = self.compare(other)
         return self.name == other.name if same is None else same
 
     def compare(self, other: TokenizerIdentity) -> bool | None:
-        """True if codes of both mean the same, False if not, None if that can't be told but by the names."""
+        """Return True if codes of both mean the same, False if not, and None if only the names could tell."""
         if (self.codebook_size, self.codes_per_image) != (other.codebook_size, other.codes_per_image):
             return False
         if self.encoder is not None and other.encoder is not None:

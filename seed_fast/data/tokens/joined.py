@@ -1,4 +1,4 @@
-"""Codes that `seed-fast tokenize` wrote, joined with the captions of a data set by the path of the picture."""
+"""Joining codes that `seed-fast tokenize` wrote with the captions of a data set, by the path of the picture."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from seed_fast.data.tokens.record import Item, Items
 
 
 class CaptionsByPath:
-    """The captions of a source, found by the path of their picture. Holds 16 bytes per picture.
+    """The captions of a source, looked up by the path of their picture. Holds 16 bytes per picture.
 
     Args:
         source: of files; a generated world has no paths.
@@ -37,7 +37,7 @@ class CaptionsByPath:
         self._hashes = hashes[self._numbers]
 
     def __getitem__(self, path: str) -> tuple[str, ...]:
-        """The captions of a picture.
+        """Return the captions of a picture.
 
         Args:
             path: as `seed-fast tokenize` names it: of a file, or of a shard and its member.
@@ -68,7 +68,7 @@ def joined_items(
     start: int = 0,
     split: Split = WHOLE,
 ) -> Items:
-    """Every picture of the output of `seed-fast tokenize`, in order.
+    """Yield an item for every picture in outputs of `seed-fast tokenize`, in order.
 
     Args:
         inputs: `.jsonl` files, folders of `.npz` parts, globs and brace lists.
@@ -113,7 +113,7 @@ def _files(inputs: Iterable[str], on_problem: Callable[[str], None]) -> Iterator
 
 
 def _read(path: Path) -> Iterator[tuple[str, list[int] | None]]:
-    """Path and codes of each picture; what is wrong and None for a line that is damaged."""
+    """Yield (path, codes) of each picture; (what is wrong, None) for a damaged line."""
     if path.suffix == ".npz":
         try:
             with np.load(path, allow_pickle=False) as part:
@@ -142,7 +142,7 @@ def _path(sample: FileSample) -> str:
 
 
 def _stem(path: str) -> str:
-    """Without the suffix of an image: an index of shards keeps none."""
+    """Return a path without the suffix of an image, which an index of shards doesn't keep."""
     stem, suffix = os.path.splitext(path)
     return stem if suffix.lower() in IMAGE_SUFFIXES else path
 

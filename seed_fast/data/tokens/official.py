@@ -1,4 +1,4 @@
-"""The samples of official pre-tokenised shards: tar files of pickles, read without running anything that is in them.
+"""Reading official pre-tokenised shards: tar files of pickles, of which nothing is run.
 
 Source: official SEED-LLaMA training data, `part-%04d/%07d.tar` with members `<key>.pkl`; one dict each:
 caption {'image_ids', 'text'}; question {'image_ids', 'question', 'answer'}; video, whose image_ids are those of its
@@ -29,7 +29,7 @@ def official_items(
     start: int = 0,
     split: Split = WHOLE,
 ) -> Items:
-    """Every member of official shards, in order.
+    """Yield an item for every member of official shards, in order.
 
     Args:
         inputs: tar files, folders of them, globs and brace lists.
@@ -74,7 +74,7 @@ def _item(place: int, member: Entry, codes_per_image: int) -> Item:
 
 
 def official_sample(value: Any, key: str, codes_per_image: int) -> dict[str, Any]:
-    """What a pickle holds as a sample of a store.
+    """Turn the value of a pickle into a sample of a store.
 
     Raises:
         SampleProblem: it is none of the official forms.
@@ -105,7 +105,7 @@ def official_sample(value: Any, key: str, codes_per_image: int) -> dict[str, Any
 
 
 def _frames(value: dict[str, Any], codes_per_image: int) -> list[list[Any]]:
-    """The codes of several images, one after the other, image by image; none where there is no image."""
+    """Split the joined codes of several images into one list per image; [] if there is no image."""
     if value.get("image_ids") is None:
         return []
     flat = _list(value, "image_ids")
@@ -129,6 +129,6 @@ def _text(value: dict[str, Any], name: str) -> str:
 
 
 def _texts(value: dict[str, Any], name: str) -> list[str]:
-    """A text, or those of several turns."""
+    """Return the text of one turn, or the texts of several turns, as a list."""
     found = value[name] if isinstance(value[name], (list, tuple)) else [value[name]]
     return [_text({name: each}, name) for each in found]

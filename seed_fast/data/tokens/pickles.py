@@ -1,4 +1,4 @@
-"""Reading foreign pickles that may hold plain values only: no code of theirs can run, and none can take for ever.
+"""Reading foreign pickles of plain values only: none of their code can run, and none can take for ever.
 
 Python's unpickler runs what a file names, and hashes whatever a file makes a key: sixty shared pairs, a hundred bytes,
 take longer than anybody lives. So it isn't used at all: the opcodes that build None, bool, int, float, str, list, tuple
@@ -30,7 +30,7 @@ class PickleRefused(ValueError):
 
 
 def plain_unpickle(data: bytes) -> Any:
-    """The value of a pickle of None, bool, int, float, str, list, tuple and dict.
+    """Return the value of a pickle of None, bool, int, float, str, list, tuple and dict.
 
     Values may be shared, so that a walk over all of them may take for ever: look at what is asked for alone.
 
@@ -50,7 +50,7 @@ def plain_unpickle(data: bytes) -> Any:
 
 
 class _Machine:
-    """The stack of a pickle: values in the making, the marks between them, and what is to be remembered."""
+    """The stack machine of a pickle: unfinished values, the marks between them, and remembered values."""
 
     def __init__(self) -> None:
         self._stack: list[Any] = []
@@ -77,7 +77,7 @@ class _Machine:
         self._do |= dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda key: self._stack.append(self._memo[key]))
 
     def run(self, data: bytes) -> Any:
-        """The value that is left at the end."""
+        """Run the opcodes of a pickle and return the value that is left at the end."""
         for opcode, argument, _ in pickletools.genops(data):
             name = opcode.name
             if name in _REMEMBER and (argument or 0) > len(data):  # Python's unpickler would make room for so many
@@ -142,7 +142,7 @@ class _Machine:
 
 
 def _set(target: dict[Any, Any], values: list[Any]) -> dict[Any, Any]:
-    """Set keys and values, which take turns."""
+    """Set the items of a dict from a list of keys and values in turn."""
     for key, value in zip(values[::2], values[1::2], strict=True):
         if key is not None and not isinstance(key, (str, int, float)):
             raise PickleRefused(f"a key must be str, int, float, bool or None, got {shown(key)}")

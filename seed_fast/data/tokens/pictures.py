@@ -1,4 +1,4 @@
-"""Pictures with captions through a tokenizer, batch by batch, as items of a store."""
+"""Tokenising pictures with captions, batch by batch, into items of a store."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def picture_items(
     start: int = 0,
     split: Split = WHOLE,
 ) -> Items:
-    """Every sample of a source with its codes and all of its captions, in order.
+    """Yield every sample of a source with its codes and all of its captions, in order.
 
     Args:
         tok: the model on its device, or its inference plan.

@@ -21,7 +21,7 @@ class NoSamples(ValueError):
 
 
 class Item(NamedTuple):
-    """What an input gives for one place: a sample, or one line that names it and says why there is none."""
+    """The sample at one place of an input, or one line that names the place and says why there is none."""
 
     place: int
     sample: dict[str, Any] | None

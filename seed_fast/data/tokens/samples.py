@@ -1,4 +1,4 @@
-"""Samples of codes and text: their kinds, their fields, and the parts they are stored as.
+"""Samples of codes and text: their kinds and fields, and the parts as which they are stored.
 
 A sample is a dict with `kind`, `key` (where it comes from; may be "") and the fields of its kind. Codes of an image are
 an integer array [N].
@@ -30,7 +30,7 @@ class SampleProblem(ValueError):
 
 
 def to_parts(sample: dict[str, Any]) -> list[Any]:
-    """The parts of a sample: sequences of codes and strings.
+    """Take a sample apart into sequences of codes and strings.
 
     Raises:
         SampleProblem: a field is missing, or fields don't fit together.
@@ -54,7 +54,7 @@ def to_parts(sample: dict[str, Any]) -> list[Any]:
 
 
 def from_parts(kind: str, key: str, parts: Sequence[Any]) -> dict[str, Any]:
-    """The sample that `to_parts` took apart."""
+    """Put together the sample that `to_parts` took apart."""
     texts = [part for part in parts if isinstance(part, str)]
     images = [part for part in parts if not isinstance(part, str)]
     sample: dict[str, Any] = {"kind": kind, "key": key}
@@ -77,7 +77,7 @@ def from_parts(kind: str, key: str, parts: Sequence[Any]) -> dict[str, Any]:
 
 
 def check_parts(parts: Sequence[Any], *, codebook_size: int, codes_per_image: int) -> list[Any]:
-    """The parts with codes as lists of int.
+    """Return checked parts, with codes as lists of int.
 
     Raises:
         SampleProblem: codes are too many, too few or out of range, or a text is blank or can't be written in UTF-8.

@@ -33,7 +33,7 @@ class StoreError(ValueError):
 
 
 def open_tokens(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> TokenStore:
-    """A store, or several as one.
+    """Open a store, or several as one.
 
     Args:
         path: the folder that `seed-fast tokens` wrote, or a list of them.
@@ -90,14 +90,14 @@ class TokenStore:
 
     @property
     def codebook_size(self) -> int:
-        """Codes are below it."""
+        """Size of the codebook: every code is below it."""
         return self.tokenizer.codebook_size
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """A sample.
+        """Read a sample.
 
         Raises:
             IndexError: there is none with this number.
@@ -200,7 +200,7 @@ def _array(content: np.ndarray, dtype: str, shape: list[int], data_offsets: list
 
 
 def shard_bytes(samples: Sequence[dict[str, Any]], tokenizer: TokenizerIdentity, about: dict[str, str]) -> bytes:
-    """The file of one shard.
+    """Return the bytes of the file of one shard.
 
     Args:
         samples: `kind`, `key` and `parts` (checked: lists of codes and strings) of each.
@@ -230,7 +230,7 @@ def shard_bytes(samples: Sequence[dict[str, Any]], tokenizer: TokenizerIdentity,
 
 
 def _in_order(content: bytes) -> bytes:
-    """A safetensors file with its metadata sorted: the library writes them in another order each time."""
+    """Sort the metadata of a safetensors file, which the library writes in another order each time."""
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -253,19 +253,19 @@ def index_bytes(
     skipped: int,
     run: dict[str, Any],
 ) -> bytes:
-    """The file `index.json`."""
+    """Return the bytes of `index.json`."""
     index = {"format": FORMAT, "version": VERSION, "tokenizer": asdict(tokenizer)}
     index |= {"samples": sum(shard["samples"] for shard in shards), "kinds": kinds, "skipped": skipped}
     return (json.dumps(index | {"run": run, "shards": shards}, indent=1) + "\n").encode()
 
 
 def index_name(split: Split = WHOLE) -> str:
-    """Name of the index that one of `split.count` writers makes."""
+    """Return the name of the index that one of `split.count` writers makes."""
     return "index.json" if split.count == 1 else f"index.{split.index:05d}-of-{split.count:05d}.json"
 
 
 def _indexes(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """The index of a folder, or those of all its writers."""
+    """Return (path, content) of the index of a folder, or of the indexes of all its writers."""
     if not folder.is_dir():
         raise StoreError(
             f"{folder}: expected the folder of a token store, got {'a file' if folder.exists() else 'none'}"
@@ -288,7 +288,7 @@ def _indexes(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def read_index(path: Path) -> dict[str, Any]:
-    """The content of an index.
+    """Read an index.
 
     Raises:
         StoreError: it is none, or of a later version.

@@ -64,7 +64,7 @@ class TokensWriter:
         self._lock: OutputLock | None = None
 
     def leftovers(self) -> list[Path]:
-        """What an earlier run has left here, as it is to be deleted: a kill in between must not leave a store."""
+        """Return the files of an earlier run in the order in which to delete them: a kill on the way must leave no store."""
         if not self.folder.is_dir():
             return [self.folder] if self.folder.exists() else []
         ours = re.compile(re.escape(self._stem) + r"\.\d{5}\.(safetensors|partial)")
@@ -73,7 +73,7 @@ class TokensWriter:
         return [path for path in files if path.exists()]
 
     def open(self, run: dict[str, Any], *, resume: bool, overwrite: bool = True) -> None:
-        """Make ready; without `resume` whatever an earlier run has left is dropped.
+        """Prepare for writing; without `resume` whatever an earlier run has left is dropped.
 
         Args:
             run: what the samples depend on; a resumed run must have the same.
@@ -121,7 +121,7 @@ class TokensWriter:
         write_run(self._run, run)
 
     def append(self, samples: Sequence[dict[str, Any]], *, next_place: int, skipped: int = 0) -> list[str]:
-        """Record a block: all of it or, after a kill, nothing.
+        """Record a block of samples: all of it or, after a kill, nothing.
 
         Args:
             samples: see `samples`; one that can't be stored is left out and counted.
@@ -158,7 +158,7 @@ class TokensWriter:
         self.close()
 
     def close(self) -> None:
-        """Leave everything for a resumed run."""
+        """Close all files, and leave everything for a resumed run."""
         if self._journal is not None:
             self._journal.close()
         if self._lock is not None:
@@ -201,7 +201,7 @@ class TokensWriter:
         self._shards.append({"file": shard.path.name, "samples": len(shard), "images": len(shard.arrays["codes"])})
 
     def _pack(self) -> None:
-        """The journal becomes the next shard."""
+        """Turn the journal into the next shard."""
         journal = opened(self._journal)
         journal.sync()
         journal.close()
