@@ -82,6 +82,7 @@ def command(*, stopped: str = "", memory: str = "lower --batch-size") -> Callabl
         by_name = {field.name: field for field in fields(options)}
 
         def entry(**given: Any) -> None:
+            # Values as the dataclass holds them, then the work inside the one error ladder.
             values = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
             def checked() -> int:
@@ -91,6 +92,7 @@ def command(*, stopped: str = "", memory: str = "lower --batch-size") -> Callabl
 
             raise typer.Exit(run(checked, stopped=stopped, memory=memory.format(**values)))
 
+        # The signature that typer reads: one parameter per field.
         entry.__name__, entry.__doc__ = work.__name__, work.__doc__
         entry.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             [

@@ -77,6 +77,7 @@ def caption(options: CaptionOptions) -> int:
         bad += 1
         progress.line(f"seed-fast: skipped: {line}")
 
+    # Caption batch by batch; the output gets its name when all is done.
     images = _images(options, lm, device, skip)
     progress = ProgressBar()
     counting = Counting(options.inputs)

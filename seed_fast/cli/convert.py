@@ -52,6 +52,7 @@ def convert(options: ConvertOptions) -> int:
         raise UsageError("convert: expected SOURCE... DEST, got one path")
     *sources, destination = options.paths
 
+    # From a folder of this package to official files.
     if options.to_official:
         if len(sources) != 1 or options.preset or options.dtype:
             raise UsageError("convert: --to-official takes SOURCE DEST, and neither --preset nor --dtype")
@@ -60,6 +61,7 @@ def convert(options: ConvertOptions) -> int:
         print(printable(str(export_official(sources[0], destination))))
         return 0
 
+    # From official files to a folder of this package, with a bar of bytes on a terminal.
     from tqdm import tqdm
 
     from seed_fast.convert import convert as convert_checkpoint

@@ -69,6 +69,7 @@ def eval_retrieval(options: RetrievalOptions) -> int:
     from seed_fast.data.pairs import open_pairs
     from seed_fast.eval import retrieval as evaluation
 
+    # Load the tokenizer with its text encoder, and open the data set.
     with usage():
         folder = contrast_folder(options.model)
     tok = SeedTokenizer.from_pretrained(folder, device=device, dtype=getattr(torch, options.dtype))
@@ -86,6 +87,7 @@ def eval_retrieval(options: RetrievalOptions) -> int:
             all_captions=True,
             image_root=options.images,
         )
+    # Embed all pictures and captions, and rank them.
     progress = ProgressBar()
     try:
         result = evaluation.retrieval(model, captions, pairs, codes=options.codes, advance=progress.advance)

@@ -126,6 +126,7 @@ def _tokenize(options: TokenizeOptions, split: Split, device: torch.device) -> i
     weights = fingerprint(plain)
     tok = plain.fast(dtype=getattr(torch, options.dtype)) if fast else plain
 
+    # The run itself, with a progress bar.
     writer = _writer(options, split, tok.config.codebook_size)
     workers = workers_option(options.workers)
     job = pipeline.Job(options.inputs, options.batch_size, workers, split, options.resume, options.overwrite)
@@ -139,6 +140,7 @@ def _tokenize(options: TokenizeOptions, split: Split, device: torch.device) -> i
     finally:
         progress.close()
 
+    # Report what was done: on stderr if standard output holds the codes.
     exit_code = EXIT_SKIPPED if summary.left_out else 0
     # In half precision the codes depend on how products round; the name makes the same choice again.
     products = getattr(tok, "products", "") if options.dtype != "float32" and device.type == "cpu" else ""

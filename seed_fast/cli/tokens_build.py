@@ -94,6 +94,7 @@ def _build(options: TokensBuildOptions, shard: Split, device: torch.device) -> i
         sizes = {"batch_size": options.batch_size, "workers": workers}
         return picture_items(plan, source, processor, start=start, split=shard, **sizes)
 
+    # Fill the store; a resumed run must have the same description.
     run = {"data": options.data, "split": options.split, "images": str(options.images or ""), "samples": len(source)}
     run |= {"dtype": options.dtype, "resize": processor.resize}
     total = len(source) if shard.count == 1 else None

@@ -109,6 +109,7 @@ def load_image(source: str | os.PathLike[str] | bytes | BinaryIO, name: str | No
         Traceback (most recent call last):
         seed_fast.data.image_processor.ImageError: a.jpg: not an image of a supported format (JPEG, PNG, ...)
     """
+    # The bytes of the file, whatever stands for it.
     if isinstance(source, (str, os.PathLike)):
         name = name or os.fspath(source)
         data = read_bytes(source, name)
@@ -127,6 +128,7 @@ def load_image(source: str | os.PathLike[str] | bytes | BinaryIO, name: str | No
     if not data:
         raise ImageError(f"{name}: the file is empty (0 bytes)")
     try:
+        # Decode it; if a PNG fails, once more without its text chunks.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a damaged EXIF block or text chunk says nothing about the pixels
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -140,6 +142,7 @@ def load_image(source: str | os.PathLike[str] | bytes | BinaryIO, name: str | No
                 if readable is None:
                     raise
             return _decode(readable, name)
+    # Whatever decoders raise becomes one line that names the image.
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

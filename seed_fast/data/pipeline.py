@@ -118,6 +118,7 @@ def tokenize(
         OutputError: the output belongs to another run or another process.
         WorkerDied: a decoding process was killed.
     """
+    # Counts and times of the run, and the stages as the closing table shows them.
     start = time.perf_counter()
     summary = TokenizeSummary(plan=plan_of(tok))
     host = "workers" if job.workers else "main"
@@ -132,6 +133,7 @@ def tokenize(
         summary.skipped += 1
         progress.line(f"skipped: {line}")
 
+    # Find the first image before anything is made or dropped.
     if not any(map(names_anything, job.inputs)):
         raise NoImages(f"no such file or folder: {', '.join(job.inputs)}")
     listing = list_entries(job.inputs, bad_input)
@@ -143,6 +145,7 @@ def tokenize(
             if summary.bad_inputs
             else NoImages(f"no image found in {names}")
         )
+    # Open the output, pass over what it holds already, and encode the rest.
     entries = job.split.take(chain([first] if first else [], listing))
     counting = Counting(job.inputs, job.split)
     try:
@@ -241,6 +244,7 @@ def _encode_all(
         if counting.total is not None:
             progress.expect(counting.total - summary.resumed - summary.skipped)
 
+    # While one batch is computed, the next is decoded, copied and launched.
     link = link_to(tok.device)
     staging = Staging(link, job.batch_size, processor.image_size)
     launched: deque[Launched] = deque()

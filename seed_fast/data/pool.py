@@ -122,6 +122,7 @@ class Pool:
         chunks: deque[_Chunk[Item, Result]] = deque()  # submitted, and not yet given to the caller to the end
         try:
             while True:
+                # Send the workers as many items as the bounds on number and memory allow.
                 ahead = sum(chunk.expected for chunk in chunks)
                 while ahead + CHUNK <= self._window:
                     chunk = source.draw(self._ahead_bytes - self._line.content, must=not chunks)
@@ -132,6 +133,7 @@ class Pool:
                     ahead += chunk.expected
                 if not chunks:
                     return
+                # Wait for the next answer in the order of the items.
                 start = time.perf_counter()
                 answer = self._line.answer_of(chunks[0])
                 self.waiting_seconds += time.perf_counter() - start
@@ -372,6 +374,7 @@ class _Hand:
                 self._began = self._clock.now
 
     def _one_answer(self) -> None:
+        # Either the worker has begun an item, or it answers one, or it is dead.
         chunk = self._sent[0]
         answer = self._process.receive()  # type: ignore[union-attr]
         if answer == BEGUN:
@@ -379,12 +382,14 @@ class _Hand:
             return
         with self._lock:
             was_given_up, self._is_given_up, self._began = self._is_given_up, False, None
+        # A worker that was killed for being late gives an error of its item; any other death ends the run.
         if answer is None and not was_given_up:
             how = self._end() or "killed"
             raise WorkerDied(f"a decoding worker died at {chunk.job.name(chunk.items[0])} or soon after: {how}")
         if answer is None:
             assert chunk.job.too_slow is not None  # only a job with it is given up
             answer = (True, chunk.job.too_slow(chunk.items[0], self._seconds))
+        # Pass the answer on; a killed worker is replaced, a living one gets its next chunk.
         self._line.answer(chunk, Answer(*answer))
         if not chunk.items:
             self._sent.popleft()

@@ -297,6 +297,7 @@ def _members(path: str, file: Any, suffixes: tuple[str, ...], *, is_plain: bool)
     whole, start = 0, 0
     size = os.fstat(file.fileno()).st_size if is_plain else None
     while True:
+        # One archive per turn: its members, then the place where the next one begins.
         first = whole
         try:
             file.seek(start)

@@ -147,6 +147,7 @@ def _shapes(spec: str, split: str) -> ShapesSource:
 
 
 def _folder(path: Path, split: str, image_root: str | os.PathLike[str] | None) -> Source:
+    # A list of captions decides; without one, look at the files.
     lists = [path / name for name in CAPTION_FILES if (path / name).is_file()]
     if len(lists) > 1:
         raise DataError(f"{path}: expected one captions file, got {' and '.join(each.name for each in lists)}")
@@ -161,6 +162,7 @@ def _folder(path: Path, split: str, image_root: str | os.PathLike[str] | None) -
             tars.append(file)
         else:
             texts += 1
+    # Images with a .txt beside each, or tar shards, or nothing that can be used.
     if images and texts:
         unusable = (Record(line.partition(": ")[0], (), line.partition(": ")[2]) for line in problems)
         return ListSource(path, chain((Record(image, (), None) for image in images), unusable), text_beside=True)

@@ -87,6 +87,7 @@ def fill(
         summary.bad_inputs += 1
         progress.line(f"bad input: {line}")
 
+    # A resumed run opens the store first, to know how far the earlier one came.
     begun = resume and bool(writer.leftovers())
     try:
         if begun:
