@@ -25,7 +25,7 @@ import torch
 
 from seed_fast import __version__
 from seed_fast._files import replace_folder_files
-from seed_fast.convert.folder import CARD
+from seed_fast.convert.save import CARD
 from seed_fast.data import shapes
 from seed_fast.data.tokens import TokensWriter, open_tokens
 from seed_fast.eval.language_model import shuffled_order

@@ -24,7 +24,7 @@ from pretrain_seed_tiny import START, pretrain
 
 from seed_fast import SeedConfig, SeedTokenizer, __version__
 from seed_fast.convert.contrast import load_contrast, save_contrast
-from seed_fast.convert.folder import CARD, write_folder
+from seed_fast.convert.save import CARD, write_folder
 from seed_fast.convert.source import ASSETS, EMBEDDED
 from seed_fast.eval.recalls import KS
 

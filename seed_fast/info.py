@@ -125,7 +125,7 @@ def _devices(module: ModuleType | None) -> dict[str, Any]:
 def _products() -> dict[str, Any]:
     """Return which library multiplies matrices on this machine, from earlier measurements; nothing is measured now."""
     calibration = importlib.import_module("seed_fast.model.calibration")
-    products = importlib.import_module("seed_fast.model.products")
+    products = importlib.import_module("seed_fast.model.cpu_products")
     try:
         setting, measured = products.setting(), calibration.answers()
     except ValueError as error:  # SEED_FAST_PRODUCTS has an unknown value: show that instead of ending with it

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from seed_fast import SeedConfig
-from seed_fast.model.products import ROUTES, blocks, onednn_takes, run
+from seed_fast.model.cpu_products import ROUTES, blocks, onednn_takes, run
 
 ROUNDS = 5
 

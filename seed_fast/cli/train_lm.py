@@ -185,11 +185,11 @@ def _train(
 
     from seed_fast.data.tokens import open_tokens
     from seed_fast.lm.estimate import estimate_folder
-    from seed_fast.train.recipe import DTYPES
+    from seed_fast.model.dtypes import DTYPE_BY_NAME
     from seed_fast.train.session import held_output
 
     # First, whether codes, model and device fit each other.
-    note, dtype, rows = messages(ranks), DTYPES[recipe.dtype], recipe.micro_batch(ranks.world)
+    note, dtype, rows = messages(ranks), DTYPE_BY_NAME[recipe.dtype], recipe.micro_batch(ranks.world)
     source = open_tokens(options.data)
     codebook = _check_tokenizers(options, source.tokenizer, note)
     needs = estimate_folder(
@@ -224,18 +224,18 @@ def _train_and_save(
     from seed_fast.lm.card import training_facts
     from seed_fast.lm.identity import write_identity
     from seed_fast.lm.model import save
+    from seed_fast.model.dtypes import DTYPE_BY_NAME
     from seed_fast.train.lm import LOSS_SCALE, LOSS_SCALE_WINDOW
     from seed_fast.train.lm_start import start_task
     from seed_fast.train.loop import Loop
     from seed_fast.train.metrics import METRICS
-    from seed_fast.train.recipe import DTYPES
 
     note = messages(ranks)
 
     # The model, and batches in its vocabulary.
     task, language, fill = start_task(
         options.model, ranks, output=run.output, codebook_size=source.codebook_size, lora=lora, full=options.full,
-        base=options.base, codebook=codebook, dtype=DTYPES[recipe.dtype],
+        base=options.base, codebook=codebook, dtype=DTYPE_BY_NAME[recipe.dtype],
         checkpoint_activations=options.checkpoint_activations, fsdp=options.fsdp,
     )  # fmt: skip
 

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from seed_fast._files import replace_folder_files
 from seed_fast.convert.contrast import has_contrast, load_contrast
-from seed_fast.convert.folder import CONFIG
 from seed_fast.convert.load import load_tokenizer
 from seed_fast.convert.names import VIT_PREFIX
 from seed_fast.convert.official import to_official
+from seed_fast.convert.save import CONFIG
 from seed_fast.convert.source import EVA, OFFICIAL
 from seed_fast.convert.stage1 import to_official_stage1
 

@@ -8,13 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from seed_fast.convert.folder import entries_as, write_folder
 from seed_fast.convert.official import adopt
+from seed_fast.convert.save import entries_as, write_folder
 from seed_fast.convert.source import Checkpoint, open_checkpoint
 from seed_fast.model.config import SeedConfig
+from seed_fast.model.dtypes import DTYPE_BY_NAME
 from seed_fast.model.tokenizer import SeedTokenizer
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def load_tokenizer(
@@ -81,8 +80,8 @@ def _counted(
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     """Return the dtype of a name; a dtype or None stays as it is."""
-    if dtype is None or dtype in DTYPES.values():
+    if dtype is None or dtype in DTYPE_BY_NAME.values():
         return dtype  # type: ignore[return-value]
-    if isinstance(dtype, str) and dtype in DTYPES:
-        return DTYPES[dtype]
-    raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if isinstance(dtype, str) and dtype in DTYPE_BY_NAME:
+        return DTYPE_BY_NAME[dtype]
+    raise ValueError(f"dtype must be one of {', '.join(DTYPE_BY_NAME)}, got {dtype!r}")

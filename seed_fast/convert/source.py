@@ -12,9 +12,9 @@ from torch import Tensor
 
 from seed_fast._hub import local_folder
 from seed_fast.convert.files import CheckpointError, Entry, TensorFile
-from seed_fast.convert.folder import CONFIG, WEIGHTS
 from seed_fast.convert.names import VIT_PREFIX, official_names, parameter_shapes, recognise
 from seed_fast.convert.official import check_tensors
+from seed_fast.convert.save import CONFIG, WEIGHTS
 from seed_fast.model.config import PRESETS, SeedConfig
 
 ASSETS = Path(__file__).parent.parent / "assets"

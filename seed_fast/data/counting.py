@@ -58,7 +58,7 @@ def count_images(inputs: Iterable[str], stopped: Callable[[], bool] = lambda: Fa
 
 
 def _indexed(shard: Path) -> int | None:
-    """Count the images of a shard by its index, which has a line "suffix offset size [name]" for each file of a sample."""
+    """Count the images of a shard by its index, which has a line "suffix offset size [name]" for each file."""
     for index in (shard.with_suffix(".idx"), shard.with_name(shard.name + ".idx")):
         try:
             if index.stat().st_mtime < shard.stat().st_mtime:  # of what the shard held before

@@ -265,7 +265,7 @@ def _orientation(image: Image.Image) -> Any:
 
 
 def _to_8_bit(image: Image.Image, name: str) -> Image.Image:
-    """Turn deep grayscale into mode L. Full scale is 65535 for integers; for floats 1, or 255 if any value exceeds 1."""
+    """Turn deep grayscale into mode L. Full scale: 65535 for integers; for floats 1, or 255 if any value exceeds 1."""
     values = np.asarray(image)
     low, high = float(values.min()), float(values.max())
     full_scale = 65535.0 if image.mode != "F" else 1.0 if high <= 1 else 255.0

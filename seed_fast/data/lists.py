@@ -167,7 +167,7 @@ def _shown(content: Any) -> str:
 
 
 def merged(records: Iterable[Record]) -> Iterator[Record]:
-    """Yield one record per image with all of its captions, where the image first comes; unusable ones stay as they are."""
+    """Yield one record per image with all of its captions, where the image first comes; keep unusable ones."""
     captions: dict[str, tuple[str, ...]] = {}
     unusable = []
     for record in records:

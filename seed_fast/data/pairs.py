@@ -212,7 +212,7 @@ class Pairs:
                 yield begin + size, first, last
 
     def _usable(self, loaded: Loaded, place: int, order: EpochOrder, view: View, pool: Pool) -> Loaded | None:
-        """Return a sample; if it can't be used, its replacement, the same on any number of ranks, or None to leave it out."""
+        """Return a sample; a bad one is replaced, by the same on any number of ranks, or left out (None)."""
         total = len(self.source)
         for attempt in range(_MOST_REPLACEMENTS):
             if loaded.error is None:

@@ -265,7 +265,7 @@ def _encode_all(
 def encode(
     tok: ImageEncoder, processor: ImageProcessor, staging: Staging, images: list[Decoded], timer: StageTimer
 ) -> torch.Tensor:
-    """Return the codes [B, N] int64 of decoded images, on the device; -1 for an image that has none (see `codes_of`)."""
+    """Return the codes [B, N] int64 of decoded images, on the device; -1 for an image without codes (`codes_of`)."""
     sent = staging.send([image.pixels for image in images if image.pixels is not None])
     with timer.measure("normalise"), staging.received(sent) as pixels:
         normalised = processor.normalize(pixels)

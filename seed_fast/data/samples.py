@@ -145,7 +145,7 @@ class FileSample:
 
 @dataclass(frozen=True)
 class ShapesSample:
-    """A generated picture, drawn at the size asked for; never cropped or mirrored, since its caption tells positions."""
+    """A generated picture, drawn at the size asked for; never cropped or mirrored: its caption tells positions."""
 
     seed: int
     index: int

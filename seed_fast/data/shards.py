@@ -293,7 +293,7 @@ class _Forward:
 
 
 def _members(path: str, file: Any, suffixes: tuple[str, ...], *, is_plain: bool) -> Iterator[Entry]:
-    """Yield the members of all archives in a file: `cat a.tar b.tar` puts the second behind the end marker of the first."""
+    """Yield the members of all archives in a file: `cat a.tar b.tar` puts b behind the end marker of a."""
     whole, start = 0, 0
     size = os.fstat(file.fileno()).st_size if is_plain else None
     while True:
@@ -338,7 +338,7 @@ def _next_archive(file: Any) -> int | None:
 
 
 def _end_of(archive: tarfile.TarFile, member: tarfile.TarInfo) -> int:
-    """Return the byte at which a member ends in the file. (The size of a sparse one is that of its expanded content.)"""
+    """Return the byte at which a member ends in the file; the size of a sparse one is that of its expanded content."""
     if not member.isreg():
         return 0
     return archive.offset if member.issparse() else member.offset_data + member.size
@@ -407,7 +407,7 @@ class Split(NamedTuple):
 
     @classmethod
     def of_environment(cls) -> Split | None:
-        """Return the part that torchrun's RANK and WORLD_SIZE give this process; None without torchrun or with one process.
+        """Return the part that torchrun's RANK and WORLD_SIZE give this process; None if it is alone.
 
         Raises:
             ValueError: the two variables don't fit together.

@@ -103,7 +103,7 @@ def _how(code: int | None) -> str:
 
 @contextmanager
 def _stops_blocked() -> Iterator[None]:
-    """Block Ctrl-C while a process starts, which inherits the mask: before it ignores Ctrl-C, one would print a traceback."""
+    """Block Ctrl-C while a process starts, which inherits this: until it ignores Ctrl-C it would print a traceback."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

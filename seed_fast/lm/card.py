@@ -10,7 +10,7 @@ from typing import Any
 
 from seed_fast import __version__
 from seed_fast._hub import hub_id, language_model_folder
-from seed_fast.convert.folder import CARD
+from seed_fast.convert.save import CARD
 from seed_fast.data.tokens import TokenizerIdentity
 from seed_fast.lm.folder import base_reference
 

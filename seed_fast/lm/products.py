@@ -1,6 +1,6 @@
 """Matrix products of the training step, in the library that is faster on this CPU.
 
-`seed_fast.model.products` measures that; this is the same choice for training.
+`seed_fast.model.cpu_products` measures that; this is the same choice for training.
 
 Shapes: M rows, K summed, N columns; `y_NK` may be a transposed view.
 """
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seed_fast.model import products
+from seed_fast.model import cpu_products
 
 
 def _takes(x_MK: Tensor, y_NK: Tensor) -> bool:
@@ -23,42 +23,42 @@ def _takes(x_MK: Tensor, y_NK: Tensor) -> bool:
         return False
     (rows, summed), columns = x_MK.shape, y_NK.shape[0]
     enabled = torch._C._get_mkldnn_enabled()
-    kind, transposed = products.kind_of(rows), y_NK.stride(1) != 1
-    state = products.setting(), torch.get_num_threads(), enabled
+    kind, transposed = cpu_products.kind_of(rows), y_NK.stride(1) != 1
+    state = cpu_products.setting(), torch.get_num_threads(), enabled
     return _is_faster(kind, summed, columns, x_MK.dtype, transposed, *state)
 
 
 @functools.lru_cache(maxsize=4096)  # asked for by every product of a step
 def _is_faster(kind: str, summed: int, columns: int, dtype: torch.dtype, transposed: bool, *state: object) -> bool:
-    rows = {"few": 1, "some": products.FEW, "many": products.MANY}[kind]
-    return products.onednn_is_faster(rows, summed, columns, torch.device("cpu"), dtype, transposed=transposed)
+    rows = {"few": 1, "some": cpu_products.FEW, "many": cpu_products.MANY}[kind]
+    return cpu_products.onednn_is_faster(rows, summed, columns, torch.device("cpu"), dtype, transposed=transposed)
 
 
 def times(x_MK: Tensor, y_NK: Tensor) -> Tensor:
     """x y^T, [M, N]."""
     if _takes(x_MK, y_NK):
-        return products.product(x_MK, y_NK)
+        return cpu_products.product(x_MK, y_NK)
     return x_MK @ y_NK.T
 
 
 def times_into(out_MN: Tensor, x_MK: Tensor, y_NK: Tensor) -> Tensor:
     """out = x y^T; returns out, which may be a view with any distance between rows."""
     if _takes(x_MK, y_NK):
-        return out_MN.copy_(products.product(x_MK, y_NK))
+        return out_MN.copy_(cpu_products.product(x_MK, y_NK))
     return torch.mm(x_MK, y_NK.T, out=out_MN)
 
 
 def add_times(out_MN: Tensor, x_MK: Tensor, y_NK: Tensor) -> Tensor:
     """out += x y^T; returns out."""
     if _takes(x_MK, y_NK):
-        return out_MN.add_(products.product(x_MK, y_NK))
+        return out_MN.add_(cpu_products.product(x_MK, y_NK))
     return out_MN.addmm_(x_MK, y_NK.T)
 
 
 def linear(x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
     """x W^T + b, [M, N]."""
     if _takes(x_MK, weight_NK):
-        return products.product(x_MK, weight_NK, bias_N)
+        return cpu_products.product(x_MK, weight_NK, bias_N)
     return F.linear(x_MK, weight_NK, bias_N)
 
 
@@ -87,7 +87,7 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., K] to [..., N]."""
         device, dtype = self.weight.device, self.weight.dtype
-        is_plain = x.dtype == dtype and products.onednn_takes(device, dtype)
+        is_plain = x.dtype == dtype and cpu_products.onednn_takes(device, dtype)
         if not is_plain or torch.is_autocast_enabled(device.type):
             return super().forward(x)
         return _Linear.apply(x.reshape(-1, x.shape[-1]), self.weight, self.bias).view(*x.shape[:-1], -1)

@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from seed_fast.model.cpu_products import PLAN_ADVICE, Linear, computed_in_float32, describe, warn_of_slow_half
+from seed_fast.model.dtypes import DTYPE_BY_NAME
 from seed_fast.model.encoder import ImageEncoder
 from seed_fast.model.fast_form import make_qformer
 from seed_fast.model.fast_state import from_bytes, to_bytes
 from seed_fast.model.fast_vit import FastViT
 from seed_fast.model.graphs import Graphs, Stage, in_parts
-from seed_fast.model.products import PLAN_ADVICE, Linear, computed_in_float32, describe, warn_of_slow_half
 from seed_fast.model.quantizer import Quantizer
 from seed_fast.ops import nearest_code, pack_codebook
 
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from seed_fast.model.tokenizer import SeedTokenizer
 
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 STAGES = ("_image_features", "_query_embeddings", "_lookup")
 
 
@@ -100,7 +100,7 @@ class FastTokenizer(ImageEncoder):
         self.config = tokenizer.config
         self.trained = tokenizer.trained
         self._device, self._dtype = tokenizer.device, dtype or tokenizer.dtype
-        if self._dtype not in DTYPES:
+        if self._dtype not in DTYPE_BY_NAME.values():
             raise TypeError(f"fast: dtype must be float32, bfloat16 or float16, got {self._dtype}")
         self.products = describe(self._device, self._dtype)
         if computed_in_float32(self._device, self._dtype):

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seed_fast.model import calibration
-from seed_fast.model.products import setting
+from seed_fast.model.cpu_products import setting
 from seed_fast.ops import attention, forced
 
 SEVERAL = 4  # from this number of images on a batch counts as several

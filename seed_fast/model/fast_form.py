@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from seed_fast.model import calibration
+from seed_fast.model.cpu_products import Linear, computed_in_float32, onednn_takes, setting
 from seed_fast.model.fast_qformer import (
     NEVER,
     SEVERAL,
@@ -24,7 +25,6 @@ from seed_fast.model.fast_qformer import (
     FastQFormer,
     ProjectedCrossAttention,
 )
-from seed_fast.model.products import Linear, computed_in_float32, onednn_takes, setting
 from seed_fast.model.qformer import QFormer
 
 FORMS = ("absorbed", "projected")

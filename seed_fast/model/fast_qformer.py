@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from seed_fast.model import fast_attention, qformer
+from seed_fast.model.cpu_products import Linear, computed_in_float32, product
 from seed_fast.model.passes import AddNorm
-from seed_fast.model.products import Linear, computed_in_float32, product
 from seed_fast.ops import attention
 
 SEVERAL = 4  # from this number of images on the work counts more than the launches

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from seed_fast.model import vit
+from seed_fast.model.cpu_products import Linear
 from seed_fast.model.fast_attention import SelfAttention
 from seed_fast.model.passes import AddNorm
-from seed_fast.model.products import Linear
 
 
 class FastBlock:

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from seed_fast.model.codes import as_codes
 from seed_fast.model.config import SeedConfig
+from seed_fast.model.cpu_products import warn_of_slow_half
 from seed_fast.model.decoder import Decoder, build_head
 from seed_fast.model.encoder import ImageEncoder
-from seed_fast.model.products import warn_of_slow_half
 from seed_fast.model.qformer import QFormer
 from seed_fast.model.quantizer import Quantizer
 from seed_fast.model.vit import ViT
@@ -117,7 +117,7 @@ class SeedTokenizer(ImageEncoder, nn.Module):
 
         The files are written beside and renamed: what `folder` held stays until the new save is whole.
         """
-        from seed_fast.convert.folder import write_folder
+        from seed_fast.convert.save import write_folder
 
         write_folder(folder, self.config, self.state_dict(), trained=self.trained)
 

@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 
-from seed_fast.model.products import computed_in_float32, onednn_takes, product
+from seed_fast.model.cpu_products import computed_in_float32, onednn_takes, product
 
 ROUNDS, SECONDS = 7, 1.5  # per ceiling: at most so many calls in about so many seconds, but at least one call
 SMALLEST = 128

@@ -27,12 +27,13 @@ from seed_fast._files import OutputError
 from seed_fast._stops import stops_handled
 from seed_fast.distributed import Ranks, is_sharded, sharded_like, synchronise, trainable, whole, wrap
 from seed_fast.model import vit
-from seed_fast.model.products import TRAINING_ADVICE, warn_of_slow_half
+from seed_fast.model.cpu_products import TRAINING_ADVICE, warn_of_slow_half
+from seed_fast.model.dtypes import DTYPE_BY_NAME
 from seed_fast.train import checkpoint, sharded
 from seed_fast.train.batches import Batch, Batches, endless
 from seed_fast.train.metrics import MetricsLog, Progress
 from seed_fast.train.optimizer import MovingAverage, adamw, begin_states
-from seed_fast.train.recipe import DTYPES, Recipe, Run
+from seed_fast.train.recipe import Recipe, Run
 
 LEAST_SCALE = 2.0**-10  # of the float16 loss; below it nothing but NaN makes steps fail
 
@@ -107,7 +108,7 @@ class Loop:
             stack.enter_context(stops_handled())
             stack.enter_context(self._stopping_signals())
             stream = endless(self.batches)
-            warn_of_slow_half(self.ranks.device, DTYPES[self.recipe.dtype], TRAINING_ADVICE)
+            warn_of_slow_half(self.ranks.device, DTYPE_BY_NAME[self.recipe.dtype], TRAINING_ADVICE)
             while self.step < total:
                 terms = self.train_step(stream)
                 self.step += 1
@@ -146,7 +147,7 @@ class Loop:
             }
             is_last = number == recipe.accumulate - 1
             with synchronise(self._module, is_last)():
-                with torch.autocast(device.type, DTYPES[recipe.dtype], enabled=recipe.dtype != "float32"):
+                with torch.autocast(device.type, DTYPE_BY_NAME[recipe.dtype], enabled=recipe.dtype != "float32"):
                     terms = self._module(batch)
                 self.scaler.scale(terms["loss"] / recipe.accumulate).backward()
             for name, value in terms.items():
@@ -186,7 +187,7 @@ class Loop:
             self.average.swap(self.task)
         try:
             with torch.autocast(
-                self.ranks.device.type, DTYPES[self.recipe.dtype], enabled=self.recipe.dtype != "float32"
+                self.ranks.device.type, DTYPE_BY_NAME[self.recipe.dtype], enabled=self.recipe.dtype != "float32"
             ):
                 found = self.task.validate(self.validation)
         finally:

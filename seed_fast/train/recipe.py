@@ -6,11 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-
+from seed_fast.model.dtypes import DTYPE_BY_NAME
 from seed_fast.train.optimizer import Schedule
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -35,8 +32,8 @@ class Recipe:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ValueError(f"Recipe: dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if self.dtype not in DTYPE_BY_NAME:
+            raise ValueError(f"Recipe: dtype must be one of {', '.join(DTYPE_BY_NAME)}, got {self.dtype!r}")
         for name in ("batch_size", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Recipe: {name} must be at least 1, got {getattr(self, name)}")

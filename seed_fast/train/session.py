@@ -13,19 +13,20 @@ from torch import Tensor, nn
 
 from seed_fast._files import OutputError, locked_folder, remove_leftovers
 from seed_fast.convert.contrast import save_contrast
-from seed_fast.convert.folder import write_folder
+from seed_fast.convert.save import write_folder
 from seed_fast.data.pairs import Pairs, open_pairs
 from seed_fast.distributed import Ranks, whole
 from seed_fast.lm.folder import UNTIED
 from seed_fast.model.captions import CaptionTokenizer
 from seed_fast.model.config import SeedConfig
+from seed_fast.model.dtypes import DTYPE_BY_NAME
 from seed_fast.model.identity import checksum
 from seed_fast.model.stage1 import Stage1Model
 from seed_fast.model.tokenizer import SeedTokenizer
 from seed_fast.train import checkpoint
 from seed_fast.train.features import FeatureCache
 from seed_fast.train.loop import Loop
-from seed_fast.train.recipe import DTYPES, Recipe, Run
+from seed_fast.train.recipe import Recipe, Run
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class TokenizerSession:
         about: dict[str, Any] = {"weights": checksum(*(tok.get_submodule(part) for part in parts)), "features": name}
         about |= {"image_size": tok.config.image_size, "resize": tok.config.resize}
         cache = FeatureCache(
-            folder, lambda batch: compute(batch["pixels"]), shape=shape, dtype=DTYPES[self.recipe.dtype],
+            folder, lambda batch: compute(batch["pixels"]), shape=shape, dtype=DTYPE_BY_NAME[self.recipe.dtype],
             about=about, rank=self.ranks.rank,
         )  # fmt: skip
         self.note(cache.check_space(len(self._batches.source)))

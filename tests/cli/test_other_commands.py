@@ -12,10 +12,13 @@ import sys
 import termios
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 import seed_fast as package
+from seed_fast.cli._options import DtypeName
+from seed_fast.model.dtypes import DTYPE_BY_NAME
 from tests.pictures import encoded, picture, write_files
 
 
@@ -82,3 +85,7 @@ def test_a_terminal_gets_a_bar_with_images_per_second(tmp_path: Path) -> None:
     assert run.wait() == 3
     assert b"images/s" in shown
     assert shown.count(b"skipped: ") == 1
+
+
+def test_the_choices_of_dtype_are_the_table_of_the_models() -> None:
+    assert get_args(DtypeName) == tuple(DTYPE_BY_NAME)

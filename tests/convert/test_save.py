@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from seed_fast import SeedTokenizer
 from seed_fast.convert import from_official
 from seed_fast.convert.files import Entry, write_safetensors
-from seed_fast.convert.folder import write_folder
+from seed_fast.convert.save import write_folder
 from seed_fast.testing import random_official_state_dict
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from seed_fast import SeedTokenizer, info
-from seed_fast.model import calibration, products
+from seed_fast.model import calibration, cpu_products
 
 
 @pytest.fixture(autouse=True)
@@ -170,10 +170,10 @@ def test_a_slow_call_does_not_hold_up_a_plan(clock):
     assert clock.now == pytest.approx(90), "one to warm up, one to see how long it takes, one that counts"
 
 
-@pytest.mark.skipif(not products.onednn_takes(torch.device("cpu"), torch.float32), reason="no oneDNN here")
+@pytest.mark.skipif(not cpu_products.onednn_takes(torch.device("cpu"), torch.float32), reason="no oneDNN here")
 def test_info_shows_choices_and_rates_once_there_are_any(monkeypatch):
     assert "not yet: the first tok.fast() on this machine does it" in info.render(info.collect())
-    monkeypatch.setattr(products, "SECONDS", 0.01)
+    monkeypatch.setattr(cpu_products, "SECONDS", 0.01)
     tok = SeedTokenizer.from_pretrained("seed-tiny")
     assert tok.fast().products == "measured"
     found = info.collect()["products"]
@@ -191,8 +191,8 @@ def test_info_shows_choices_and_rates_once_there_are_any(monkeypatch):
 
 def test_what_one_process_measured_another_reads(tmp_path):
     code = (
-        "import logging; from seed_fast import SeedTokenizer; from seed_fast.model import calibration, products;"
-        "products.SECONDS = 0.01; real = calibration.medians; count = [];"
+        "import logging; from seed_fast import SeedTokenizer; from seed_fast.model import calibration, cpu_products;"
+        "cpu_products.SECONDS = 0.01; real = calibration.medians; count = [];"
         "calibration.medians = lambda *a, **k: count.append(1) or real(*a, **k);"
         "SeedTokenizer.from_pretrained('seed-tiny').fast(); print(len(count))"
     )

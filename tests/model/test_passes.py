@@ -7,7 +7,7 @@ import torch
 
 from seed_fast import SeedTokenizer
 from seed_fast.convert import from_official
-from seed_fast.model import passes, products
+from seed_fast.model import cpu_products, passes
 from seed_fast.ops import _native, backend
 from seed_fast.testing import error_ratio
 from tests.model.test_fast import FORMS, small
@@ -33,7 +33,7 @@ def calls(monkeypatch):
         return call
 
     monkeypatch.setattr(passes, "add_layer_norm", counting("add_layer_norm", passes.add_layer_norm))
-    monkeypatch.setattr(products, "bias_gelu", counting("bias_gelu", products.bias_gelu))
+    monkeypatch.setattr(cpu_products, "bias_gelu", counting("bias_gelu", cpu_products.bias_gelu))
     return counted
 
 
@@ -122,7 +122,7 @@ def test_a_product_with_gelu_is_the_same_with_its_bias_behind_it(monkeypatch, dt
     with torch.backends.mkldnn.flags(enabled=onednn), torch.no_grad():
         for choice in ("0", "1"):
             monkeypatch.setenv("SEED_FAST_FUSED_PASSES", choice)
-            found.append(products.Linear(weight, bias, dtype, gelu=True)(x))
+            found.append(cpu_products.Linear(weight, bias, dtype, gelu=True)(x))
     assert found[1].dtype == dtype
     # The product without a bias is rounded on its own: where the bias takes most of it away, by more than the sum.
     rounding = 2 * torch.finfo(dtype).eps * float(found[0].abs().max())

@@ -117,7 +117,7 @@ def _draw(item: Object, canvas: np.ndarray) -> None:
 
 @lru_cache(maxsize=8192)
 def _mask(shape: str, radius: int, tilt: int, x: int, y: int) -> np.ndarray:
-    """Return the coverage, int32 [n, n, 1] in 0..16, of a shape with its centre (x, y) fine units from the box's corner."""
+    """Return the coverage, int32 [n, n, 1] in 0..16, of a shape whose centre is (x, y) fine units from the corner."""
     pixel = 128 * SAMPLES
     pixels = (max(x, y) + radius) // pixel + 1
     samples = (2 * np.arange(pixels * SAMPLES, dtype=np.int64) + 1) * 64

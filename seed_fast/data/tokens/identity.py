@@ -34,7 +34,7 @@ class TokenizerIdentity:
         return cls(name, fingerprint(tok), config.codebook_size, config.num_codes, encoder_hash(tok))
 
     def is_same(self, other: TokenizerIdentity) -> bool:
-        """Return True if codes of both mean the same, as far as known: by hashes where both have one, otherwise by name."""
+        """Return True if codes of both mean the same: by hashes where both have one, otherwise by name."""
         same = self.compare(other)
         return self.name == other.name if same is None else same
 

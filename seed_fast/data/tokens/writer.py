@@ -64,7 +64,7 @@ class TokensWriter:
         self._lock: OutputLock | None = None
 
     def leftovers(self) -> list[Path]:
-        """Return the files of an earlier run in the order in which to delete them: a kill on the way must leave no store."""
+        """Return the files of an earlier run, in the order in which to delete them: a kill must not leave a store."""
         if not self.folder.is_dir():
             return [self.folder] if self.folder.exists() else []
         ours = re.compile(re.escape(self._stem) + r"\.\d{5}\.(safetensors|partial)")

@@ -11,9 +11,9 @@ from torch import nn
 
 from seed_fast import SeedTokenizer
 from seed_fast.convert import from_official
-from seed_fast.model import calibration, fast_form, products
+from seed_fast.model import calibration, cpu_products, fast_form
+from seed_fast.model.cpu_products import ROUTES, Linear, Route, onednn_takes, product
 from seed_fast.model.fast_qformer import AbsorbedCrossAttention
-from seed_fast.model.products import ROUTES, Linear, Route, onednn_takes, product
 
 CPU = torch.device("cpu")
 needs_onednn = pytest.mark.skipif(not onednn_takes(CPU, torch.float32), reason="no oneDNN here")
@@ -24,7 +24,7 @@ MIXED = "ignore:TF32 acceleration on top of oneDNN:UserWarning"  # torch's, from
 def anywhere(request, monkeypatch):
     """Each test by each choice, and as on a machine without oneDNN."""
     if request.param == "no oneDNN":
-        for module in (products, fast_form):
+        for module in (cpu_products, fast_form):
             monkeypatch.setattr(module, "onednn_takes", lambda device, dtype: False)
     elif not onednn_takes(CPU, torch.float32):
         pytest.skip("no oneDNN here")
@@ -38,9 +38,9 @@ def measured(monkeypatch):
 
     def set_gains(**gains):
         every = {name: gains.get(name, 1.0) for name in ROUTES}
-        kind = dict.fromkeys(products.PARTS, every)
-        table = {size: dict.fromkeys(rows, kind) for size, rows in products.SAMPLES.items()}
-        monkeypatch.setattr(products, "float32_gains", lambda: table)
+        kind = dict.fromkeys(cpu_products.PARTS, every)
+        table = {size: dict.fromkeys(rows, kind) for size, rows in cpu_products.SAMPLES.items()}
+        monkeypatch.setattr(cpu_products, "float32_gains", lambda: table)
 
     monkeypatch.delenv("SEED_FAST_PRODUCTS", raising=False)
     return set_gains
@@ -112,7 +112,7 @@ def test_onednn_is_left_where_it_cannot_or_shall_not_run(monkeypatch):
     assert not onednn_takes(CPU, torch.float64)
     with torch.backends.mkldnn.flags(enabled=False):
         assert not onednn_takes(CPU, torch.float32)
-    monkeypatch.setattr(products.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(cpu_products.platform, "machine", lambda: "aarch64")
     assert not onednn_takes(CPU, torch.float32)
 
 
@@ -147,43 +147,45 @@ def test_cross_attention_is_made_in_the_library_that_is_fixed(name, by_image, mo
 @needs_onednn
 def test_what_does_not_gain_by_a_margin_is_left_to_torch(measured):
     measured(**{"onednn": 1.01, "onednn+gelu": 1.02, "onednn-blocked": 1.02})
-    assert set(products.choices(64, 64).values()) == {products.MKL}
-    assert set(products.choices(64, 64, gelu=True, shared=False).values()) == {products.MKL}
+    assert set(cpu_products.choices(64, 64).values()) == {cpu_products.MKL}
+    assert set(cpu_products.choices(64, 64, gelu=True, shared=False).values()) == {cpu_products.MKL}
     measured(**{"onednn": 1.2, "onednn+gelu": 1.3, "onednn-blocked": 1.4})
-    assert set(products.choices(64, 64, gelu=True).values()) == {Route(True, fused=True)}
-    assert set(products.choices(64, 64, shared=False).values()) == {Route(True, blocked=True)}
+    assert set(cpu_products.choices(64, 64, gelu=True).values()) == {Route(True, fused=True)}
+    assert set(cpu_products.choices(64, 64, shared=False).values()) == {Route(True, blocked=True)}
 
 
 @needs_onednn
 def test_blocks_are_for_every_number_of_rows_or_none(measured):
     measured(**{"onednn": 1.2, "onednn-blocked": 1.4})
-    table = products.float32_gains()
+    table = cpu_products.float32_gains()
     worse = dict.fromkeys(ROUTES, 1.0)
-    table["small"]["many"] = dict.fromkeys(products.PARTS, worse)
-    found = products.choices(64, 64, shared=False)
-    assert found == {"few": Route(True), "some": Route(True), "many": products.MKL}
+    table["small"]["many"] = dict.fromkeys(cpu_products.PARTS, worse)
+    found = cpu_products.choices(64, 64, shared=False)
+    assert found == {"few": Route(True), "some": Route(True), "many": cpu_products.MKL}
 
 
 @needs_onednn
 def test_the_number_of_rows_chooses_the_route(measured, monkeypatch):
     measured(onednn=1.2)
-    products.float32_gains()["small"]["few"] = dict.fromkeys(products.PARTS, dict.fromkeys(ROUTES, 1.0))
+    cpu_products.float32_gains()["small"]["few"] = dict.fromkeys(cpu_products.PARTS, dict.fromkeys(ROUTES, 1.0))
     seen = []
-    real = products._linear
-    monkeypatch.setattr(products, "_linear", lambda x, *rest: seen.append(len(x)) or real(x, *rest))
+    real = cpu_products._linear
+    monkeypatch.setattr(cpu_products, "_linear", lambda x, *rest: seen.append(len(x)) or real(x, *rest))
     layer = map_of(8, 8)
     linear = Linear(layer.weight, layer.bias, torch.float32)
-    for rows in (1, products.FEW, products.MANY):
+    for rows in (1, cpu_products.FEW, cpu_products.MANY):
         linear(torch.ones(rows, 8))
-    assert seen == [products.FEW, products.MANY]
+    assert seen == [cpu_products.FEW, cpu_products.MANY]
 
 
 @needs_onednn
 def test_training_asks_for_transposed_matrices_apart(measured):
     measured(onednn=1.2)
-    table = products.float32_gains()
+    table = cpu_products.float32_gains()
     table["small"]["some"] = {**table["small"]["some"], "transposed": {"mkl": 1.0, "onednn": 0.6}}
-    takes = [products.onednn_is_faster(512, 64, 64, CPU, torch.float32, transposed=turned) for turned in (False, True)]
+    takes = [
+        cpu_products.onednn_is_faster(512, 64, 64, CPU, torch.float32, transposed=turned) for turned in (False, True)
+    ]
     assert takes == [True, False]
 
 
@@ -237,8 +239,8 @@ def test_half_precision_in_float32_products_is_half_precision(dtype, monkeypatch
 
 def test_slow_half_precision_is_said_once_and_computed_in_float32(monkeypatch, caplog):
     monkeypatch.delenv("SEED_FAST_PRODUCTS", raising=False)
-    monkeypatch.setattr(products, "slowdown", lambda dtype: 8.0)
-    products._warn_once.cache_clear()
+    monkeypatch.setattr(cpu_products, "slowdown", lambda dtype: 8.0)
+    cpu_products._warn_once.cache_clear()
     tok = SeedTokenizer.from_pretrained("seed-tiny")
     with caplog.at_level(logging.WARNING, "seed_fast"):
         plans = [tok.fast(dtype=torch.bfloat16) for _ in range(2)]
@@ -248,14 +250,14 @@ def test_slow_half_precision_is_said_once_and_computed_in_float32(monkeypatch, c
     caplog.clear()
     SeedTokenizer.from_pretrained("seed-tiny", dtype=torch.bfloat16).encode(torch.zeros(1, 3, 64, 64))
     assert "use float32, or tok.fast()" in caplog.text
-    products._warn_once.cache_clear()
+    cpu_products._warn_once.cache_clear()
 
 
 def test_half_precision_with_instructions_is_left_alone(monkeypatch, caplog):
     monkeypatch.delenv("SEED_FAST_PRODUCTS", raising=False)
-    monkeypatch.setattr(products, "slowdown", lambda dtype: 0.5)
-    monkeypatch.setattr(products, "_has_instructions", lambda dtype: True)
-    products._warn_once.cache_clear()
+    monkeypatch.setattr(cpu_products, "slowdown", lambda dtype: 0.5)
+    monkeypatch.setattr(cpu_products, "_has_instructions", lambda dtype: True)
+    cpu_products._warn_once.cache_clear()
     plan = SeedTokenizer.from_pretrained("seed-tiny").fast(dtype=torch.bfloat16)
     assert plan.products in ("onednn-blocked+gelu", "mkl")
     assert not caplog.messages
