@@ -170,6 +170,7 @@ def _build(module: ModuleType | None, missing: str) -> dict[str, Any]:
 
 
 def _device_lines(devices: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (label, value) pairs: the processor, its instruction sets, and every GPU or why there is none."""
     cpu = devices["cpu"]
     features = cpu["features"]
     sets = "instruction sets unknown without the compiled module" if features is None else ", ".join(features) or "none"
@@ -183,6 +184,7 @@ def _device_lines(devices: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _build_lines(build: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (label, value) pairs: how the module was compiled, and what its CUDA half holds and can do."""
     if not build["compiled"]:
         return [("compiled", f"no: {build['reason']}")]
     lines = [("compiled", f"yes, by {build['compiler']} for {build['system']}, Python {build['python']}")]

@@ -21,6 +21,7 @@ POSITION_IDS = torch.Size([1, 512])  # BERT's buffer 0..511: in every official f
 
 
 def _qformer_rows(ours: str, queries: str, bert: str) -> tuple[tuple[str, str], ...]:
+    """Return the rows of one Q-Former, from our prefix, the official name of its queries and that of its BERT."""
     layer, official = f"{ours}.layers.{{i}}", f"{bert}.encoder.layer.{{i}}"
     return (
         (f"{ours}.query_tokens", queries),

@@ -141,15 +141,15 @@ class FastTokenizer(ImageEncoder):
 
     @torch.no_grad()
     def image_features(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels [B, 3, S, S] to normed ViT features [B, L, E] in the plan's dtype."""
+        """Turn normalised pixels [B, 3, S, S] into normed ViT features [B, L, E] in the plan's dtype."""
         return self._image_features(self._check_pixels(pixels).to(self._device))
 
     @torch.no_grad()
     def query_embeddings(self, features: Tensor) -> Tensor:
-        """ViT features [B, L, E] to causal embeddings [B, N, C] float32."""
+        """Turn ViT features [B, L, E] into causal embeddings [B, N, C] float32."""
         return self._query_embeddings(features)
 
     @torch.no_grad()
     def lookup(self, causal: Tensor) -> Tensor:
-        """Causal embeddings [B, N, C] to codes [B, N] int64; -1 where an embedding isn't finite."""
+        """Turn causal embeddings [B, N, C] into codes [B, N] int64; -1 where an embedding isn't finite."""
         return self._lookup(causal)

@@ -200,6 +200,7 @@ def add_layer_norm(
         >>> x[0].tolist(), y[0].tolist(), y.dtype
         ([1.0, 1.0, 3.0, 3.0], [-1.0, -1.0, 1.0, 1.0], torch.float16)
     """
+    # Types, dtypes and devices first, then the shapes that must match, then the options.
     for name, tensor in (("x", x), ("delta", delta), ("weight", weight), ("bias", bias)):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"add_layer_norm: {name} must be a Tensor, got {type(tensor).__name__}")
@@ -223,6 +224,7 @@ def add_layer_norm(
         raise TypeError(f"add_layer_norm: out_dtype must be float32, float16, bfloat16 or float64, got {out_dtype}")
     if not isinstance(post_norm, bool):
         raise TypeError(f"add_layer_norm: post_norm must be True or False, got {type(post_norm).__name__}")
+    # The op knows matrices alone: leading axes become rows, and come back at the end.
     rows_x, rows_delta = (tensor.reshape(-1, x.shape[-1]) for tensor in (x, delta))
     stream, y = torch.ops.seed_fast.add_layer_norm(rows_x, rows_delta, weight, bias, float(eps), out_dtype, post_norm)
     y = y.reshape(x.shape)

@@ -167,6 +167,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, scale: f
         >>> attention(q, k, v, causal=True).shape
         torch.Size([2, 32, 12, 64])
     """
+    # Every tensor by itself and like q, then shapes that must match, then the options.
     for name, x in (("q", q), ("k", k), ("v", v)):
         if not isinstance(x, Tensor):
             raise TypeError(f"attention: {name} must be a Tensor, got {type(x).__name__}")

@@ -196,6 +196,7 @@ def measure(encoding: Encoding, rounds: int | None = None, seconds: float = floa
 
 def _round(encoding: Encoding, samples: Samples, also: Measure | None = None) -> None:
     """Make one pass and append its times to `samples`; every stage also runs inside `also(its name)`."""
+    # Each stage has a timer and, on a CPU, the CPU time of this process, from which its idle time follows.
     device, also = encoding.tok.device, also or _nothing
     timer = StageTimer(STAGES | PARTS, device)
     cpu_seconds: dict[str, float] = defaultdict(float)
@@ -207,6 +208,7 @@ def _round(encoding: Encoding, samples: Samples, also: Measure | None = None) ->
             yield
             cpu_seconds[name] += time.process_time() - begin
 
+    # The whole is timed from files to codes on the host; parts run afterwards, outside of it.
     start = time.perf_counter()
     encoding.run(timed).cpu()
     wall = time.perf_counter() - start
