@@ -22,7 +22,7 @@ def output_file(path: Path, must: str = "must be a file name") -> Path:
 
     Raises:
         ValueError: the path is a pipe, a device, a socket or a folder, which renaming a file into its place would
-            destroy; or a link that leads to itself.
+            destroy; or a link that leads to itself; or this process may not write into its folder.
     """
     if str(path) in _STDOUT_NAMES:
         return STDOUT
@@ -31,6 +31,7 @@ def output_file(path: Path, must: str = "must be a file name") -> Path:
         raise ValueError(f"{path}: {must}, got a folder")
     if mode is not None and not stat.S_ISREG(mode):
         raise ValueError(f"{path}: {must}, got {_kind(mode)} (standard output is -)")
+    _check_writable(path, path.parent)
     return path
 
 
@@ -38,11 +39,12 @@ def output_folder(path: Path, must: str = "must be a folder") -> Path:
     """Return the folder that `path` stands for, links followed; it may not exist yet. `must` as in `output_file`.
 
     Raises:
-        ValueError: the path is no folder, or a link that leads to itself.
+        ValueError: the path is no folder, or a link that leads to itself; or this process may not write into it.
     """
     path, mode = _followed(path)
     if mode is not None and not stat.S_ISDIR(mode):
         raise ValueError(f"{path}: {must}, got {_kind(mode)}")
+    _check_writable(path, path)
     return path
 
 
@@ -56,6 +58,14 @@ def _followed(path: Path) -> tuple[Path, int | None]:
         return path, None
     except (OSError, ValueError) as error:  # a link to itself, a part that is no folder, a null byte
         raise ValueError(f"{path}: can't be written: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _check_writable(path: Path, folder: Path) -> None:
+    """Refuse an output that can't be written into its folder, or into the nearest folder that isn't missing."""
+    while not folder.exists():
+        folder = folder.parent
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise ValueError(f"{path}: can't be written: no permission to write into {folder}")
 
 
 def _kind(mode: int) -> str:

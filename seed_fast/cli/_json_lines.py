@@ -30,6 +30,7 @@ def json_lines(output: Path, progress: ProgressBar) -> Iterator[Callable[[dict[s
     if output == STDOUT:
         yield lambda record: progress.output(json.dumps(record))
         return
+    output.parent.mkdir(parents=True, exist_ok=True)
     beside = output.with_name(output.name + ".partial")
     locked = open_locked(beside)
     try:

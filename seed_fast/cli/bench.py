@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from seed_fast._outputs import STDOUT
+from seed_fast.cli._checks import file_option
 from seed_fast.cli._options import AsJson, command
 from seed_fast.cli._run import UsageError
 
@@ -71,6 +73,11 @@ def bench(options: BenchOptions) -> int:
       seed-fast bench --compare old.json
       seed-fast bench --results new.json --compare old.json
     """
+    if options.output is not None:
+        output = file_option("--output", options.output)
+        if output == STDOUT:
+            raise UsageError("--output must be a file name, got standard output: --json prints the results there")
+        options = replace(options, output=output)
     root = source_tree()
     if root is None:
         raise UsageError(MISSING.format(places=" or ".join(dict.fromkeys(map(str, _places())))))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from seed_fast._outputs import output_folder
 from seed_fast._text import printable
+from seed_fast.cli._checks import usage
 from seed_fast.cli._options import DtypeName, command
 from seed_fast.cli._run import UsageError
 
@@ -51,6 +54,8 @@ def convert(options: ConvertOptions) -> int:
     if len(options.paths) < 2:
         raise UsageError("convert: expected SOURCE... DEST, got one path")
     *sources, destination = options.paths
+    with usage():
+        output_folder(Path(destination))
 
     # From a folder of this package to official files.
     if options.to_official:

@@ -93,11 +93,12 @@ def eval_lm(options: EvalLmOptions) -> int:
     }
     about |= {"beams": options.beams, "top_p": strategy.top_p, "dtype": options.dtype}
     record = about | result.to_dict()
+    # Printed first, so that a disk that is full by now doesn't cost the numbers.
+    print(json.dumps(record) if options.as_json else table(result), flush=True)
     if output is not None:
         missing = write_results(output, record)
         if missing:
             complain(missing)
-    print(json.dumps(record) if options.as_json else table(result), flush=True)
     return 0
 
 

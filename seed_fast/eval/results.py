@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from seed_fast._files import write_beside
+from seed_fast._files import replace_folder_files
 
 RESULTS, FIGURE = "lm.json", "perplexity.svg"
 NO_MATPLOTLIB = f"{FIGURE} needs matplotlib: pip install 'seed_fast[bench]'"
 
 
 def write_results(folder: Path, record: dict[str, Any]) -> str | None:
-    """Write lm.json and perplexity.svg into a folder, which is made if it is missing.
+    """Write lm.json and perplexity.svg into a folder, which is made if it is missing; on an error neither is there.
 
     Args:
         folder: where to write.
@@ -23,6 +23,7 @@ def write_results(folder: Path, record: dict[str, Any]) -> str | None:
         None; or, where matplotlib isn't installed, a line that says why there is no figure.
 
     Raises:
+        OutputError: another process is writing into the folder.
         OSError: the files can't be written.
     """
     # Draw first: an error there leaves no half of the results behind.
@@ -37,8 +38,8 @@ def write_results(folder: Path, record: dict[str, Any]) -> str | None:
         title = f"Perplexity of codes, {record['pictures']} pictures of {record['data'].partition(':')[0]}"
         figure = perplexity_svg(record["perplexity"], title)
 
-    folder.mkdir(parents=True, exist_ok=True)
-    write_beside(folder / RESULTS, (json.dumps(record, indent=1) + "\n").encode())
-    if figure is not None:
-        write_beside(folder / FIGURE, figure)
+    with replace_folder_files(folder) as staging:
+        (staging / RESULTS).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        if figure is not None:
+            (staging / FIGURE).write_bytes(figure)
     return missing

@@ -59,6 +59,79 @@ def test_what_is_no_file_is_refused_and_stays(
     assert sorted(os.listdir()) == sorted({"out", "photos"} | ({"target"} if kind == "link to a pipe" else set()))
 
 
+# Every other command that writes, up to its output. Each would fail with exit code 1 as soon as it loads a model, and
+# measuring is forbidden: so exit code 2 says that the output was looked at before any work.
+FILES = {
+    "caption": ("caption", "photos", "--lm", "nowhere", "-o"),
+    "draw": ("draw", "a cat", "--lm", "nowhere", "-o"),
+    "profile": ("profile", "--model", "nowhere", "--trace"),
+    "bench": ("bench", "ops", "--quick", "-o"),
+}
+FOLDERS = {
+    "draw": ("draw", "a cat", "--lm", "nowhere", "--decoder", "nowhere", "--pictures"),
+    "profile": ("profile", "--model", "nowhere", "-o"),
+    "convert": ("convert", "nowhere"),
+    "export": ("convert", "--to-official", "nowhere"),
+    "eval lm": ("eval", "lm", "shapes:2", "--lm", "nowhere", "-o"),
+}
+EVERY = [
+    *(pytest.param(command, "folder", id=f"file of {name}") for name, command in FILES.items()),
+    *(pytest.param(command, "file", id=f"folder of {name}") for name, command in FOLDERS.items()),
+]
+
+
+@pytest.fixture
+def nothing_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(*_: object, **__: object) -> None:
+        raise AssertionError("the benchmarks were started")
+
+    monkeypatch.setattr(subprocess, "run", measure)
+
+
+@pytest.mark.parametrize(("command", "wrong"), EVERY)
+@pytest.mark.usefixtures("photos", "nothing_measured")
+def test_an_output_that_cannot_be_written_is_told_before_any_work(
+    command: tuple, wrong: str, tmp_path: Path, seed_fast: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("folder").mkdir()
+    for kind in ("pipe", "socket", "link to a device", "link to itself"):
+        make(Path(kind), kind)
+    (tmp_path / "locked").mkdir()
+    access = os.access
+    locked = {Path("locked"), tmp_path / "locked"}  # root may write into every folder
+    monkeypatch.setattr(os, "access", lambda path, *mode, **ways: path not in locked and access(path, *mode, **ways))
+    before = {name: os.lstat(name) for name in os.listdir()}
+    for output in (wrong, "pipe", "socket", "link to a device", "link to itself", "file/below", "locked/new/out"):
+        result = seed_fast(*command, output)
+        assert result.exit_code == 2, (output, result.output)
+        (line,) = result.stderr.splitlines()
+        assert line.startswith("seed-fast: error: "), line
+        assert output in line or (output == "link to a device" and "/dev/null" in line), line
+    assert {name: os.lstat(name).st_ino for name in os.listdir()} == {name: at.st_ino for name, at in before.items()}
+    assert not os.listdir("locked")
+
+
+@pytest.mark.usefixtures("photos")
+def test_a_link_is_where_the_benchmarks_write(
+    tmp_path: Path, seed_fast: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "results.json").symlink_to("target.json")
+    asked: list[dict] = []
+
+    def measure(command: list[str], **_: object) -> subprocess.CompletedProcess:
+        asked.append(json.loads(command[-1]))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", measure)
+    assert seed_fast("bench", "ops", "--quick", "-o", tmp_path / "results.json").exit_code == 0
+    assert asked[0]["output"] == str(tmp_path / "target.json")
+    result = seed_fast("bench", "ops", "--quick", "-o", "-")
+    assert (result.exit_code, len(asked)) == (2, 1)
+    assert "--json prints the results there" in result.stderr
+
+
 def test_a_link_stays_and_its_target_is_written(photos: Path, tmp_path: Path, seed_fast: Callable) -> None:
     (tmp_path / "disk").mkdir()
     for name in ("codes.jsonl", "new.jsonl"):
