@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import typer
 
 from seed_fast._terminal import complain
-from seed_fast.cli._checks import device_option, usage
+from seed_fast.cli._checks import device_option, folder_option, usage
 from seed_fast.cli._options import Device
 from seed_fast.cli._run import UsageError
 
@@ -125,9 +125,10 @@ def run_option(options: TrainOptions) -> tuple[torch.device, Run, str]:
     """The device, how the run is kept and shown, and the name of the type that it computes in."""
     from seed_fast.train.recipe import Run
 
+    output = folder_option("--output", options.output)
     device = device_option(options.device)
     with usage():
-        run = pick(Run, options)
+        run = pick(Run, options, output=output)
     half = "float16" if device.type == "cuda" else "float32"
     return device, run, half if options.dtype == "auto" else options.dtype
 
@@ -156,6 +157,8 @@ def tokenizer_session(options: TokenizerOptions) -> Iterator[TokenizerSession]:
 
     with usage():  # before anything is loaded
         recipe = pick(Recipe, options, dtype=dtype, epoch_steps=options.epoch_steps or 1)
+    if options.cache_features:
+        folder_option("--cache-features", options.cache_features)
     if options.cache_features and options.augment:
         raise UsageError("--cache-features keeps one view of each image: it can't be used with --augment")
     with joined(device) as ranks:

@@ -61,6 +61,7 @@ def test_what_is_no_file_is_refused_and_stays(
 
 # Every other command that writes, up to its output. Each would fail with exit code 1 as soon as it loads a model, and
 # measuring is forbidden: so exit code 2 says that the output was looked at before any work.
+STAGE_2 = ("train", "stage2", "--target", "stage1-text", "--data", "shapes:8", "--model", "nowhere")
 FILES = {
     "caption": ("caption", "photos", "--lm", "nowhere", "-o"),
     "draw": ("draw", "a cat", "--lm", "nowhere", "-o"),
@@ -72,6 +73,10 @@ FOLDERS = {
     "profile": ("profile", "--model", "nowhere", "-o"),
     "convert": ("convert", "nowhere"),
     "export": ("convert", "--to-official", "nowhere"),
+    "train stage1": ("train", "stage1", "--data", "shapes:8", "--model", "nowhere", "-o"),
+    "train stage2": (*STAGE_2, "-o"),
+    "features": (*STAGE_2, "-o", "new", "--cache-features"),
+    "train lm": ("train", "lm", "--data", "nowhere", "--model", "nowhere", "-o"),
     "eval lm": ("eval", "lm", "shapes:2", "--lm", "nowhere", "-o"),
 }
 EVERY = [
