@@ -33,7 +33,7 @@ def usage() -> Iterator[None]:
 
 
 def file_option(option: str, path: Path) -> Path:
-    """The file that an option's path stands for: links are followed, `-` is standard output."""
+    """Return the file that an option's path stands for: links are followed, `-` is standard output."""
     with usage():
         return output_file(path, f"{option} must be a file name")
 
@@ -45,13 +45,13 @@ def input_file_option(path: Path) -> None:
 
 
 def folder_option(option: str, path: Path) -> Path:
-    """The folder that an option's path stands for: links are followed, and it may be missing."""
+    """Return the folder that an option's path stands for: links are followed, and it may be missing."""
     with usage():
         return output_folder(path, f"{option} must be a folder")
 
 
 def device_option(name: str) -> torch.device:
-    """The device that --device names, made torch's current one; under torchrun `cuda` is the rank's own GPU."""
+    """Return the device of --device and make it torch's current one; under torchrun `cuda` is the rank's own GPU."""
     import torch
 
     local_rank = os.environ.get("LOCAL_RANK", "0")
@@ -73,7 +73,7 @@ def device_option(name: str) -> torch.device:
 
 
 def workers_option(workers: int | None) -> int:
-    """The number of decoding processes. By default the model keeps one core, and torchrun's ranks share the rest."""
+    """Return the number of decoding processes. Default: all cores but one, shared by torchrun's ranks, at most 8."""
     if workers is not None:
         return workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -81,7 +81,7 @@ def workers_option(workers: int | None) -> int:
 
 
 def shard_option(shard: str | None) -> Split:
-    """The part of the work that --shard or torchrun gives this process."""
+    """Return the part of the work that --shard or torchrun gives this process."""
     from seed_fast.data.shards import WHOLE, Split
 
     with usage():
@@ -105,7 +105,7 @@ def check_resumable(resume: bool, overwrite: bool, leftovers: list[Path]) -> Non
 
 
 def preset_option(name: str, random_weights: bool | None) -> None:
-    """Refuse a preset whose weights are not there, and random weights of what is no preset.
+    """Refuse a preset whose weights don't come with the package, and --random-weights without a preset.
 
     Args:
         name: what --model names.
@@ -126,7 +126,7 @@ def preset_option(name: str, random_weights: bool | None) -> None:
 def tokenizer_option(
     name: str, device: torch.device, dtype: str = "float32", *, random_weights: bool | None = False
 ) -> SeedTokenizer:
-    """The tokenizer that --model names, on the device; what its codes are worth is said on stderr.
+    """Load the tokenizer of --model onto the device; a warning on stderr says if its codes mean nothing.
 
     Raises:
         OSError: it can't be loaded.

@@ -67,12 +67,12 @@ class ResumableOptions:
 
 
 def command(*, stopped: str = "", memory: str = "lower --batch-size") -> Callable[[Callable[[Any], int]], Callable]:
-    """Make a function of options into what typer calls: its parameters are the fields of the dataclass.
+    """Turn a function of an options dataclass into a function that typer can call, with a parameter for each field.
 
     Fields of the class itself come first in --help, inherited ones after them.
 
     Args:
-        stopped: what the line about SIGINT or SIGTERM adds, such as how to resume; without it there is no line.
+        stopped: end of the line that is printed on SIGINT or SIGTERM, such as how to resume; "": print no line.
         memory: advice where memory runs out; {name} stands for the value of an option.
     """
 
@@ -111,7 +111,7 @@ def command(*, stopped: str = "", memory: str = "lower --batch-size") -> Callabl
 
 
 def command_line(words: str, options: Any, *, without: tuple[str, ...] = ()) -> str:
-    """The command that gives these options, without those that have their defaults.
+    """Return the command line that gives these options, without those that have their defaults.
 
     Args:
         words: the command, such as "train lm".
@@ -135,7 +135,7 @@ def command_line(words: str, options: Any, *, without: tuple[str, ...] = ()) -> 
 
 
 def _in_order(options: type) -> list[str]:
-    """Names of the fields: those of the class itself, then inherited ones."""
+    """Return the names of the fields: those of the class itself, then inherited ones."""
     names = {field.name for field in fields(options)}
     declared = (name for cls in options.__mro__ for name in vars(cls).get("__annotations__", ()))
     return [name for name in dict.fromkeys(declared) if name in names]

@@ -24,13 +24,13 @@ def run(
     stopped: str = "",
     memory: str = "lower --batch-size",
 ) -> int:
-    """Do a command's work. Returns its exit code: what `work` returns, or 1, 2, 130 or 143 after one line on stderr.
+    """Run the work of a command and return its exit code: that of `work`, or 1, 2, 130 or 143 after a line on stderr.
 
     Args:
         work: raises `UsageError` or `OutputError` for 2; `OSError`, `ValueError`, `ImportError`, `FloatingPointError`
             and `WorkerDied` for 1. Anything else is a fault of this package, and comes through.
-        stopped: what the line of a stop adds, such as how to go on; without it a stop has no line.
-        memory: what to do where the device has too little memory.
+        stopped: end of the line that is printed on SIGINT or SIGTERM, such as how to resume; "": print no line.
+        memory: advice for the case that memory runs out.
     """
     with Watch(stopped) as watch:
         try:
@@ -52,7 +52,7 @@ def run(
 
 
 def fail(error: object, code: int) -> int:
-    """Say what went wrong, in one line. Returns the exit code."""
+    """Print an error as one line on stderr and return the exit code."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         error = f"{error.filename}: {error.strerror}"
     elif isinstance(error, ImportError):

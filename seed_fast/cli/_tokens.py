@@ -1,4 +1,4 @@
-"""What the two commands that make a token store share: options, checks before anything is loaded, and the output."""
+"""The part that `tokens build` and `tokens import` share: options, checks before anything is loaded, and the output."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class StoreOptions(_options.ResumableOptions):
 
 
 def check_store(options: StoreOptions) -> Split:
-    """Check, before anything is loaded, that the store can be made. Returns the part that this process makes."""
+    """Check, before anything is loaded, that the store can be made, and return the part that this process makes."""
     from seed_fast.data.tokens.identity import TokenizerIdentity
     from seed_fast.data.tokens.writer import TokensWriter
 
@@ -53,13 +53,13 @@ def make_store(
     total: int | None = None,
     block: int | None = None,
 ) -> int:
-    """Fill the store and print what was done. Returns the exit code.
+    """Fill the store, print a summary, and return the exit code.
 
     Args:
-        options: where to, and how to go on.
+        options: output folder, --resume, --overwrite and --json.
         shard: the part that this process makes.
         identity: whose codes these are.
-        run: what the samples depend on.
+        run: description of everything on which the samples depend; a resumed run must have the same.
         items_from: gives the items from a place on.
         total: number of places in the input, if it is known.
         block: number of samples that are recorded together; default: `BLOCK`.

@@ -86,8 +86,8 @@ class TokenizeOptions(ResumableOptions):
 def tokenize(options: TokenizeOptions) -> int:
     """Turn images into codes.
 
-    A bad image is skipped and named on stderr. The output gets its name when it is whole; until then it is
-    OUTPUT.partial, from which --resume goes on after any kind of end.
+    A bad image is skipped and named on stderr. Until the output is complete, it is called OUTPUT.partial; --resume
+    continues it after an interruption, a crash or a kill.
 
     \b
     Examples:
@@ -160,7 +160,7 @@ def _tokenize(options: TokenizeOptions, split: Split, device: torch.device) -> i
 
 
 def _output(options: TokenizeOptions) -> Path:
-    """Where to write, with links followed."""
+    """Return the file or folder to write, with links followed."""
     with usage():
         if options.format == "npz":
             output = output_folder(options.output, "must be a folder with --format npz")
@@ -185,13 +185,13 @@ def _writer(options: TokenizeOptions, split: Split, codebook_size: int = 0) -> W
 
 
 def closing_table(summary: TokenizeSummary, job: Job, device: str, products: str = "") -> str:
-    """The closing table: each stage, who did it, its seconds, and its share of the seconds of all stages.
+    """Return the closing table: each stage, where it ran, its seconds, and its share of the seconds of all stages.
 
     Args:
-        summary: what was done.
-        job: what was asked for.
-        device: where the model was.
-        products: what half precision's matrix products ran in, which its codes depend on.
+        summary: counts and times of the run.
+        job: inputs and options of the run.
+        device: the device of the model.
+        products: library of the matrix products in half precision, on which the codes depend; "" in float32.
     """
     where = {"main": "main process", "device": device, "workers": f"{job.workers} worker{'s' * (job.workers != 1)}"}
     rows = [f"{'stage':<14} {'where':<14} {'seconds':>9} {'ms/image':>9} {'share':>7}"]

@@ -40,7 +40,7 @@ def tokens_info(options: TokensInfoOptions) -> int:
 
 
 def _facts(store: TokenStore) -> dict[str, Any]:
-    """What --json prints."""
+    """Return the facts that --json prints."""
     identity = store.tokenizer
     return {
         "samples": len(store),
@@ -58,7 +58,7 @@ def _facts(store: TokenStore) -> dict[str, Any]:
 
 
 def _table(facts: dict[str, Any], store: TokenStore) -> str:
-    """What is printed without --json: a line per fact, and the texts of the first sample."""
+    """Return the text that is printed without --json: a line per fact, and the texts of the first sample."""
     kinds = ", ".join(f"{count} {kind}" for kind, count in facts["kinds"].items())
     rows = {
         "samples": f"{facts['samples']} ({kinds})" if kinds else "0",

@@ -18,7 +18,7 @@ class Counting:
     """Counts the images of inputs in a thread of its own, which ends with the process at the latest.
 
     Args:
-        inputs: as `list_entries` takes them.
+        inputs: files, folders, globs and shards, see `list_entries`.
         split: the part that is asked for.
     """
 
@@ -61,7 +61,7 @@ def _indexed(shard: Path) -> int | None:
     """Count the images of a shard by its index, which has a line "suffix offset size [name]" for each file."""
     for index in (shard.with_suffix(".idx"), shard.with_name(shard.name + ".idx")):
         try:
-            if index.stat().st_mtime < shard.stat().st_mtime:  # of what the shard held before
+            if index.stat().st_mtime < shard.stat().st_mtime:  # older than the shard, which may have changed
                 continue
             version, *lines = index.read_text(encoding="utf-8").splitlines()
         except (OSError, ValueError):

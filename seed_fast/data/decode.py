@@ -49,7 +49,7 @@ class ImageDecoder:
     """A pool of `workers` processes that decode entries; with 0 workers the caller's process does it.
 
     Args:
-        processor: how to resize.
+        processor: resizes images.
         workers: number of processes.
         ahead: how many images may be decoded before they are asked for: the bound on memory.
         seconds_per_item: how long an image may take; one that takes longer is an error of that image.

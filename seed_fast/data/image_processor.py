@@ -37,11 +37,17 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "ICO", "QOI")
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PNG_NEEDED = (b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT")  # of the optional chunks: transparency, orientation, frames
+_PNG_NEEDED = (
+    b"tRNS",
+    b"eXIf",
+    b"acTL",
+    b"fcTL",
+    b"fdAT",
+)  # optional, but they change the picture: transparency, orientation, frames
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # what isn't data of a scan
 _SCAN, _END = b"\xff\xda", b"\xff\xd9"
 _WITHOUT_CONTENT = (b"\xff\xd8", b"\xff\x01")
-_ROWS = 256  # of deep grayscale converted at a time
+_ROWS = 256  # rows of deep grayscale that are converted at a time
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -64,7 +70,7 @@ def read_bytes(path: str | os.PathLike[str], name: str | None = None) -> bytes:
 
     Args:
         path: the file.
-        name: how errors call it; default: its path.
+        name: name of the image in errors; default: its path.
 
     Raises:
         ImageError: missing, unreadable, empty, larger than `limits.MAX_FILE_BYTES`, or not a regular file (opening a
@@ -94,7 +100,7 @@ def load_image(source: str | os.PathLike[str] | bytes | BinaryIO, name: str | No
 
     Args:
         source: a path, the bytes of an image file, or an open binary file.
-        name: how errors call it; default: the path, or "image".
+        name: name of the image in errors; default: the path, or "image".
 
     Returns:
         A loaded Pillow image of mode RGB.

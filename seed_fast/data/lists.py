@@ -13,7 +13,7 @@ from seed_fast.data.samples import CAPTION_KEYS, IMAGE_KEYS, captions_of, clean_
 from seed_fast.data.shards import IMAGE_SUFFIXES
 
 LIST_SUFFIXES = (".jsonl", ".tsv", ".json")
-_IMAGE_COLUMNS = (*IMAGE_KEYS, "filename", "image_path", "path")  # of a header, in any case
+_IMAGE_COLUMNS = (*IMAGE_KEYS, "filename", "image_path", "path")  # names in a header, in any case
 _CAPTION_COLUMNS = (*CAPTION_KEYS, "title")
 _KARPATHY_SPLITS = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}
 
@@ -65,7 +65,7 @@ def _of_jsonl(path: Path) -> Iterator[Record]:
 
 
 def _of_tsv(path: Path) -> Iterator[Record]:
-    columns: tuple[int, int] | None = None  # of the image and the caption
+    columns: tuple[int, int] | None = None  # columns of the image and the caption
     for number, line in read_lines(path):
         cells = [cell.strip() for cell in line.split(b"\t")]
         if not any(cells):

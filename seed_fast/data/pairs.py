@@ -52,11 +52,11 @@ def open_pairs(
         split: which part of it: "train", "val", "test".
         image_size: side S of the pictures, px.
         batch_size: samples of a batch on each rank.
-        resize: how pictures that are not augmented come to their size; see `ImageProcessor`.
+        resize: way to resize pictures that are not augmented; see `ImageProcessor`.
         augment: random crops and flips as official (`augment`), on all data but shapes.
-        seed: of the order, the crops and the choice among captions.
+        seed: seed of the order, the crops and the choice among captions.
         rank: number of this process, from 0.
-        world: how many processes share the data.
+        world: number of processes that share the data.
         workers: processes that read and decode; 0: none.
         shuffle: default: for the split "train" only.
         drop_last: every batch has `batch_size` samples: up to world * batch_size - 1 samples at the end of an epoch are

@@ -51,7 +51,7 @@ class TokenizeSummary:
     bad_inputs: int = 0  # shards, folders and globs that could not be listed to their end
     seconds: float = 0.0  # wall time, without loading the model
     plan: str = "plain"  # "fast" (the inference plan) or "plain" (the modules)
-    waiting_seconds: float = 0.0  # of it, this process stood still until workers delivered
+    waiting_seconds: float = 0.0  # part of `seconds` in which this process waited for workers
     stages: list[Stage] = field(default_factory=list)
 
     @property
@@ -105,10 +105,10 @@ def tokenize(
 
     Args:
         tok: the model on its device, or its inference plan.
-        job: what to do.
-        processor: how to resize; its `image_size` must be the model's.
-        writer: where codes go; opened, finished and closed here.
-        model: what the model is called, for the description of the run.
+        job: inputs and options.
+        processor: resizes images; its `image_size` must be the model's.
+        writer: takes the codes; opened, finished and closed here.
+        model: name of the model in the description of the run.
         progress: takes a line for each skipped image, and how far the run is.
         weights: fingerprint of the weights: a resumed run must have the same.
 

@@ -21,7 +21,7 @@ from seed_fast.limits import IN_FLIGHT_BYTES, ITEM_SECONDS
 __all__ = ["CHUNK", "Pool", "WorkerDied"]
 
 CHUNK = 8  # images per message to a worker: few messages, and a worker is never far behind the others
-CHUNK_BYTES = 4 << 20  # of content in a message; an image with more travels alone
+CHUNK_BYTES = 4 << 20  # most content of the items in one message; a larger item is sent alone
 MOST_STUCK = 4  # threads that may be busy with items given up, where there are no workers to kill
 
 Item = TypeVar("Item")
@@ -71,7 +71,7 @@ class Pool:
         self._hands = [_Hand(self._line, seconds_per_item, self._clock) for _ in range(workers)]
         self._threads: list[threading.Thread] = []
         self._close = weakref.finalize(self, _end, self._line, self._hands)
-        self.waiting_seconds = 0.0  # of the caller, for workers
+        self.waiting_seconds = 0.0  # time for which the caller has waited for workers
 
     @property
     def pids(self) -> list[int]:
@@ -96,12 +96,12 @@ class Pool:
         """Yield the results of `function` in the order of `items`, which is read only as far ahead as `ahead` allows.
 
         Args:
-            function: picklable, when there are workers. What it raises is raised here.
-            items: picklable likewise.
-            name: what an error calls an item.
+            function: the work for one item; must be picklable if there are workers. Its exceptions are raised here.
+            items: the items; must be picklable too.
+            name: gives the name of an item for errors.
             size: bytes of content that an item holds in memory; default: none.
-            too_slow: from an item, and the seconds that it was given and did not keep to, to what stands in for its
-                result; its worker is killed and replaced. Without it an item may take for ever. With 0 workers a thread
+            too_slow: gives the result of an item that has exceeded its limit, from the item and the limit in seconds;
+                the worker is killed and replaced. Without `too_slow` an item may take for ever. With 0 workers a thread
                 of this process works, which nothing can end: it is left behind with such an item.
 
         Raises:
@@ -308,7 +308,7 @@ class _Hand:
 
     def __init__(self, line: _Line, seconds: float, clock: _Clock) -> None:
         self._line, self._seconds, self._clock = line, seconds, clock
-        self._lock = threading.Lock()  # of what follows, which the watch and `kill` look at
+        self._lock = threading.Lock()  # guards the fields below, which the watch thread and `kill` read
         self._process: Process | None = None
         self._began: float | None = None  # the item in hand, if it has a time limit
         self._is_given_up = False  # the item in hand has taken too long, and the process was killed

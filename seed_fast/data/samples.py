@@ -37,7 +37,7 @@ class View:
     seed: int
     epoch: int
     augment: bool  # random crops and flips, where the kind of data allows it
-    random_caption: bool  # of several captions one is drawn; otherwise the first is taken
+    random_caption: bool  # True: draw one of several captions; False: take the first
     all_captions: bool
 
     def draws(self, key: str) -> random.Random:

@@ -158,7 +158,7 @@ def walk(
     """Yield the files below a folder whose names end in one of the suffixes, links followed, sorted by full path.
 
     Args:
-        folder: where to begin.
+        folder: the folder to walk.
         suffixes: in lower case; case is ignored. A link that leads nowhere counts as a file of its own name.
         on_problem: called with one line for each folder that can't be listed, and each link without a suffix, which may
             have been a folder, that leads nowhere.
@@ -309,7 +309,7 @@ def _members(path: str, file: Any, suffixes: tuple[str, ...], *, is_plain: bool)
                     yield _member(path, archive, member, is_plain=is_plain)
                 elif not is_plain and member.size > limits.MAX_FILE_BYTES:
                     raise ShardError(f"{path}/{member.name}: {_too_large(member.size, limits.MAX_FILE_BYTES)}")
-                if member.size < 0:  # by a PAX record
+                if member.size < 0:  # a PAX record can say so
                     raise tarfile.ReadError(f"{member.name} of {member.size} bytes")
                 whole += 1
                 setattr(archive, "members", [])  # noqa: B010 - tarfile would keep all that it has seen; not in its stubs

@@ -22,7 +22,12 @@ from seed_fast.data.samples import FileSample, Sample, ShapesSample
 from seed_fast.data.shards import IMAGE_SUFFIXES, SHARD_SUFFIXES, Entry, ShardError, walk
 from seed_fast.data.tar_pairs import ShardsSource
 
-CAPTION_FILES = ("captions.jsonl", "captions.tsv", "captions.json", "metadata.jsonl")  # of a folder
+CAPTION_FILES = (
+    "captions.jsonl",
+    "captions.tsv",
+    "captions.json",
+    "metadata.jsonl",
+)  # files that list the captions of a folder
 log = logging.getLogger("seed_fast.data")
 SPLITS = ("train", "val", "test")
 
@@ -52,7 +57,7 @@ def open_source(spec: str, *, split: str = "train", image_root: str | os.PathLik
             images with a captions file, with a `.txt` beside each image, or of tar shards; a list as `.jsonl`, `.tsv`
             or `.json`.
         split: "train", "val" or "test". Tells the parts of `shapes` and of a Karpathy file; other data has none.
-        image_root: where the relative paths of a list begin. Default: the folder that the list is in.
+        image_root: folder to which the relative paths of a list belong. Default: the folder of the list.
 
     Raises:
         ValueError: there is no such data, or nothing in it can be used. The message starts with its name.

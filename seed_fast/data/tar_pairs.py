@@ -23,7 +23,7 @@ from seed_fast.data.shards import IMAGE_SUFFIXES, Entry, ShardError, compression
 TEXT_SUFFIXES = (".txt", ".json")
 _FIELDS = ("image_offset", "image_size", "text_offset", "text_size")  # bytes
 _MISSING, _UNUSABLE = -1, -2  # offsets: there is no such member; it is a link, or sparse
-_VERSION = 2  # of the kept index
+_VERSION = 2  # version of the index in the cache
 
 
 class ShardsSource:

@@ -61,7 +61,7 @@ def render(scene: Scene, size: int) -> np.ndarray:
     """Draw a scene.
 
     Args:
-        scene: what to draw.
+        scene: the scene to draw.
         size: side S, 8 to 1024 px.
 
     Returns:

@@ -11,7 +11,7 @@ class TokenizerIdentity:
     """The tokenizer that made the codes of a store, by its name and hashes.
 
     Args:
-        name: as the user calls it.
+        name: name that the user gave it.
         weights: its `seed_fast.model.identity.fingerprint`, a hash of samples of its weights; None where unknown.
         codebook_size: codes are below it.
         codes_per_image: N.

@@ -22,7 +22,7 @@ class CaptionsByPath:
     """The captions of a source, looked up by the path of their picture. Holds 16 bytes per picture.
 
     Args:
-        source: of files; a generated world has no paths.
+        source: a data set of files; a generated world has no paths.
 
     Raises:
         ValueError: it is generated.
@@ -40,7 +40,7 @@ class CaptionsByPath:
         """Return the captions of a picture.
 
         Args:
-            path: as `seed-fast tokenize` names it: of a file, or of a shard and its member.
+            path: path as `seed-fast tokenize` writes it: that of a file, or of a shard and its member.
 
         Raises:
             KeyError: the source has no such picture.
@@ -72,7 +72,7 @@ def joined_items(
 
     Args:
         inputs: `.jsonl` files, folders of `.npz` parts, globs and brace lists.
-        captions: of these pictures.
+        captions: the captions of these pictures.
         on_problem: called with one line for each input that is missing or damaged.
         start: pictures to pass over.
         split: which pictures are this process's.

@@ -32,7 +32,7 @@ def picture_items(
     Args:
         tok: the model on its device, or its inference plan.
         source: `seed_fast.data.sources.open_source` gives one.
-        processor: how to resize; its `image_size` must be the model's.
+        processor: resizes pictures; its `image_size` must be the model's.
         batch_size: pictures per forward pass.
         workers: processes that read and decode; 0: none.
         start: places to pass over.

@@ -68,7 +68,7 @@ def fill(
 
     Args:
         writer: not opened yet.
-        run: what the samples depend on; a resumed run must have the same.
+        run: description of everything on which the samples depend; a resumed run must have the same.
         items_from: gives the items from a place on.
         progress: takes a line for each bad input and skipped item, and how far the run is.
         resume: go on with what an earlier run has left, if there is any.
@@ -120,7 +120,7 @@ def record(
 
     Args:
         writer: opened.
-        items: from `writer.next_place` on.
+        items: the items from `writer.next_place` on.
         summary: counts; updated.
         progress: takes a line for each skipped item, and how far the run is.
         block: number of items that are recorded together.

@@ -205,7 +205,7 @@ def shard_bytes(samples: Sequence[dict[str, Any]], tokenizer: TokenizerIdentity,
     Args:
         samples: `kind`, `key` and `parts` (checked: lists of codes and strings) of each.
         tokenizer: whose codes they are.
-        about: to be noted in the file.
+        about: further metadata of the file.
     """
     from safetensors.numpy import save
 

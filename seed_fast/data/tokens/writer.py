@@ -76,7 +76,7 @@ class TokensWriter:
         """Prepare for writing; without `resume` whatever an earlier run has left is dropped.
 
         Args:
-            run: what the samples depend on; a resumed run must have the same.
+            run: description of everything on which the samples depend; a resumed run must have the same.
             overwrite: False: what another run has left is an error (without `resume`), and stays.
 
         Raises:
@@ -125,7 +125,7 @@ class TokensWriter:
 
         Args:
             samples: see `samples`; one that can't be stored is left out and counted.
-            next_place: where the input goes on after them.
+            next_place: place in the input of the item after the block.
             skipped: inputs among them that gave no sample.
 
         Returns:
