@@ -37,13 +37,8 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "ICO", "QOI")
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PNG_NEEDED = (
-    b"tRNS",
-    b"eXIf",
-    b"acTL",
-    b"fcTL",
-    b"fdAT",
-)  # optional, but they change the picture: transparency, orientation, frames
+# Optional chunks that change the picture: transparency, orientation, frames.
+_PNG_NEEDED = (b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT")
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # what isn't data of a scan
 _SCAN, _END = b"\xff\xda", b"\xff\xd9"
 _WITHOUT_CONTENT = (b"\xff\xd8", b"\xff\x01")

@@ -22,12 +22,8 @@ from seed_fast.data.samples import FileSample, Sample, ShapesSample
 from seed_fast.data.shards import IMAGE_SUFFIXES, SHARD_SUFFIXES, Entry, ShardError, walk
 from seed_fast.data.tar_pairs import ShardsSource
 
-CAPTION_FILES = (
-    "captions.jsonl",
-    "captions.tsv",
-    "captions.json",
-    "metadata.jsonl",
-)  # files that list the captions of a folder
+# Files that list the captions of a folder.
+CAPTION_FILES = ("captions.jsonl", "captions.tsv", "captions.json", "metadata.jsonl")
 log = logging.getLogger("seed_fast.data")
 SPLITS = ("train", "val", "test")
 
