@@ -69,7 +69,7 @@ class ResumableOptions:
 def command(*, stopped: str = "", memory: str = "lower --batch-size") -> Callable[[Callable[[Any], int]], Callable]:
     """Turn a function of an options dataclass into a function that typer can call, with a parameter for each field.
 
-    Fields of the class itself come first in --help, inherited ones after them.
+    Required fields come first in --help, then those of the class itself, then inherited ones.
 
     Args:
         stopped: end of the line that is printed on SIGINT or SIGTERM, such as how to resume; "": print no line.
@@ -135,10 +135,11 @@ def command_line(words: str, options: Any, *, without: tuple[str, ...] = ()) -> 
 
 
 def _in_order(options: type) -> list[str]:
-    """Return the names of the fields: those of the class itself, then inherited ones."""
-    names = {field.name for field in fields(options)}
+    """Return the names of the fields: required ones first, then those of the class itself, then inherited ones."""
+    required = {field.name: field.default is MISSING for field in fields(options)}
     declared = (name for cls in options.__mro__ for name in vars(cls).get("__annotations__", ()))
-    return [name for name in dict.fromkeys(declared) if name in names]
+    names = [name for name in dict.fromkeys(declared) if name in required]
+    return sorted(names, key=lambda name: not required[name])
 
 
 def _for_typer(hint: Any) -> Any:
