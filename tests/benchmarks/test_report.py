@@ -84,6 +84,7 @@ def test_bars_have_a_column_per_machine_and_none_is_dropped(measured, second):
 
 
 def test_machines_have_a_column_per_results_file(measured, second):
+    measured["provenance"]["instruction_limits"] = {}
     second["provenance"]["machine"] = measured["provenance"]["machine"]
     machines = report.block("machines", [measured, second], *PLACE)
     assert "| what | doubling | doubling |" in machines
