@@ -121,7 +121,7 @@ struct Program {
   const Function& function_at(uint32_t pc) const;
 };
 
-// -- between the parser and instructions.cpp --------------------------------------------------------------------------
+// -- between the parser and instructions*.cpp -------------------------------------------------------------------------
 
 struct Argument {
   enum Kind { slot, number, vector, address, name, sink } kind = sink;
