@@ -1,4 +1,4 @@
-"""Helpers that tests share: random official checkpoints, and the error budget of a float32 computation."""
+"""Helpers that tests share: random official checkpoints, and the error budget of a computation in any dtype."""
 
 from __future__ import annotations
 
@@ -48,3 +48,26 @@ def error_ratio(actual: Tensor, peer: Tensor, truth: Tensor) -> float:
     if not budget > 0:
         raise ValueError("error_ratio: peer must differ from truth, or it is no budget")
     return error / budget
+
+
+def check_budget(got: Tensor, truth: Tensor, peer: Tensor, factor: float = 2) -> None:
+    """Compare the largest error of `got` against `truth` with `factor` times that of `peer`.
+
+    `factor` units in the last place of the largest value are always allowed: `peer` may be exact by chance.
+
+    Args:
+        got: what is tested; any shape and dtype.
+        truth: the same quantity in float64.
+        peer: the same quantity by plain torch in the dtype of `got`; its error is the budget.
+        factor: 2 for values, 3 for gradients.
+
+    Raises:
+        AssertionError: the error is larger, or not a number, or a shape or dtype differs.
+    """
+    assert got.shape == truth.shape == peer.shape, f"shapes {[*got.shape]}, {[*truth.shape]}, {[*peer.shape]}"
+    assert got.dtype == peer.dtype, f"{got.dtype}, plain torch has {peer.dtype}"
+    if got.numel() == 0:
+        return
+    error, allowed = ((x.double() - truth).abs().max().item() for x in (got, peer))
+    allowed = factor * max(allowed, torch.finfo(got.dtype).eps * truth.abs().max().item())
+    assert error <= allowed, f"off by {error:.3g}, allowed {allowed:.3g}"

@@ -115,14 +115,14 @@ def test_merged_and_disabled_adapters_run_as_pefts(tmp_path):
     model.eval()
     ids = torch.tensor([[2, *vocabulary.image([3, 1]), 9]])
     with torch.no_grad():
-        own = model(ids).logits
+        own, truth = model(ids).logits, copy.deepcopy(model).double()(ids).logits
         with model.disable_adapter():
             without = model(ids).logits
         use_fast_layers(model)
         with model.disable_adapter():
             assert torch.equal(model(ids).logits, without)
         merged = model.merge_and_unload()
-        torch.testing.assert_close(merged(ids).logits, own, rtol=1e-4, atol=1e-4)
+        assert error_ratio(merged(ids).logits, own, truth) <= 3  # a sum of weights is rounded once more
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft, about transformers' names

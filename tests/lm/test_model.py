@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from seed_fast.distributed import trainable
 from seed_fast.lm.folder import FAMILIES, base_of
 from seed_fast.lm.model import Lora, build, load, save
 from seed_fast.lm.vocabulary import Vocabulary
+from seed_fast.testing import check_budget, error_ratio
 from seed_fast.train.lm import LanguageModelTask
 from tests.lm.tiny import CODEBOOK, base, tokenizer
 
@@ -80,11 +82,11 @@ def packed(ids):
 
 def loss_of(task, ids):
     with torch.no_grad():
-        return task.eval()(packed(ids))["loss"].item()
+        return task.eval()(packed(ids))["loss"]
 
 
 def cross_entropy(logits, ids):
-    return torch.nn.functional.cross_entropy(logits[0, :-1].float(), ids[0, 1:]).item()
+    return torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:])
 
 
 @pytest.fixture(scope="module")
@@ -115,15 +117,16 @@ def tasks(tmp_path_factory):
 def test_peft_and_transformers_alone_give_and_merge_to_the_same_logits(tasks, name):
     folder, task = tasks[name]
     found = torch.load(folder / "out" / "logits.pt", weights_only=True)
-    largest = found["logits"].abs().max()
-    for way in ("merged", "pipeline"):
-        assert (found["logits"] - found[way]).abs().max() < 1e-4 * largest, way
-    for way in ("load_adapter", "auto"):
-        torch.testing.assert_close(found[way], found["logits"])
-    assert cross_entropy(found["logits"], found["ids"]) == pytest.approx(loss_of(task, found["ids"]), rel=1e-5)
     again = load(folder / "out")
     with torch.no_grad():
         assert torch.equal(again.model(found["ids"]).logits, found["logits"])
+        truth = copy.deepcopy(again.model).double()(found["ids"]).logits
+    for way in ("merged", "pipeline"):  # a sum of weights is rounded once more
+        assert error_ratio(found[way], found["logits"], truth) <= 3, way
+    for way in ("load_adapter", "auto"):
+        assert torch.equal(found[way], found["logits"]), way
+    peer, exact = (cross_entropy(logits, found["ids"]) for logits in (found["logits"], truth))
+    check_budget(loss_of(task, found["ids"]), exact, peer)
     assert again.vocabulary == task.vocabulary
     assert not list((folder / "out").glob(".*"))
 
@@ -134,7 +137,7 @@ def test_transformers_reads_an_adapter_folder_where_its_base_has_the_rows(tasks,
     found = torch.load(tasks[name][0] / "out" / "logits.pt", weights_only=True)
     for way in ("plain", "plain_pipeline"):
         if name == "codebook":
-            torch.testing.assert_close(found[way], found["logits"])
+            assert torch.equal(found[way], found["logits"])
         else:
             assert "out of bounds" in found[way], f"{way}: docs/lm.md says that this fails, and it no longer does"
 
@@ -197,8 +200,9 @@ def test_codes_through_a_linear_layer_are_saved_as_rows(tasks):
     assert [name.split(".")[3] for name in names if "delta" in name] == ["lm_head"]
     rows = load(folder / "out").model.get_input_embeddings().weight
     first = task.vocabulary.first_code
-    expected = task.codes.codebook @ task.codes.fc.weight.T + task.codes.fc.bias
-    torch.testing.assert_close(rows[first : first + CODEBOOK], expected)
+    parts = task.codes.codebook, task.codes.fc.weight, task.codes.fc.bias
+    plain, truth = (codebook @ weight.T + bias for codebook, weight, bias in (parts, [p.double() for p in parts]))
+    check_budget(rows[first : first + CODEBOOK], truth, plain)
     before = (folder / "out" / "base" / "model.safetensors").stat().st_mtime_ns
     again = build(folder / "base", codebook_size=CODEBOOK, untied=folder / "out" / "base")  # as a resumed run does
     assert not again.model.get_base_model().config.tie_word_embeddings
@@ -251,8 +255,7 @@ def test_a_whole_model_is_saved_for_transformers_alone(tmp_path):
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     ids = torch.tensor([[2, *language.vocabulary.image([1, 2]), 7]])
     with torch.no_grad():
-        expected = language.model.eval()(ids).logits
-        torch.testing.assert_close(plain(ids).logits, expected)
+        assert torch.equal(plain(ids).logits, language.model.eval()(ids).logits)
         assert torch.equal(load(tmp_path / "out").model(ids).logits, plain(ids).logits)
     assert plain.lm_head.weight is plain.get_input_embeddings().weight
     assert "seed_fast" not in (tmp_path / "out" / "config.json").read_text()

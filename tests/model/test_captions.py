@@ -11,6 +11,7 @@ from seed_fast import SeedTokenizer
 from seed_fast.convert.stage1 import load_bert, load_official_stage1, to_official_stage1
 from seed_fast.model.captions import CLS, PAD, SEP, UNKNOWN, BertCaptions, WordTokenizer, open_captions, split_words
 from seed_fast.model.stage1 import Stage1Model
+from seed_fast.testing import error_ratio
 from tests.train.tiny import CONFIG
 
 CAPTIONS = ["A red circle.", "a blue square, left of a red one", "ein größeres Bild"]
@@ -82,9 +83,10 @@ def test_bert_gives_tokens_and_weights_to_both_branches(bert_folder, tmp_path):
     bert = BertModel.from_pretrained(bert_folder).eval()
     with torch.no_grad():
         bert.embeddings.token_type_embeddings.weight.zero_()  # BLIP-2's BERT has none
-        expected = bert(input_ids=ids, attention_mask=mask).last_hidden_state
         found = model.eval().text(model.tokenizer.qformer, ids, mask)
-    torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], rtol=1e-5, atol=1e-5)
+        peer, truth = (bert.to(dtype)(input_ids=ids, attention_mask=mask).last_hidden_state for dtype in (
+            torch.float32, torch.float64))  # fmt: skip
+    assert error_ratio(*(each[mask.bool()] for each in (found, peer, truth))) <= 2
     ffn = model.tokenizer.qformer.layers[1].ffn
     assert torch.equal(ffn.up.weight, model.text.ffns[1].up.weight)  # query feed-forwards begin as the text's
     assert torch.equal(ffn.norm.bias, model.text.ffns[1].norm.bias)

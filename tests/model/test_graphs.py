@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from seed_fast import SeedConfig, SeedTokenizer
 from seed_fast.model.graphs import BUCKETS, Graphs, in_parts
+from seed_fast.testing import error_ratio
 
 CPU = torch.device("cpu")
 
@@ -195,7 +196,9 @@ def test_graphs_on_a_gpu_give_what_eager_launches_give(plans, count):
     for start in (0, count % 70):  # capture, then replay with other images
         batch = pixels[start : start + count]
         causal = plan.causal_embeddings(batch)
-        torch.testing.assert_close(causal, eager.causal_embeddings(batch), rtol=1e-4, atol=1e-4)
+        with torch.no_grad():
+            exact = SeedTokenizer.from_pretrained("seed-tiny", device="cuda").double().causal_embeddings(batch.double())
+        assert error_ratio(causal, eager.causal_embeddings(batch), exact) <= 2
         assert torch.equal(plan.lookup(causal), eager.lookup(causal))
     assert torch.equal(plan.encode(pixels[:count]), eager.encode(pixels[:count]))
 

@@ -1,4 +1,4 @@
-"""Inputs on which a careless softmax loses bits, plain torch beside them, and the budget of every backend."""
+"""Inputs on which a careless softmax loses bits; and plain torch beside them."""
 
 from __future__ import annotations
 
@@ -19,16 +19,6 @@ def plain(q: Tensor, k: Tensor, v: Tensor, causal: bool = False, scale: float | 
     if causal:
         scores = scores.masked_fill(torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1), -math.inf)
     return (scores.softmax(-1) @ v).transpose(1, 2)
-
-
-def check_budget(got: Tensor, expected: Tensor, plainly: Tensor, factor: float = 2) -> None:
-    """The error against float64 is at most `factor` times plain torch's; a unit in the last place is always allowed."""
-    assert got.shape == expected.shape
-    assert got.dtype == plainly.dtype
-    if got.numel() == 0:
-        return
-    error, allowed = (got.double() - expected).abs().max(), (plainly.double() - expected).abs().max()
-    assert error <= factor * torch.maximum(allowed, torch.finfo(got.dtype).eps * expected.abs().max())
 
 
 def structured(lq: int, lk: int, dtype: torch.dtype) -> Iterator[Case]:

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seed_fast.ops import _native, attention, backend
-from seed_fast.ops.attention import reference
-from tests.ops.attention_cases import check_budget, plain, structured
+from seed_fast.testing import check_budget
+from tests.ops.attention_cases import plain, structured
 
 ISAS = ("scalar", "avx2", "avx512", "avx512bf16")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -57,43 +57,53 @@ def random_qkv(b, lq, lk, h, d, dtype=torch.float32, scale=1.0, seed=0):
     return (q, *draw(b, lk, 2, h, d).unbind(2))
 
 
+def check(q, k, v, causal=False, scale=None, factor=2):
+    """The error of the chosen backend against float64 is at most twice that of plain torch in the inputs' dtype."""
+    exact = plain(q.double(), k.double(), v.double(), causal, scale)
+    check_budget(attention(q, k, v, causal=causal, scale=scale), exact, plain(q, k, v, causal, scale), factor)
+
+
+def factor_of(backend_name):
+    """Torch's own kernel is held to what shows wrong strides and scales; how it rounds is its own."""
+    return 8 if backend_name == "sdpa" else 2
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_error_is_within_twice_that_of_plain_torch(everywhere, poisoned, shape, dtype, causal):
-    qkv = random_qkv(*shape, dtype)
-    check_budget(attention(*qkv, causal=causal), plain(*(x.double() for x in qkv), causal), plain(*qkv, causal))
+    check(*random_qkv(*shape, dtype), causal)
 
 
 @needs_native
 @settings(max_examples=30, deadline=None)
 @given(
-    st.integers(1, 2), st.integers(1, 70), st.integers(1, 70), st.integers(1, 3), st.integers(2, 16),
+    st.integers(1, 70), st.integers(1, 70), st.integers(1, 3), st.integers(2, 16),
     st.sampled_from(DTYPES), st.booleans(), st.sampled_from(ISAS),
 )  # fmt: skip
-def test_any_shape_on_any_instruction_set(b, lq, lk, h, eighths, dtype, causal, isa):
-    qkv = random_qkv(b, lq, lk, h, 8 * eighths, dtype)
+def test_any_shape_on_any_instruction_set(lq, lk, h, eighths, dtype, causal, isa):
+    qkv = random_qkv(16, lq, lk, h, 8 * eighths, dtype)  # many rows: the largest error of few is a matter of luck
     expected = plain(*(x.double() for x in qkv), causal)
     with pytest.MonkeyPatch.context() as patch, backend("cpu"):
         patch.setenv("SEED_FAST_CPU_ISA", isa)
-        got = attention(*qkv, causal=causal)
-    tolerance = {torch.float32: 4e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}[dtype]
-    torch.testing.assert_close(got.double(), expected, rtol=0, atol=tolerance)
+        got, alone = attention(*qkv, causal=causal), attention(*(x[:1] for x in qkv), causal=causal)
+    check_budget(got, expected, plain(*qkv, causal))
+    assert torch.equal(alone, got[:1])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_strides_are_free(everywhere, dtype):
     q, k, v = random_qkv(2, 9, 13, 3, 24, dtype)
-    expected = plain(q, k, v)
-    close = lambda *qkv: torch.testing.assert_close(attention(*qkv), expected, rtol=2e-2, atol=2e-2)  # noqa: E731
-    close(q.contiguous(), k, v.contiguous())
-    close(*(x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)))
-    close(*(x.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0) for x in (q, k, v)))
     wide = torch.zeros(2, 13, 3, 48, dtype=dtype)
     wide[..., ::2] = k
-    close(q, wide[..., ::2], v)
-    one = k[:, :1, :1].expand(2, 13, 3, 24)
-    torch.testing.assert_close(attention(q, one, v), plain(q, one, v), rtol=2e-2, atol=2e-2)
+    for qkv in (
+        (q.contiguous(), k, v.contiguous()),
+        [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)],
+        [x.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0) for x in (q, k, v)],
+        (q, wide[..., ::2], v),
+        (q, k[:, :1, :1].expand(2, 13, 3, 24), v),
+    ):
+        check(*qkv, factor=factor_of(everywhere))
 
 
 def test_causality_is_aligned_to_the_top_left(everywhere):
@@ -101,13 +111,13 @@ def test_causality_is_aligned_to_the_top_left(everywhere):
     got = attention(q, k, v, causal=True)
     assert torch.equal(got[:, 0], v[:, 0])
     for i in (7, 20, 39):
-        torch.testing.assert_close(got[:, i : i + 1], plain(q[:, i : i + 1], k[:, : i + 1], v[:, : i + 1]))
+        seen = q[:, i : i + 1], k[:, : i + 1], v[:, : i + 1]
+        check_budget(got[:, i : i + 1], plain(*(x.double() for x in seen)), plain(*seen), factor_of(everywhere))
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, -0.3])
 def test_scale(everywhere, scale):
-    qkv = random_qkv(1, 9, 40, 2, 32)
-    torch.testing.assert_close(attention(*qkv, scale=scale), plain(*qkv, scale=scale))
+    check(*random_qkv(1, 9, 40, 2, 32), scale=scale, factor=factor_of(everywhere))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -116,18 +126,15 @@ def test_structured_scores_keep_to_the_budget(everywhere, lq, lk, dtype):
     if everywhere == "sdpa":
         pytest.skip("torch's own kernel: on AVX2 it loses small weights beside a large one, by more than the budget")
     for name, q, k, v, scale in structured(lq, lk, dtype):
-        exact = plain(*(x.double() for x in (q, k, v)), False, scale)
         try:
-            check_budget(attention(q, k, v, scale=scale), exact, plain(q, k, v, False, scale))
+            check(q, k, v, scale=scale)
         except AssertionError as error:
             raise AssertionError(name) from error
 
 
 @pytest.mark.parametrize("magnitude", [1e-42, 1e-20, 1e-3, 30.0, 1e4, 1e18])
 def test_tiny_and_huge_magnitudes(everywhere, magnitude):
-    qkv = random_qkv(1, 9, 40, 2, 32, scale=magnitude)
-    expected = plain(*(x.double() for x in qkv))
-    check_budget(attention(*qkv), expected, plain(*qkv))
+    check(*random_qkv(1, 9, 40, 2, 32, scale=magnitude))
 
 
 def test_weights_that_underflow_next_to_a_dominant_one(everywhere):
@@ -200,12 +207,12 @@ def test_flushing_denormals_changes_nothing_in_the_kernel():
 @needs_native
 def test_concurrent_callers_get_their_own_answers():
     inputs = [random_qkv(1, 32, 70, 4, 64, seed=seed) for seed in range(6)]
-    expected = [reference(*qkv, False, 0.125) for qkv in inputs]
+    expected = [attention(*qkv) for qkv in inputs]
     wrong = []
 
     def work(qkv, right):
         with torch.no_grad():
-            wrong.extend(i for i in range(20) if not torch.allclose(attention(*qkv), right, atol=1e-5))
+            wrong.extend(i for i in range(20) if not torch.equal(attention(*qkv), right))
 
     workers = [threading.Thread(target=work, args=pair) for pair in zip(inputs, expected, strict=True)]
     for worker in workers:
@@ -216,7 +223,7 @@ def test_concurrent_callers_get_their_own_answers():
 
 
 def _in_child(connection, qkv):
-    connection.send(attention(*qkv).sum().item())
+    connection.send(attention(*qkv).tolist())
 
 
 @needs_native
@@ -224,10 +231,10 @@ def _in_child(connection, qkv):
 def test_a_forked_child_computes():
     qkv = random_qkv(2, 32, 40, 4, 32)
     with backend("cpu"):
-        expected = attention(*qkv).sum().item()
+        expected = attention(*qkv).tolist()
         ours, theirs = multiprocessing.get_context("fork").Pipe()
         child = multiprocessing.get_context("fork").Process(target=_in_child, args=(theirs, qkv))
         child.start()
         assert ours.poll(60), "the forked child hangs"
-        assert ours.recv() == pytest.approx(expected)
+        assert ours.recv() == expected
         child.join(10)

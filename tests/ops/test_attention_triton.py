@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[2]  # from where a script imports `tests`
 CHECK = """
 import math, torch
 from seed_fast.ops import attention, backend
-from tests.ops.attention_cases import check_budget, plain, structured
+from seed_fast.testing import check_budget
+from tests.ops.attention_cases import plain, structured
 device = "cuda" if {gpu} else "cpu"
 generator = torch.Generator().manual_seed(0)
 draw = lambda *shape: torch.randn(*shape, generator=generator)

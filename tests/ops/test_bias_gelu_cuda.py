@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from seed_fast.ops import backend, bias_gelu
+from seed_fast.testing import check_budget
 from tests.ops.test_bias_gelu import exact
 from tests.ops.test_nearest_code_cuda import ARCHITECTURES, ROOT, compiled_kernels, needs_compiler, on_gpu
 
@@ -45,9 +46,7 @@ def draw(n, d, dtype=torch.float32):
 
 def check(x, bias):
     torch.empty(x.numel(), device="cuda").fill_(math.nan)  # what the allocator hands out next is no old result
-    got, true, theirs = bias_gelu(x, bias), exact(x, bias), F.gelu(x + bias).to(x.dtype)
-    error, allowed = (got.double() - true).abs().max(), (theirs.double() - true).abs().max()
-    assert error <= 2 * max(allowed, torch.finfo(x.dtype).eps * true.abs().max())
+    check_budget(bias_gelu(x, bias), exact(x, bias), F.gelu(x + bias).to(x.dtype))
 
 
 @on_gpu
@@ -86,9 +85,9 @@ def test_gradients_are_those_of_the_definition(cuda):
     tensors = [t.requires_grad_() for t in draw(64, 768)]
     truth = [t.detach().double().requires_grad_() for t in tensors]
     got = torch.autograd.grad(bias_gelu(*tensors).sin().sum(), tensors)
-    expected = torch.autograd.grad(F.gelu(truth[0] + truth[1]).sin().sum(), truth)
-    for mine, true in zip(got, expected, strict=True):
-        torch.testing.assert_close(mine.double(), true, rtol=1e-5, atol=1e-5 * float(true.abs().max()))
+    exactly, plainly = (torch.autograd.grad(F.gelu(x + bias).sin().sum(), (x, bias)) for x, bias in (truth, tensors))
+    for each in zip(got, exactly, plainly, strict=True):
+        check_budget(*each, factor=3)
 
 
 @on_gpu

@@ -16,6 +16,7 @@ CHECK = """
 import math, torch
 import torch.nn.functional as F
 from seed_fast.ops import bias_gelu, backend
+from seed_fast.testing import check_budget
 from tests.ops import test_bias_gelu as contract
 device = "cuda" if {gpu} else "cpu"
 generator = torch.Generator().manual_seed(0)
@@ -49,8 +50,10 @@ assert bias_gelu(x, draw(40)).isnan().nonzero().tolist() == [[1, 5]]
     "gradients": """
 x, bias = draw(6, 33).requires_grad_(), draw(33).requires_grad_()
 grads = torch.autograd.grad(bias_gelu(x, bias).sin().sum(), (x, bias))
-for got, true in zip(grads, torch.autograd.grad(F.gelu(x + bias).sin().sum(), (x, bias))):
-    torch.testing.assert_close(got, true, rtol=1e-4, atol=1e-5)
+truth = [t.detach().double().requires_grad_() for t in (x, bias)]
+exactly, plainly = (torch.autograd.grad(F.gelu(x + bias).sin().sum(), (x, bias)) for x, bias in (truth, (x, bias)))
+for each in zip(grads, exactly, plainly):
+    check_budget(*each, factor=3)
 """,
 }
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from seed_fast.model.identity import checksum
+from seed_fast.testing import error_ratio
 from seed_fast.train.features import FeatureCache
 from seed_fast.train.stage1 import Stage1
 from tests.train.tiny import CONFIG, ListBatches, loop, stage1
@@ -120,8 +121,10 @@ def test_training_on_cached_features_is_the_same_training(tmp_path):
     cached = Stage1(cached.model, cached._captions, dropout=0.0, features=features)
     loop(cached, tmp_path / "cached")()
     assert features.count == 32
-    for (name, one), two in zip(plain.named_parameters(), cached.parameters(), strict=True):
-        # Rows computed in another batch round alike here: the products' shapes are the same.
-        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5, msg=name)
+    exact = stage1().double()
+    loop(exact, tmp_path / "exact")()
+    flat = lambda task: torch.cat([p.detach().flatten() for p in task.parameters()])  # noqa: E731
+    # Rows computed in another batch may round otherwise.
+    assert torch.equal(flat(cached), flat(plain)) or error_ratio(flat(cached), flat(plain), flat(exact)) <= 3
     with pytest.raises(ValueError, match="train_vision needs fresh ViT features"):
         Stage1(cached.model, cached._captions, features=features, train_vision=True)

@@ -50,9 +50,13 @@ def computed(golden):
 @pytest.mark.parametrize("name", ["loss", *TERMS])
 def test_losses_equal_the_official_ones(computed, name):
     ours_name, weight = TERMS.get(name, ("loss", 1.0))
+    ours, exact = (weight * each[0][ours_name].item() for each in (computed.ours, computed.exact))
     official = computed.official["out"][name].item()
-    assert weight * computed.ours[0][ours_name].item() == pytest.approx(official, rel=1e-6)
-    assert weight * computed.exact[0][ours_name].item() == pytest.approx(official, rel=1e-6)
+    # One number can be exact by chance: the budget is how far the official gradients are from float64, relatively.
+    grads = computed.official["grad"]
+    peer, truth = (torch.cat([each[n].double().flatten() for n in grads]) for each in (grads, computed.exact[1]))
+    allowed = exact * ((peer - truth).norm() / truth.norm()).item()
+    assert max(abs(ours - exact), abs(official - exact)) <= allowed
 
 
 def test_gradients_are_within_the_float32_budget(computed):
@@ -65,15 +69,16 @@ def test_gradients_are_within_the_float32_budget(computed):
 def test_the_same_parameters_get_gradients_and_of_the_same_norm(computed):
     official = computed.official["gradnorm"]
     assert computed.ours[1].keys() == official.keys()
-    for name, norm in official.items():
-        assert computed.ours[1][name].norm().item() == pytest.approx(norm.item(), rel=1e-4), name
+    ours, exact = (torch.stack([each[1][name].norm() for name in official]) for each in (computed.ours, computed.exact))
+    peer = torch.stack([norm.reshape(()) for norm in official.values()])
+    assert error_ratio(ours / exact, peer / exact, exact / exact) <= GRADIENT_BUDGET
 
 
 def test_a_step_of_adamw_leads_to_the_official_parameters(computed):
     for name, value in computed.official["after"].items():
         moved = value - computed.official["w"][name]
         assert moved.abs().max() > 0
-        torch.testing.assert_close(computed.ours[2][name], value, rtol=1e-6, atol=2e-6)
+        assert error_ratio(computed.ours[2][name], value, computed.exact[2][name]) <= GRADIENT_BUDGET, name
 
 
 @pytest.mark.parametrize("preset", ["seed-1", "seed-2-rqf"])
@@ -88,7 +93,7 @@ def test_other_heads_train(golden, preset):
     terms = losses(tok, pixels, torch.randn(shape))
     terms["loss"].backward()
     total = VQ_WEIGHT * terms["vq"] + RECON_WEIGHT * terms["recon"] + IMAGE_WEIGHT * terms["image"]
-    torch.testing.assert_close(terms["loss"], total)
+    assert torch.equal(terms["loss"], total)
     assert (terms["recon"] == 0) == preset.generates_text
     assert all(p.grad is not None for p in tok.head.parameters())
     assert tok.qformer.query_tokens.grad is None

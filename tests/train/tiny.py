@@ -46,9 +46,11 @@ RECIPE = Recipe(
 class ListBatches:
     """Random pairs in memory, in an order for each epoch that any number of ranks shares; `batch_size` is per rank."""
 
-    def __init__(self, batch_size: int, *, rank: int = 0, world: int = 1, count: int = 32, seed: int = 0) -> None:
+    def __init__(
+        self, batch_size: int, *, rank: int = 0, world: int = 1, count: int = 32, seed: int = 0, dtype=torch.float32
+    ) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self.pixels = torch.randn(count, 3, CONFIG.image_size, CONFIG.image_size, generator=generator)
+        self.pixels = torch.randn(count, 3, CONFIG.image_size, CONFIG.image_size, generator=generator).to(dtype)
         picks = torch.randint(len(WORDS), (count, 5), generator=generator).tolist()
         self.captions = [" ".join(WORDS[i] for i in pick[: 2 + number % 4]) for number, pick in enumerate(picks)]
         self.batch_size, self.rank, self.world = batch_size, rank, world
@@ -89,8 +91,8 @@ def stage2(*, dropout: float = 0.0) -> Stage2:
 
 def loop(task, output: Path, *, recipe: Recipe = RECIPE, ranks: Ranks | None = None, validation=None, **run) -> Loop:
     ranks = ranks or Ranks(0, 1, torch.device("cpu"))
-    size = recipe.micro_batch(ranks.world)
-    batches = ListBatches(size, rank=ranks.rank, world=ranks.world)
+    size, dtype = recipe.micro_batch(ranks.world), next(task.parameters()).dtype
+    batches = ListBatches(size, rank=ranks.rank, world=ranks.world, dtype=dtype)
     return Loop(task, batches, recipe, Run(output, **{"log_every": 1, **run}), ranks, validation=validation)
 
 
@@ -108,11 +110,14 @@ def main() -> None:
     parser.add_argument("--ema", type=float)
     parser.add_argument("--clip", type=float)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--double", action="store_true", help="weights, data and all that is computed in float64")
     options = parser.parse_args()
     torch.set_num_threads(1)
     ranks = Ranks.join(torch.device("cpu"))
     gather = gather_without_gradient if options.official_gather else gather_with_gradient
     task = stage1(dropout=options.dropout, gather=gather) if options.stage == 1 else stage2(dropout=options.dropout)
+    if options.double:
+        task.double()
     task.register_forward_hook(lambda *_: time.sleep(options.pause))
     recipe = replace(RECIPE, epochs=options.epochs, ema=options.ema, clip=options.clip, dtype=options.dtype)
     run = {"save_every": options.save_every, "resume": True, "fsdp": options.fsdp, "keep": options.keep}
