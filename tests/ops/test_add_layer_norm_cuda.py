@@ -1,4 +1,4 @@
-"""The CUDA kernels of add_layer_norm: what the compiler makes of them, and, where a GPU is, values and gradients.
+"""The CUDA kernels of add_layer_norm on a GPU: values and gradients.
 
 Without a GPU the kernels themselves run in csrc/tests/add_layer_norm_cuda_test.cpp, which executes them on the host.
 """
@@ -6,39 +6,18 @@ Without a GPU the kernels themselves run in csrc/tests/add_layer_norm_cuda_test.
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 
-from seed_fast.ops import add_layer_norm, backend
+from seed_fast.ops import add_layer_norm
 from seed_fast.ops.add_layer_norm import reference
 from seed_fast.ops.backends import add_layer_norm as backends
 from seed_fast.testing import check_budget
+from tests.ops.contract import DTYPES, on_gpu
 from tests.ops.test_add_layer_norm import exact, plain
-from tests.ops.test_nearest_code_cuda import ARCHITECTURES, ROOT, compiled_kernels, needs_compiler, on_gpu
 
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-TYPES = ("float32", "float16", "bfloat16")
-KERNELS = {f"add_layer_norm_{kind}_kernel" for kind in (*TYPES, *(f"wide_{name}" for name in TYPES), "any")}
 SHAPES = [(1, 1), (3, 32), (5, 31), (64, 96), (33, 768), (257, 1408), (16448, 1408), (3, 2052), (5, 8192), (2, 8200)]
-
-
-@needs_compiler
-def test_every_kernel_compiles_for_every_architecture_without_spills(tmp_path):
-    kernels = compiled_kernels(tmp_path, "add_layer_norm*.cu")
-    assert set(kernels) == KERNELS
-    for by_arch in kernels.values():
-        assert set(by_arch) == ARCHITECTURES
-        assert all(use["spill_store_bytes"] == use["spill_load_bytes"] == 0 for use in by_arch.values())
-
-
-@pytest.fixture
-def cuda():
-    with backend("cuda"):
-        yield
 
 
 def draw(n, d, delta_dtype=torch.float32, seed=0):
@@ -110,36 +89,3 @@ def test_gradients_are_those_of_the_definition(cuda):
         plainly = gradients(lambda *t: plain(*t, 1e-6, torch.float32, post_norm), tensors)  # noqa: B023
         for each in zip(got, exactly, plainly, strict=True):
             check_budget(*each, factor=3)
-
-
-@on_gpu
-def test_opcheck_and_one_graph_under_compile(cuda):
-    tensors = draw(5, 96)
-    arguments = (*tensors, 1e-6, torch.float16, False)
-    torch.library.opcheck(torch.ops.seed_fast.add_layer_norm.default, arguments)
-    compiled = torch.compile(add_layer_norm, fullgraph=True, backend="aot_eager")
-    for got, expected in zip(compiled(*tensors, 1e-6), add_layer_norm(*tensors, 1e-6), strict=True):
-        assert torch.equal(got, expected)
-
-
-@on_gpu
-def test_a_captured_graph_replays_on_new_input(cuda):
-    x, delta, weight, bias = draw(64, 1408, torch.float16)
-    add_layer_norm(x, delta, weight, bias, 1e-6, out_dtype=torch.float16)  # loads the kernel
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = add_layer_norm(x, delta, weight, bias, 1e-6, out_dtype=torch.float16)
-    x.copy_(x.flip(0))
-    graph.replay()
-    again = add_layer_norm(x, delta, weight, bias, 1e-6, out_dtype=torch.float16)
-    assert all(torch.equal(a, b) for a, b in zip(captured, again, strict=True))
-
-
-@on_gpu
-@pytest.mark.skipif(os.environ.get("SEED_FAST_CUDA_ARCH") == "70", reason="is that run")
-def test_the_compute_70_image_passes_every_test_above():
-    environment = os.environ | {"SEED_FAST_CUDA_ARCH": "70"}
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-4000:]
-    assert " passed" in done.stdout

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
-import threading
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seed_fast.ops import _native, attention, backend
+from seed_fast.ops import attention, backend
 from seed_fast.testing import check_budget
 from tests.ops.attention_cases import plain, structured
+from tests.ops.contract import DTYPES, backends_of_a_cpu, needs_native
+from tests.ops.contract import ISAS as COMMON
 
-ISAS = ("scalar", "avx2", "avx512", "avx512bf16")
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ISAS = (*COMMON, "avx512bf16")
+everywhere = backends_of_a_cpu("reference", "sdpa", isas=ISAS)
 SHAPES = [  # B, Lq, Lk, H, Dh: the four of the model, then odd ones
     (2, 32, 32, 3, 64),
     (1, 32, 257, 2, 64),
@@ -30,23 +30,6 @@ SHAPES = [  # B, Lq, Lk, H, Dh: the four of the model, then odd ones
     (0, 3, 4, 2, 16),
     (2, 0, 4, 2, 16),
 ]
-needs_native = pytest.mark.skipif(bool(_native.cpu_unavailable()), reason=_native.cpu_unavailable() or "native")
-
-
-@pytest.fixture(params=["reference", "sdpa", *(pytest.param(isa, marks=needs_native) for isa in ISAS)])
-def everywhere(request, monkeypatch):
-    """Runs the test on reference, sdpa, and the C++ kernel of each instruction set (or of the best this CPU has)."""
-    if request.param in ISAS:
-        monkeypatch.setenv("SEED_FAST_CPU_ISA", request.param)
-    with backend("cpu" if request.param in ISAS else request.param):
-        yield request.param
-
-
-@pytest.fixture
-def poisoned(monkeypatch):
-    """New tensors of the kernel's glue hold NaN, so that what it leaves unwritten shows."""
-    fresh = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *shape, **options: fresh(*shape, **options).fill_(math.nan))
 
 
 def random_qkv(b, lq, lk, h, d, dtype=torch.float32, scale=1.0, seed=0):
@@ -174,67 +157,3 @@ def test_keys_that_causality_hides_never_matter():
         expected = attention(q, k, v, causal=True)
         k[:, 50:] = math.nan
         assert torch.equal(attention(q, k, v, causal=True)[:, :50], expected[:, :50])
-
-
-@needs_native
-def test_results_do_not_depend_on_threads_and_repeat_bit_by_bit():
-    qkv = random_qkv(1, 100, 257, 3, 88)
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 5, 40):
-            torch.set_num_threads(threads)
-            with backend("cpu"):
-                results += [attention(*qkv, causal=True), attention(*qkv, causal=True)]
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(results[0], other) for other in results[1:])
-
-
-@needs_native
-def test_flushing_denormals_changes_nothing_in_the_kernel():
-    qkv = random_qkv(1, 8, 9, 1, 16, scale=1e-40)
-    with backend("cpu"):
-        expected = attention(*qkv)
-        torch.set_flush_denormal(True)
-        try:
-            assert torch.equal(attention(*qkv), expected)
-        finally:
-            torch.set_flush_denormal(False)
-    assert expected.abs().max() > 0
-
-
-@needs_native
-def test_concurrent_callers_get_their_own_answers():
-    inputs = [random_qkv(1, 32, 70, 4, 64, seed=seed) for seed in range(6)]
-    expected = [attention(*qkv) for qkv in inputs]
-    wrong = []
-
-    def work(qkv, right):
-        with torch.no_grad():
-            wrong.extend(i for i in range(20) if not torch.equal(attention(*qkv), right))
-
-    workers = [threading.Thread(target=work, args=pair) for pair in zip(inputs, expected, strict=True)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert wrong == []
-
-
-def _in_child(connection, qkv):
-    connection.send(attention(*qkv).tolist())
-
-
-@needs_native
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_forked_child_computes():
-    qkv = random_qkv(2, 32, 40, 4, 32)
-    with backend("cpu"):
-        expected = attention(*qkv).tolist()
-        ours, theirs = multiprocessing.get_context("fork").Pipe()
-        child = multiprocessing.get_context("fork").Process(target=_in_child, args=(theirs, qkv))
-        child.start()
-        assert ours.poll(60), "the forked child hangs"
-        assert ours.recv() == expected
-        child.join(10)

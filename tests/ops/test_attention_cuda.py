@@ -1,39 +1,23 @@
-"""The CUDA kernels of attention: what the compiler makes of them, when they are chosen, and, on a GPU, what they find.
+"""The CUDA kernels of attention: when they are chosen, and, on a GPU, what they find.
 
 Without a GPU the kernels themselves run in csrc/tests/attention_cuda_test.cpp, which executes them on the host.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from seed_fast.ops import _native, attention, backend
+from seed_fast.ops import attention, backend
 from seed_fast.ops.attention import reference
 from seed_fast.ops.backends.attention import cuda_objections
 from seed_fast.testing import check_budget
 from tests.ops.attention_cases import plain, structured
+from tests.ops.contract import on_gpu
 
-ROOT = Path(__file__).parents[2]
-ARCHITECTURES = {"sm_70", "sm_75"}  # newer GPUs use torch's kernels; the PTX still runs there
-KERNELS = {
-    f"attention_fwd_{kind}_w{width}_kernel"
-    for kinds, widths in (
-        (("float32_rows32", "float32_rows96", "float32_unaligned", "float16_unaligned"), (32, 64, 96, 128)),
-        (("sm70_keys32", "sm70_keys288", "sm70_many"), (32, 64, 88, 128)),
-    )
-    for kind in kinds
-    for width in widths
-}
 DTYPES = [torch.float32, torch.float16]
 SHAPES = [  # B, Lq, Lk, H, Dh: the four of the model, then odd ones
     (8, 32, 32, 12, 64),
@@ -47,32 +31,6 @@ SHAPES = [  # B, Lq, Lk, H, Dh: the four of the model, then odd ones
     (0, 3, 4, 2, 16),
     (2, 0, 4, 2, 16),
 ]
-needs_compiler = pytest.mark.skipif(
-    importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.cuda_nvrtc") is None,
-    reason="the CUDA compiler packages are not installed",
-)
-
-
-def on_gpu(test):
-    reason = _native.cuda_unavailable()
-    return pytest.mark.gpu(pytest.mark.skipif(bool(reason), reason=reason or "has a GPU")(test))
-
-
-@needs_compiler
-def test_every_kernel_compiles_for_its_architectures_without_spills(tmp_path):
-    driver, folder = ROOT / "cmake" / "compile_device_code.py", ROOT / "csrc" / "cuda"
-    command = [sys.executable, driver, "build", tmp_path, *folder.glob("attention*.cu"), "-I", folder]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    sources = json.loads((tmp_path / "device_code.json").read_text())["sources"]
-    kernels = {name: by_arch for source in sources.values() for name, by_arch in source["kernels"].items()}
-    assert set(kernels) == KERNELS
-    for name, by_arch in kernels.items():
-        assert set(by_arch) == ARCHITECTURES
-        for usage in by_arch.values():
-            assert usage["registers"] > 0
-            assert usage["shared_bytes"] <= 48 << 10
-        assert by_arch["sm_70"]["spill_store_bytes"] == by_arch["sm_70"]["spill_load_bytes"] == 0, name
 
 
 def objections(monkeypatch, capability, dtype=torch.float16, width=64, last_stride=1):
@@ -97,12 +55,6 @@ def test_what_the_kernels_do_not_take_is_named(monkeypatch):
     assert "float64" in objections(monkeypatch, (7, 0), torch.float64)[0]
     assert "136" in objections(monkeypatch, (7, 0), width=136)[0]
     assert [text[0] for text in objections(monkeypatch, (7, 0), last_stride=2)] == ["q", "k", "v"]
-
-
-@pytest.fixture
-def cuda():
-    with backend("cuda"):
-        yield
 
 
 def draw(shape, dtype, seed=0):
@@ -188,27 +140,3 @@ def test_a_query_without_finite_scores_gives_nan_and_leaves_the_others_alone(cud
     q, k, v = draw((1, 40, lk, 1, 16), dtype)
     q[0, 7] = math.nan
     assert attention(q, k, v).isnan().all(-1).flatten().nonzero().flatten().tolist() == [7]
-
-
-@on_gpu
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_captured_graph_replays_on_new_input(cuda, dtype):
-    q, k, v = draw((2, 32, 257, 4, 64), dtype)
-    attention(q, k, v)  # loads the kernel
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = attention(q, k, v)
-    q.copy_(draw((2, 32, 257, 4, 64), dtype, seed=1)[0])
-    out.fill_(math.nan)
-    graph.replay()
-    assert torch.equal(out, attention(q, k, v))
-
-
-@on_gpu
-@pytest.mark.skipif(os.environ.get("SEED_FAST_CUDA_ARCH") == "70", reason="is that run")
-def test_the_compute_70_image_passes_every_test_above():
-    environment = os.environ | {"SEED_FAST_CUDA_ARCH": "70"}
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-4000:]
-    assert " passed" in done.stdout

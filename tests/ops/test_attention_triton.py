@@ -1,29 +1,13 @@
-"""The Triton kernel: run by the interpreter on a CPU, natively on a GPU, and compiled for sm_80 and sm_90 anywhere."""
+"""The Triton kernel: run by the interpreter on a CPU, natively on a GPU."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-import torch
 
-pytest.importorskip("triton")
-GPU = torch.cuda.is_available()
-ROOT = Path(__file__).parents[2]  # from where a script imports `tests`
+from tests.ops.contract import run_triton
 
 CHECK = """
-import math, torch
-from seed_fast.ops import attention, backend
-from seed_fast.testing import check_budget
 from tests.ops.attention_cases import plain, structured
-device = "cuda" if {gpu} else "cpu"
-generator = torch.Generator().manual_seed(0)
-draw = lambda *shape: torch.randn(*shape, generator=generator)
-fresh = torch.empty
-torch.empty = lambda *shape, **options: fresh(*shape, **options).fill_(math.nan)
 def run(*qkv, **options):
     with backend("triton"):
         return attention(*(x.to(device) for x in qkv), **options).cpu()
@@ -31,7 +15,6 @@ def check(q, k, v, **options):
     got = run(q, k, v, **options)
     causal, scale = options.get("causal", False), options.get("scale")
     check_budget(got, plain(*(x.double() for x in (q, k, v)), causal, scale), plain(q, k, v, causal, scale))
-{body}
 """
 
 CASES = {
@@ -70,28 +53,4 @@ assert run(q, draw(1, 70, 1, 16), draw(1, 70, 1, 16)).isnan().flatten(2).all(2).
 
 @pytest.mark.parametrize("case", CASES)
 def test_triton_results_equal_the_reference(case):
-    environment = dict(os.environ) if GPU else {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    script = CHECK.format(gpu=GPU, body=CASES[case])
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, env=environment, cwd=ROOT
-    )
-    assert done.returncode == 0, done.stdout[-200:] + done.stderr
-
-
-@pytest.mark.parametrize("arch", [80, 90])
-@pytest.mark.parametrize(("dtype", "d"), [("fp32", 64), ("fp16", 88), ("bf16", 88)])
-def test_triton_kernel_compiles_without_a_gpu(arch, dtype, d):
-    import triton
-    from seed_fast.kernels.attention import attention_fwd_kernel as kernel
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    constants = {"D": d, "PADDED_D": triton.next_power_of_2(d), "CAUSAL": True, "UPCAST": False}
-    constants |= {"BLOCK_Q": 32, "BLOCK_K": 64}
-    kinds = dict.fromkeys(("q", "k", "v", "out"), f"*{dtype}")
-    kinds |= {"scale": "fp32"} | dict.fromkeys(constants, "constexpr")
-    signature = {name: kinds.get(name, "i32") for name in kernel.arg_names}
-    source = ASTSource(kernel, signature, {(kernel.arg_names.index(name),): x for name, x in constants.items()})
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"enable_fp_fusion": True})
-    assert f".target sm_{arch}" in compiled.asm["ptx"]
-    assert dtype == "fp32" or "mma" in compiled.asm["ptx"], "no tensor cores"
+    run_triton(CHECK + CASES[case])

@@ -10,29 +10,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seed_fast.ops import _native, backend, bias_gelu, explain
+from seed_fast.ops import backend, bias_gelu
 from seed_fast.testing import check_budget
+from tests.ops.contract import DTYPES, ISAS, backends_of_a_cpu, needs_native
 
-ISAS = ("scalar", "avx2", "avx512")
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+everywhere = backends_of_a_cpu("reference")
 SHAPES = [(1, 1), (1, 7), (5, 31), (64, 96), (3, 3072), (257, 640), (0, 8)]
-needs_native = pytest.mark.skipif(bool(_native.cpu_unavailable()), reason=_native.cpu_unavailable() or "native")
-
-
-@pytest.fixture(params=["reference", *(pytest.param(isa, marks=needs_native) for isa in ISAS)])
-def everywhere(request, monkeypatch):
-    """Runs the test on reference and on the C++ kernel of each instruction set (or of the best this CPU has)."""
-    if request.param in ISAS:
-        monkeypatch.setenv("SEED_FAST_CPU_ISA", request.param)
-    with backend("cpu" if request.param in ISAS else request.param):
-        yield request.param
-
-
-@pytest.fixture
-def poisoned(monkeypatch):
-    """New tensors of the op hold NaN, so that what a kernel leaves unwritten shows."""
-    fresh = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *shape, **options: fresh(*shape, **options).fill_(math.nan))
 
 
 def draw(n, d, dtype=torch.float32, bias_dtype=None, *, magnitude=1.0):
@@ -123,19 +106,6 @@ def test_in_place_gives_the_same_without_new_memory(everywhere, dtype):
     assert torch.equal(wide, torch.cat([expected, x], 1))
 
 
-def test_results_do_not_depend_on_threads(everywhere):
-    x, bias = draw(400, 130)
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            results.append(bias_gelu(x, bias))
-    finally:
-        torch.set_num_threads(before)
-    if everywhere != "reference":
-        assert all(torch.equal(results[0], other) for other in results[1:])
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gradients_stay_within_three_times_those_of_plain_torch(everywhere, dtype):
     tensors = draw(16, 96, dtype)
@@ -158,25 +128,6 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(lambda b: bias_gelu(tensors[0].detach(), b), tensors[1])
 
 
-def test_opcheck(everywhere):
-    x, bias = (t.requires_grad_() for t in draw(5, 8))
-    torch.library.opcheck(torch.ops.seed_fast.bias_gelu.default, (x, bias))
-    x, bias = x.detach(), bias.detach()
-    torch.library.opcheck(torch.ops.seed_fast.bias_gelu_.default, (x.clone(), bias))
-    torch.library.opcheck(torch.ops.seed_fast.bias_gelu_backward.default, (torch.ones_like(x), x, bias))
-
-
-def test_compiles_forward_and_backward_to_one_graph(everywhere):
-    def step(x, bias):
-        return bias_gelu(x * 2, bias).square().sum()
-
-    torch._dynamo.reset()
-    tensors = [t.requires_grad_() for t in draw(6, 24)]
-    expected = torch.autograd.grad(step(*tensors), tensors)
-    got = torch.autograd.grad(torch.compile(step, fullgraph=True, backend="aot_eager")(*tensors), tensors)
-    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
-
-
 def test_in_place_compiles_to_one_graph(everywhere):
     def run(x, bias):
         return bias_gelu(x * 2, bias, inplace=True) + 1
@@ -186,36 +137,3 @@ def test_in_place_compiles_to_one_graph(everywhere):
     with torch.no_grad():
         expected = run(x, bias)
         assert torch.equal(torch.compile(run, fullgraph=True, backend="aot_eager")(x, bias), expected)
-
-
-def test_float64_goes_to_the_reference_and_float32_to_the_kernel():
-    x, bias = draw(3, 8)
-    assert "x is float64" in explain("bias_gelu", x.double(), bias)
-    if not _native.cpu_unavailable():
-        assert "cpu: runs" in explain("bias_gelu", x, bias)
-
-
-X, B = torch.zeros(3, 8), torch.ones(8)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "options", "error", "message"),
-    [
-        ((X.numpy(), B), {}, TypeError, "x must be a Tensor, got ndarray"),
-        ((X, B.int()), {}, TypeError, "bias must be float32, float16, bfloat16 or float64, got torch.int32"),
-        ((X, B[:4]), {}, ValueError, r"bias must be \[8\] to match x \[3, 8\], got \[4\]"),
-        ((X[:, :0], B[:0]), {}, ValueError, r"x must be \[..., D\] with D >= 1, got \[3, 0\]"),
-        ((X, B.to("meta")), {}, ValueError, "bias must be on cpu like x, got meta"),
-        (
-            (X.clone().requires_grad_(), B),
-            {"inplace": True},
-            ValueError,
-            "inplace=True must be called without a gradient",
-        ),
-        ((X.T.contiguous().T, B), {"inplace": True}, ValueError, "inplace=True needs x with a contiguous last axis"),
-        ((torch.zeros(3, 2, 8).transpose(0, 1), B), {"inplace": True}, ValueError, "inplace=True needs x that is rows"),
-    ],
-)
-def test_wrong_input_is_named(arguments, options, error, message):
-    with pytest.raises(error, match="^bias_gelu: " + message):
-        bias_gelu(*arguments, **options)

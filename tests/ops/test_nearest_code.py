@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
-import threading
 from fractions import Fraction
 
 import pytest
@@ -12,22 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seed_fast.ops import _native, backend, nearest_code, pack_codebook
+from seed_fast.ops import backend, nearest_code, pack_codebook
 from seed_fast.ops.nearest_code import reference
 from seed_fast.testing import check_budget
+from tests.ops.contract import ISAS, backends_of_a_cpu, needs_native
 from tests.ops.exact_ids import exact_answer, margin_is_right
 
-ISAS = ("scalar", "avx2", "avx512", "avx512bf16")
-needs_native = pytest.mark.skipif(bool(_native.cpu_unavailable()), reason=_native.cpu_unavailable() or "native")
-
-
-@pytest.fixture(params=["reference", *(pytest.param(isa, marks=needs_native) for isa in ISAS)])
-def everywhere(request, monkeypatch):
-    """Runs the test on the reference and on the C++ kernel of each instruction set (or of the best this CPU has)."""
-    if request.param in ISAS:
-        monkeypatch.setenv("SEED_FAST_CPU_ISA", request.param)
-    with backend("reference" if request.param == "reference" else "cpu"):
-        yield
+everywhere = backends_of_a_cpu("reference", isas=(*ISAS, "avx512bf16"))
 
 
 def float64_argmin(z, codebook):
@@ -121,19 +110,6 @@ def test_one_huge_entry_does_not_blur_the_others(everywhere):
     assert torch.equal(nearest_code(z, codebook), float64_argmin(z, codebook))
 
 
-@needs_native
-def test_flushing_denormals_changes_nothing_in_the_kernel():
-    z, codebook = random_pair(20, 50, 8, scale=1e-40)
-    expected = float64_argmin(z, codebook)
-    torch.set_flush_denormal(True)
-    try:
-        with backend("cpu"):
-            got = nearest_code(z, codebook)
-    finally:
-        torch.set_flush_denormal(False)
-    assert torch.equal(got, expected)
-
-
 @pytest.mark.parametrize("n", [3, 500])
 def test_a_row_with_nan_gets_no_id_and_leaves_the_others_alone(everywhere, n):
     z, codebook = random_pair(n, 100, 32)
@@ -184,6 +160,18 @@ def test_a_packed_codebook_is_a_snapshot(everywhere):
     assert torch.equal(nearest_code(z, packed), expected)
 
 
+def test_ids_carry_no_gradient_even_where_the_inputs_do():
+    z, codebook = random_pair(6, 20, 8)
+    ids, margin = nearest_code(z.clone().requires_grad_(), codebook.clone().requires_grad_(), return_margin=True)
+    assert not ids.requires_grad
+    assert not margin.requires_grad
+
+
+def test_float64_goes_to_the_reference():
+    z, codebook = random_pair(6, 20, 8)
+    assert torch.equal(nearest_code(z.double(), codebook.double()), nearest_code(z, codebook))
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 300), st.integers(1, 40), st.integers(0, 10**6), st.sampled_from([1, 4, 64]))
 def test_any_shape_agrees_with_the_reference(n, k, d, seed, levels):
@@ -206,35 +194,6 @@ def test_the_number_of_threads_changes_nothing(threads):
         assert torch.equal(nearest_code(z, codebook), float64_argmin(z, codebook))
     finally:
         torch.set_num_threads(before)
-
-
-def test_threads_may_call_at_the_same_time():
-    z, codebook = random_pair(300, 1000, 32)
-    expected, results = float64_argmin(z, codebook), []
-    workers = [threading.Thread(target=lambda: results.append(nearest_code(z, codebook))) for _ in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert len(results) == 4
-    assert all(torch.equal(ids, expected) for ids in results)
-
-
-def _in_child(connection, z, codebook):
-    connection.send(nearest_code(z, codebook).tolist())
-
-
-@needs_native
-def test_a_forked_child_can_call_after_its_parent_did():
-    z, codebook = random_pair(300, 1000, 32)
-    with backend("cpu"):
-        expected = nearest_code(z, codebook).tolist()
-        ours, theirs = multiprocessing.get_context("fork").Pipe()
-        child = multiprocessing.get_context("fork").Process(target=_in_child, args=(theirs, z, codebook))
-        child.start()
-        assert ours.poll(60), "the forked child hangs"
-        assert ours.recv() == expected
-        child.join(10)
 
 
 @needs_native

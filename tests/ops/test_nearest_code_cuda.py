@@ -5,8 +5,6 @@ Without a GPU the kernels themselves run in csrc/tests/nearest_code_cuda_test.cp
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import math
 import os
 import subprocess
@@ -16,66 +14,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from seed_fast.ops import _native, backend, nearest_code, pack_codebook
-
-ROOT = Path(__file__).parents[2]
-ARCHITECTURES = {"sm_70", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"}
-KERNELS = {
-    "pack_center_kernel",
-    "pack_entries_kernel",
-    "pack_screen_kernel",
-    "nearest_code_fwd_sm70_kernel",
-    "nearest_code_fwd_sm75_kernel",
-    "nearest_code_finish_kernel",
-    "nearest_code_fwd_rows_kernel",
-    "nearest_code_finish_rows_kernel",
-    "nearest_code_margin_kernel",
-}
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-needs_compiler = pytest.mark.skipif(
-    importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.cuda_nvrtc") is None,
-    reason="the CUDA compiler packages are not installed",
-)
-
-
-def on_gpu(test):
-    reason = _native.cuda_unavailable()
-    return pytest.mark.gpu(pytest.mark.skipif(bool(reason), reason=reason or "has a GPU")(test))
-
-
-def compiled_kernels(out: Path, pattern: str) -> dict[str, dict[str, dict[str, int]]]:
-    """{kernel: {architecture: what ptxas reports}} of csrc/cuda/`pattern`, compiled for all their architectures."""
-    driver, folder = ROOT / "cmake" / "compile_device_code.py", ROOT / "csrc" / "cuda"
-    folders = ["-I", folder, "-I", ROOT / "csrc" / "include"]
-    command = [sys.executable, driver, "build", out, *sorted(folder.glob(pattern)), *folders]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    sources = json.loads((out / "device_code.json").read_text())["sources"]
-    return {name: by_arch for source in sources.values() for name, by_arch in source["kernels"].items()}
-
-
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory):
-    return compiled_kernels(tmp_path_factory.mktemp("device"), "nearest_code*.cu")
-
-
-@needs_compiler
-def test_every_kernel_compiles_for_its_architectures_without_spills(kernels):
-    assert set(kernels) == KERNELS
-    screens = {"nearest_code_fwd_sm70_kernel": {"sm_70"}, "nearest_code_fwd_sm75_kernel": ARCHITECTURES - {"sm_70"}}
-    for name, by_arch in kernels.items():
-        assert set(by_arch) == screens.get(name, ARCHITECTURES)
-        for usage in by_arch.values():
-            assert usage["registers"] > 0
-            assert usage["spill_store_bytes"] == usage["spill_load_bytes"] == 0
+from seed_fast.ops import nearest_code, pack_codebook
+from tests.ops.contract import DTYPES, ROOT, compiled_kernels, needs_compiler, on_gpu
 
 
 @needs_compiler
 @pytest.mark.parametrize(
     ("kernel", "arch"), [("sm70", "sm_70"), ("sm75", "sm_75"), ("sm75", "sm_80"), ("sm75", "sm_90")]
 )
-def test_a_multiprocessor_holds_the_three_blocks_that_the_screen_is_planned_for(kernels, kernel, arch):
-    usage = kernels[f"nearest_code_fwd_{kernel}_kernel"][arch]
+def test_a_multiprocessor_holds_the_three_blocks_that_the_screen_is_planned_for(kernel, arch):
+    usage = compiled_kernels("nearest_code*.cu")[f"nearest_code_fwd_{kernel}_kernel"][arch]
     allocated_per_warp = math.ceil(usage["registers"] / 8) * 8 * 32  # registers are handed out in units of 8 a thread
     assert 3 * 4 * allocated_per_warp <= 65536
     assert 3 * usage["shared_bytes"] <= 64 << 10
@@ -91,12 +39,6 @@ def random_pair(n, k, d, z_dtype=torch.float32, codebook_dtype=torch.float32, sc
     generator = torch.Generator().manual_seed(1009 * n + 31 * k + d)
     z, codebook = (torch.randn(rows, d, generator=generator) * scale for rows in (n, k))
     return z.to("cuda", z_dtype), codebook.to("cuda", codebook_dtype)
-
-
-@pytest.fixture
-def cuda():
-    with backend("cuda"):
-        yield
 
 
 @on_gpu
@@ -163,21 +105,6 @@ def test_rows_without_a_finite_norm_get_no_id(cuda):
 
 
 @on_gpu
-def test_a_captured_graph_replays_on_new_input(cuda):
-    z, codebook = random_pair(32, 8192, 32)
-    other, _ = random_pair(33, 1, 32)
-    packed = pack_codebook(codebook)
-    nearest_code(z, packed)  # loads the kernels
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        ids = nearest_code(z, packed)
-    z.copy_(other[:32])
-    ids.fill_(-7)
-    graph.replay()
-    assert torch.equal(ids, float64_argmin(z, codebook))
-
-
-@on_gpu
 def test_memory_stays_linear_in_rows_and_codes(cuda):
     z, codebook = random_pair(65536, 8192, 32)
     nearest_code(z[:32], codebook)
@@ -187,16 +114,6 @@ def test_memory_stays_linear_in_rows_and_codes(cuda):
     extra = torch.cuda.max_memory_allocated() - before
     assert extra <= 64 * len(z) + 2 * codebook.nbytes  # the [N, K] of float32 scores would be 2 GiB
     assert torch.equal(ids[::997], float64_argmin(z[::997], codebook))
-
-
-@on_gpu
-@pytest.mark.skipif(os.environ.get("SEED_FAST_CUDA_ARCH") == "70", reason="is that run")
-def test_the_compute_70_image_passes_every_test_above():
-    environment = os.environ | {"SEED_FAST_CUDA_ARCH": "70"}
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-4000:]
-    assert " passed" in done.stdout
 
 
 @pytest.mark.slow

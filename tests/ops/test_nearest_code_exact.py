@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,10 +12,11 @@ import torch
 
 from seed_fast.ops import _native, backend, nearest_code, pack_codebook, vector_quantize
 from seed_fast.ops.nearest_code import reference
+from tests.ops.contract import backends_of_a_cpu, run_triton
 from tests.ops.exact_ids import Problem, draw_problem, exact_answer, objections
 
-ROOT = Path(__file__).parents[2]
 ISAS = () if _native.cpu_unavailable() else ("scalar", "avx2", "avx512", "avx512bf16")
+everywhere = backends_of_a_cpu("reference", isas=ISAS)
 
 
 def check_all(rng: np.random.Generator, monkeypatch, *, work: int) -> None:
@@ -68,14 +66,6 @@ def test_every_backend_has_the_exact_answer_for_minutes(monkeypatch):
 
 def one(values):
     return torch.tensor([values], dtype=torch.float32)
-
-
-@pytest.fixture(params=["reference", *ISAS])
-def everywhere(request, monkeypatch):
-    if request.param in ISAS:
-        monkeypatch.setenv("SEED_FAST_CPU_ISA", request.param)
-    with backend("reference" if request.param == "reference" else "cpu"):
-        yield
 
 
 def test_a_difference_below_what_cancels_is_no_tie(everywhere):
@@ -145,33 +135,21 @@ def test_the_largest_finite_norm_is_the_limit(everywhere, below):
 
 
 def test_triton_tells_subnormal_bfloat16_values_apart():
-    pytest.importorskip("triton")
     script = """
-import torch
-from seed_fast.ops import backend, nearest_code
-device = "cuda" if torch.cuda.is_available() else "cpu"
 levels = torch.arange(-127, 128).to(torch.int16)
 codebook = (levels.abs() + (levels < 0) * -32768).to(torch.int16).view(torch.bfloat16)[:, None].to(device)
 with backend("triton"):
     ids = nearest_code(codebook[::9].clone(), codebook)
 assert ids.tolist() == list(range(0, 255, 9)), ids
 """
-    environment = dict(os.environ) if torch.cuda.is_available() else {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-W", "ignore", "-c", script]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_triton(script)
 
 
 @pytest.mark.parametrize("seed", [pytest.param(0), pytest.param(None, marks=pytest.mark.slow)])
 def test_triton_has_the_exact_answer(seed):
-    pytest.importorskip("triton")
-    gpu = torch.cuda.is_available()
-    environment = dict(os.environ) if gpu else {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     script = f"""
 import numpy as np, time
 from tests.ops.exact_ids import draw_problem, exact_answer, objections
-from seed_fast.ops import backend, nearest_code
-device = "cuda" if {gpu} else "cpu"
 seed = {seed} if {seed} is not None else int(np.random.default_rng().integers(0, 2**32))
 rng, end, done = np.random.default_rng(seed), time.monotonic() + {120 if seed is None else 10}, 0
 while time.monotonic() < end and done < {10**9 if seed is None else 24}:
@@ -188,7 +166,4 @@ while time.monotonic() < end and done < {10**9 if seed is None else 24}:
 print(done, "problems")
 assert done > 5
 """
-    command = [sys.executable, "-W", "ignore", "-c", script]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    print(done.stdout)
+    print(run_triton(script))

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from seed_fast.ops import _native, backend, nearest_code, pack_codebook, vector_quantize
+from seed_fast.ops import _native, backend, pack_codebook, vector_quantize
 from seed_fast.ops.vector_quantize import reference
 from seed_fast.testing import check_budget
 
@@ -84,30 +84,6 @@ def test_gradcheck_of_both_terms():
         assert torch.autograd.gradcheck(lambda x: vector_quantize(z.detach(), x)[3], codebook)
 
 
-def test_opcheck():
-    z, codebook = random_pair(12, 5, 3)
-    torch.library.opcheck(torch.ops.seed_fast.vector_quantize.default, (z, codebook, None))
-    z, codebook = z.detach(), codebook.detach()
-    ids, one = nearest_code(z, codebook), torch.ones(())
-    for need_z, need_codebook in ((True, True), (False, True), (True, False)):
-        torch.library.opcheck(
-            torch.ops.seed_fast.vector_quantize_backward.default,
-            (z, codebook, ids, torch.ones_like(z), one, one, need_z, need_codebook),
-        )
-
-
-def test_compiles_forward_and_backward_to_one_graph():
-    def step(z, codebook):
-        z_q, _, commit, codebook_loss = vector_quantize(z * 2, codebook)
-        return z_q.square().sum() + commit + codebook_loss
-
-    torch._dynamo.reset()
-    z, codebook = random_pair(40, 10, 8)
-    expected = torch.autograd.grad(step(z, codebook), (z, codebook))
-    got = torch.autograd.grad(torch.compile(step, fullgraph=True, backend="aot_eager")(z, codebook), (z, codebook))
-    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
-
-
 def test_the_codebook_gradient_is_the_same_every_time_and_for_any_number_of_threads():
     z, codebook = random_pair(5000, 3, 16)
     before, gradients = torch.get_num_threads(), []
@@ -157,10 +133,6 @@ def test_a_packed_codebook_gives_the_same_and_empty_input_is_allowed():
     assert commit.isnan(), "the mean of nothing, as torch has it"
 
 
-def test_wrong_input_is_named():
-    with pytest.raises(
-        ValueError, match=r"vector_quantize: codebook must be \[K, 8\] to match z \[6, 8\], got \[20, 9\]"
-    ):
-        vector_quantize(torch.zeros(6, 8), torch.zeros(20, 9))
+def test_a_row_whose_norm_overflows_is_named():
     with pytest.raises(ValueError, match="squared norm of every row of z"):
         vector_quantize(torch.full((1, 8), 1e30), torch.zeros(20, 8))
