@@ -85,10 +85,14 @@ def evaluate(
         ValueError: there is no scene, or a model has image tokens for another codebook.
 
     Examples:
-        lm = seed_fast.lm.model.load("examples/seed-opt-tiny")
-        tower, captions = load_contrast(folder, SeedTokenizer.from_pretrained(folder))
-        scenes = [shapes.scene(0, index, "test") for index in shapes.distinct(0, 200, "test")]
-        print(table(evaluate(lm, tower, captions, scenes)))
+        >>> from seed_fast import SeedTokenizer
+        >>> from seed_fast.convert.contrast import contrast_folder, load_contrast
+        >>> from seed_fast.lm.model import load
+        >>> folder = contrast_folder("seed-tiny")
+        >>> tower, captions = load_contrast(folder, SeedTokenizer.from_pretrained(folder))
+        >>> scenes = [shapes.scene(0, index, "test") for index in shapes.distinct(0, 2, "test")]
+        >>> evaluate(load("examples/seed-opt-tiny"), tower, captions, scenes).pictures
+        2
     """
     if not scenes:
         raise ValueError("evaluate: scenes must hold at least one, got none")

@@ -33,8 +33,8 @@ def recalls(
         ValueError: the arrays don't fit each other, hold infinities or NaN, or an image has no caption.
 
     Examples:
-        >>> recalls([[1, 0], [0, 1]], [[1, 0], [0, 1], [1, 0.1]], [0, 1, 1], ks=[1])
-        {'TR@1': 100.0, 'IR@1': 66.66666666666667, 'R@mean': 83.33333333333334}
+        >>> recalls([[1, 0], [0, 1]], [[1, 0], [0, 1], [0.9, 0.1], [0.8, 0.2]], [0, 1, 1, 0], ks=[1])
+        {'TR@1': 100.0, 'IR@1': 75.0, 'R@mean': 87.5}
     """
     images = _features("image_features", image_features)
     texts = _features("text_features", text_features)

@@ -13,7 +13,9 @@ NO_MATPLOTLIB = f"{FIGURE} needs matplotlib: pip install 'seed_fast[bench]'"
 
 
 def write_results(folder: Path, record: dict[str, Any]) -> str | None:
-    """Write lm.json and perplexity.svg into a folder, which is made if it is missing; on an error neither is there.
+    """Write lm.json and perplexity.svg into a folder, which is made if it is missing.
+
+    On an error the folder stays as it was.
 
     Args:
         folder: where to write.

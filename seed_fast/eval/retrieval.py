@@ -72,9 +72,14 @@ def retrieval(
         ValueError: there is no picture, an embedding is not finite, or the model has no decoder for `codes`.
 
     Examples:
-        model, captions = load_contrast(folder, SeedTokenizer.from_pretrained(folder))
-        pairs = open_pairs("shapes:200", image_size=64, batch_size=32, split="test", all_captions=True)
-        print(table(retrieval(model, captions, pairs)))
+        >>> from seed_fast import SeedTokenizer
+        >>> from seed_fast.convert.contrast import contrast_folder, load_contrast
+        >>> from seed_fast.data.pairs import open_pairs
+        >>> folder = contrast_folder("seed-tiny")
+        >>> model, captions = load_contrast(folder, SeedTokenizer.from_pretrained(folder))
+        >>> pairs = open_pairs("shapes:20", image_size=64, batch_size=10, split="test", all_captions=True)
+        >>> retrieval(model, captions, pairs).images
+        20
     """
     tok = model.tokenizer
     causal_rows: list[Tensor] = []

@@ -49,8 +49,13 @@ def caption(
         ValueError: a code is outside the codebook, or an image leaves none of the model's positions for text.
 
     Examples:
-        model, tokenizer, vocabulary = seed_fast.lm.model.load("examples/seed-opt-tiny")
-        texts = caption(model, tokenizer, vocabulary, tok.encode(["a.jpg", "b.jpg"]))
+        >>> from seed_fast import SeedTokenizer
+        >>> from seed_fast.data import shapes
+        >>> from seed_fast.lm.model import load
+        >>> tok = SeedTokenizer.from_pretrained("seed-tiny")
+        >>> codes = tok.encode([shapes.render(shapes.scene(0, 0, "test"), 64)])
+        >>> caption(*load("examples/seed-opt-tiny"), codes)[0].startswith("a medium blue diamond")
+        True
     """
     prompts = [caption_prompt(vocabulary, tokenizer, [int(code) for code in image]) for image in codes]
     completions = complete(model, vocabulary, prompts, max_tokens=max_tokens, images="forbid", **options)

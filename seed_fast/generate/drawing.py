@@ -42,8 +42,9 @@ def draw(
         ValueError: a caption leaves too few of the model's positions for an image.
 
     Examples:
-        model, tokenizer, vocabulary = seed_fast.lm.model.load("examples/seed-opt-tiny")
-        codes = draw(model, tokenizer, vocabulary, ["a small red star on a white background"])
+        >>> from seed_fast.lm.model import load
+        >>> draw(*load("examples/seed-opt-tiny"), ["a small red star on a white background"]).shape
+        torch.Size([1, 32])
     """
     completions = complete_drawing_prompts(
         model, tokenizer, vocabulary, texts, num_codes=num_codes, images="force", **options

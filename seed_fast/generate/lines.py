@@ -12,6 +12,9 @@ from seed_fast._text import decode_text, parse_json, read_lines, shown
 def read_captions(path: Path) -> list[str]:
     """Read captions from a file: one per line, or a JSON object with a "text" per line. Blank lines are left out.
 
+    Returns:
+        The captions; none for a file of blank lines.
+
     Raises:
         OSError: the file can't be read.
         ValueError: a line is neither; the message names it.

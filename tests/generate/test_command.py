@@ -8,9 +8,11 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from seed_fast import SeedConfig, SeedTokenizer
@@ -158,6 +160,25 @@ def test_pictures_without_diffusers_name_the_install_line(run: Callable, folder:
     result = run("draw", "a", "--lm", folder, "--pictures", "out", "--decoder", "somewhere")
     assert result.exit_code == 1
     assert "pip install 'seed_fast[draw]'" in result.stderr
+
+
+def test_pictures_are_numbered_over_all_batches_and_each_has_its_own_seed(
+    run: Callable, folder: Path, tok: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+
+    def pipeline(*, generator: list[torch.Generator], **_: object) -> SimpleNamespace:
+        seeds.extend(each.initial_seed() for each in generator)
+        return SimpleNamespace(images=[Image.new("RGB", (4, 4), (each.initial_seed(), 0, 0)) for each in generator])
+
+    monkeypatch.setattr("seed_fast.generate.pictures.open_pipeline", lambda *_: pipeline)
+    options = ("--lm", folder, "--model", tok, "--num-codes", 5, "--batch-size", 2, "--seed", 7, "--steps", 1)
+    result = run("draw", "a", "a", "a", *options, "--pictures", tmp_path / "out", "--decoder", "unused")
+    assert result.exit_code == 0, result.output
+    assert len(lines(result.stdout)) == 3
+    assert seeds == [7, 8, 9]
+    assert sorted(os.listdir(tmp_path / "out")) == [f"{number:06d}.png" for number in range(3)]
+    assert [Image.open(tmp_path / "out" / f"{number:06d}.png").getpixel((0, 0))[0] for number in range(3)] == seeds
 
 
 def test_lines_that_are_no_codes_of_the_tokenizer_are_told(run: Callable, folder: Path, tmp_path: Path) -> None:
