@@ -30,7 +30,7 @@ from seed_fast.data import shapes
 from seed_fast.data.tokens import TokensWriter, open_tokens
 from seed_fast.eval.language_model import shuffled_order
 from seed_fast.eval.results import FIGURE, RESULTS
-from seed_fast.lm.identity import read_identity, write_identity
+from seed_fast.lm.image_tokenizer import read_identity, write_identity
 from seed_fast.lm.model import load
 from seed_fast.lm.words import word_tokenizer
 

@@ -24,7 +24,13 @@ from seed_fast._stops import waiting_for_others
 
 @dataclass(frozen=True)
 class Ranks:
-    """The place of this process among all ranks, and what it exchanges with them."""
+    """This process among all.
+
+    Args:
+        rank: its number, from 0.
+        world: number of processes.
+        device: where it computes.
+    """
 
     rank: int
     world: int
@@ -32,10 +38,10 @@ class Ranks:
 
     @classmethod
     def join(cls, device: torch.device) -> Ranks:
-        """Join the other processes of torchrun; without torchrun this is the only rank.
+        """Join the other processes of torchrun; without torchrun this is the only process.
 
         Raises:
-            OSError: the ranks don't find each other.
+            OSError: the processes can't reach each other.
         """
         if "TORCHELASTIC_RUN_ID" not in os.environ:
             return cls(0, 1, device)
@@ -51,14 +57,14 @@ class Ranks:
         leave(together=True)
 
     def mean(self, values: dict[str, Tensor]) -> dict[str, float]:
-        """Return {name: scalar averaged over ranks}; every rank calls it with the same names."""
+        """Average scalars over ranks; every rank must call with the same names."""
         stacked = torch.stack([value.detach().double().to(self.device) for value in values.values()])
         if self.world > 1:
             dist.all_reduce(stacked)
         return dict(zip(values, (stacked / self.world).tolist(), strict=True))
 
     def any(self, flag: bool) -> bool:
-        """Return True if the flag is set on any rank."""
+        """Return True on every rank if the flag is set on any. Every rank must call."""
         if self.world == 1:
             return flag
         total = torch.tensor([float(flag)], device=self.device)
@@ -66,7 +72,7 @@ class Ranks:
         return bool(total.item())
 
     def from_first(self, value: Any) -> Any:
-        """Return rank 0's value on every rank."""
+        """Return rank 0's value on every rank. Every rank must call."""
         if self.world == 1:
             return value
         box = [value]
@@ -74,7 +80,7 @@ class Ranks:
         return box[0]
 
     def of_all(self, value: Any) -> list[Any]:
-        """Return the values of all ranks, in their order."""
+        """Return the values of all ranks in their order. Every rank must call."""
         if self.world == 1:
             return [value]
         box: list[Any] = [None] * self.world
@@ -84,12 +90,12 @@ class Ranks:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Ranks]:
-    """Join the other processes of torchrun while the context lasts; without torchrun this is the only rank.
+    """Join the other processes of torchrun for the block; without torchrun this is the only process.
 
     The end of the block waits for all ranks. After an error this rank leaves at once, so that torchrun ends the others.
 
     Raises:
-        OSError: the ranks don't find each other.
+        OSError: the processes can't reach each other.
     """
     finished = False
     try:
@@ -100,10 +106,11 @@ def joined(device: torch.device) -> Iterator[Ranks]:
 
 
 def leave(*, together: bool) -> None:
-    """End the exchange; `together` waits for all ranks, so that none closes a connection that another still reads from.
+    """End the exchange; `together` waits for all ranks, so that none closes a connection that another one still reads.
 
-    Garbage is collected first: DistributedDataParallel holds the process group in a reference cycle, and gloo's threads
-    would otherwise live until the interpreter ends, where a thread that needs its lock aborts the process.
+    DistributedDataParallel is part of reference cycles and holds the process group. It is collected here, before the
+    group is destroyed: otherwise gloo's threads live until the interpreter ends, and one that then waits for its lock
+    aborts the process.
     """
     if not dist.is_initialized():
         return
@@ -115,7 +122,7 @@ def leave(*, together: bool) -> None:
 
 
 class _GatherRows(torch.autograd.Function):
-    """Gathers the rows of all ranks; the gradient of a row is the sum of its gradients on all ranks."""
+    """Gathers the rows of all ranks; a row's gradient is the sum of its gradients on all ranks."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
@@ -132,7 +139,7 @@ class _GatherRows(torch.autograd.Function):
 
 
 def gather_with_gradient(rows: Tensor) -> tuple[Tensor, int]:
-    """Return the rows [B, P] of every rank as [world * B, P], and the index at which this rank's begin.
+    """Gather rows [B, P] of every rank. Returns [world * B, P], and the index where this rank's rows begin.
 
     DistributedDataParallel averages over ranks, so the gradient is that of one process with the global batch.
     """
@@ -142,12 +149,12 @@ def gather_with_gradient(rows: Tensor) -> tuple[Tensor, int]:
 
 
 def gather_without_gradient(rows: Tensor) -> tuple[Tensor, int]:
-    """Do the same without a gradient, like the official `concat_all_gather`: all rows are constants."""
+    """Gather rows as the official `concat_all_gather` does: those of all ranks, also this one's, get no gradient."""
     return gather_with_gradient(rows.detach())
 
 
 def concatenate(rows: Tensor) -> Tensor:
-    """Return the rows of all ranks, whose numbers may differ, without a gradient."""
+    """Concatenate the rows of all ranks, whose numbers may differ, without a gradient."""
     if not dist.is_initialized():
         return rows
     parts: list[Any] = [None] * dist.get_world_size()
@@ -156,11 +163,17 @@ def concatenate(rows: Tensor) -> Tensor:
 
 
 def wrap(task: nn.Module, ranks: Ranks, *, fsdp: bool, units: tuple[type[nn.Module], ...]) -> nn.Module:
-    """Return the task in the form that ranks run: itself, in DistributedDataParallel, or sharded (FSDP2).
+    """Prepare a module for several ranks: as DistributedDataParallel, or with its parameters sharded (FSDP2).
+
+    Args:
+        task: the module; with a single rank and without `fsdp` it is returned as it is.
+        ranks: this process among all.
+        fsdp: shard the parameters.
+        units: classes of modules that FSDP2 shards and gathers as units.
 
     Raises:
-        ImportError: FSDP2 needs torch >= 2.6.
-        ValueError: FSDP2 needs torchrun.
+        ImportError: `fsdp` with torch < 2.6.
+        ValueError: `fsdp` without torchrun.
     """
     if fsdp:
         if not dist.is_initialized():
@@ -186,7 +199,7 @@ def wrap(task: nn.Module, ranks: Ranks, *, fsdp: bool, units: tuple[type[nn.Modu
 
 
 def synchronise(module: nn.Module, wanted: bool) -> Callable[[], Any]:
-    """Return a context in which backward exchanges gradients, or (`wanted` False) accumulates them on each rank."""
+    """Return a context in which backward passes exchange gradients, or (`wanted` False) only add them up locally."""
     if isinstance(module, DistributedDataParallel):
         return nullcontext if wanted else module.no_sync
     set_wanted = getattr(module, "set_requires_gradient_sync", None)  # FSDP2's
@@ -196,13 +209,13 @@ def synchronise(module: nn.Module, wanted: bool) -> Callable[[], Any]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return the tensor on the CPU, complete if it is sharded; then every rank must call this."""
+    """Return the whole tensor on the CPU; a sharded one is gathered, so every rank must call."""
     tensor = tensor.detach()
     return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).cpu()
 
 
 def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return the tensor, split over ranks in the way that `like` is."""
+    """Split a whole tensor over the ranks as `like` is split."""
     if not hasattr(like, "full_tensor") or tensor.ndim == 0:
         return tensor
     from torch.distributed.tensor import distribute_tensor

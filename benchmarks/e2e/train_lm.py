@@ -335,7 +335,7 @@ def _matrices(size: str) -> int:
     """Number of weights in matrix products, the adapter's included."""
     from seed_fast.lm.estimate import count
 
-    return count(config_of(size), words=TEXT_TOKENS, codebook_size=CODEBOOK, lora=Lora())[2]
+    return count(config_of(size), text_tokens=TEXT_TOKENS, codebook_size=CODEBOOK, lora=Lora())[2]
 
 
 def _case(size: str, device: str, **settings: Any) -> Case:

@@ -24,12 +24,16 @@ MOST_WORKERS = 8
 
 
 @contextmanager
-def usage() -> Iterator[None]:
-    """Turn a `ValueError` of the block into a `UsageError`: the command is wrong, the run has not failed."""
+def usage(prefix: str = "") -> Iterator[None]:
+    """Turn a `ValueError` of the block into a `UsageError`: the command is wrong, the run has not failed.
+
+    Args:
+        prefix: is put before the message, such as the option it is about.
+    """
     try:
         yield
     except ValueError as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(f"{prefix}{error}") from None
 
 
 def file_option(option: str, path: Path) -> Path:
@@ -152,7 +156,7 @@ def tokenizer_option(
 @contextmanager
 def tokenizers_match() -> Iterator[None]:
     """Name --any-tokenizer where the block finds that codes of another tokenizer were learned."""
-    from seed_fast.lm.identity import OtherTokenizer
+    from seed_fast.lm.image_tokenizer import OtherTokenizer
 
     try:
         yield

@@ -103,7 +103,7 @@ def check_same_tokenizer(
         ValueError: its codebook has another size, or it has learned the codes of another tokenizer.
     """
     from seed_fast.data.tokens import TokenizerIdentity
-    from seed_fast.lm.identity import check_identity
+    from seed_fast.lm.image_tokenizer import check_identity
 
     learned, codes = lm.vocabulary.codebook_size, tok.config.codebook_size
     if learned != codes:

@@ -106,7 +106,7 @@ def _images(
     """Return the images to caption: lines of --codes, or image files, which need the tokenizer."""
     from seed_fast.data.shards import names_anything
     from seed_fast.generate.images import encode_images, read_encoded_images
-    from seed_fast.lm.identity import read_identity
+    from seed_fast.lm.image_tokenizer import read_identity
 
     if options.codes is not None:
         learned = read_identity(options.lm)

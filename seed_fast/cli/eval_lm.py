@@ -68,7 +68,7 @@ def eval_lm(options: EvalLmOptions) -> int:
     from seed_fast.eval.language_model import evaluate, table
     from seed_fast.eval.results import write_results
 
-    with usage():
+    with usage("--model "):
         folder = contrast_folder(options.model)
     device = device_option(options.device)
 

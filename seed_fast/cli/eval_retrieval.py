@@ -70,7 +70,7 @@ def eval_retrieval(options: RetrievalOptions) -> int:
     from seed_fast.eval import retrieval as evaluation
 
     # Load the tokenizer with its text encoder, and open the data set.
-    with usage():
+    with usage("--model "):
         folder = contrast_folder(options.model)
     tok = SeedTokenizer.from_pretrained(folder, device=device, dtype=getattr(torch, options.dtype))
     model, captions = load_contrast(folder, tok)

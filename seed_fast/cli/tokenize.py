@@ -117,7 +117,7 @@ def _tokenize(options: TokenizeOptions, split: Split, device: torch.device) -> i
 
     from seed_fast.data import pipeline
     from seed_fast.data.image_processor import ImageProcessor
-    from seed_fast.model.identity import fingerprint
+    from seed_fast.model.weight_hashes import fingerprint
 
     # The plan rounds the weights of its products itself, and keeps the others in float32.
     fast = options.plan == "fast"

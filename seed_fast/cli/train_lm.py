@@ -114,7 +114,7 @@ class NoRoom(ValueError):
 
 @command(memory=MEMORY)
 def lm(options: LmOptions) -> int:
-    """Train a language model to see and draw: LoRA and image words on a frozen model. The defaults are SEED-LLaMA's.
+    """Train a language model to see and draw: LoRA and image tokens on a frozen model. The defaults are SEED-LLaMA's.
 
     The output is a plain adapter of peft, with its tokenizer. SIGTERM saves and exits 0; after any end, --resume goes
     on.
@@ -152,8 +152,8 @@ def _recipe(options: LmOptions, dtype: str) -> Recipe:
 
 def _lora(options: LmOptions) -> Lora | None:
     """The adapter that is trained: a new one, or that of --model; None with --full."""
-    from seed_fast.lm.folder import is_adapter
     from seed_fast.lm.model import Lora
+    from seed_fast.lm.pretrained import is_adapter
 
     if options.full:
         return None
@@ -165,7 +165,7 @@ def _lora(options: LmOptions) -> Lora | None:
 
 def _check_adapter(options: LmOptions) -> None:
     """Refuse options that a new adapter, an adapter as --model and --full don't have in common."""
-    from seed_fast.lm.folder import is_adapter
+    from seed_fast.lm.pretrained import is_adapter
 
     with usage():
         has_adapter = is_adapter(options.model)
@@ -222,7 +222,7 @@ def _train_and_save(
     from seed_fast.data.tokens import open_tokens
     from seed_fast.lm.batches import SampleSource, SequenceBatches
     from seed_fast.lm.card import training_facts
-    from seed_fast.lm.identity import write_identity
+    from seed_fast.lm.image_tokenizer import write_identity
     from seed_fast.lm.model import save
     from seed_fast.model.dtypes import DTYPE_BY_NAME
     from seed_fast.train.lm import LOSS_SCALE, LOSS_SCALE_WINDOW
@@ -286,8 +286,8 @@ def _check_tokenizers(options: LmOptions, codes: TokenizerIdentity, note: Callab
     """
     from seed_fast import SeedTokenizer
     from seed_fast.data.tokens import TokenizerIdentity, open_tokens
-    from seed_fast.lm.folder import read_tokenizer
-    from seed_fast.lm.identity import check_identity, read_identity
+    from seed_fast.lm.image_tokenizer import check_identity, read_identity
+    from seed_fast.lm.pretrained import read_tokenizer
     from seed_fast.lm.vocabulary import END
 
     def check(folder: str | Path, given: TokenizerIdentity, what: str, **learned: TokenizerIdentity) -> None:

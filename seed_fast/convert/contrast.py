@@ -61,14 +61,14 @@ def contrast_folder(name: str | Path) -> Path:
     except FileNotFoundError:
         folder = Path(name)
     if not has_contrast(folder):
-        raise ValueError(f"--model {name}: must be a folder of `seed-fast train` with {CONTRAST}, which reads captions")
+        raise ValueError(f"{name}: must be a folder of `seed-fast train` with {CONTRAST}, which reads captions")
     return folder
 
 
 def load_contrast(folder: str | Path, tokenizer: SeedTokenizer) -> tuple[Stage1Model, CaptionTokenizer]:
     """Load stage 1's model around `tokenizer`, and its caption tokenizer.
 
-    Example of retrieval, with `tok = SeedTokenizer.from_pretrained(folder)`:
+    Retrieval, with `tok = SeedTokenizer.from_pretrained(folder)`:
         model, captions = load_contrast(folder, tok)
         scores = model.image_embedding(tok.causal_embeddings(pixels)) @ model.text_embedding(*captions(texts)).T
 
@@ -87,16 +87,18 @@ def load_contrast(folder: str | Path, tokenizer: SeedTokenizer) -> tuple[Stage1M
         raise CheckpointError(
             f"{path}: must be a whole .safetensors file, got {disguised(path) or f'one that does not read: {error}'}"
         ) from None
+    # Sizes follow from the tensors themselves.
     words, positions, projection = (
         tensors.get(name, torch.empty(1))
         for name in ("text.word_embedding", "text.position_embedding", "vision_proj.weight")
     )
     model = Stage1Model(tokenizer, len(words), projection_dim=len(projection), max_tokens=len(positions))
+    # The file must have exactly the model's tensors, of the same shapes.
     own = {name: value.shape for name, value in model.state_dict().items() if not name.startswith(_PREFIX)}
-    found = {name: value.shape for name, value in tensors.items()}
-    for name in sorted(own.keys() | found.keys()):
-        if own.get(name) != found.get(name):
-            wanted, got = (list(shapes[name]) if name in shapes else "nothing" for shapes in (own, found))
+    stored = {name: value.shape for name, value in tensors.items()}
+    for name in sorted(own.keys() | stored.keys()):
+        if own.get(name) != stored.get(name):
+            wanted, got = (list(shapes[name]) if name in shapes else "nothing" for shapes in (own, stored))
             raise CheckpointError(f"{path}: {name} must be {wanted} for this tokenizer, got {got}")
-    model.load_state_dict(tensors, strict=False)  # the tokenizer has its weights
+    model.load_state_dict(tensors, strict=False)  # the tokenizer has its weights already
     return model.eval(), open_captions(folder, max_tokens)

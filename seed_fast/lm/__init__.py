@@ -1,1 +1,1 @@
-"""Language models that see and draw: images as words of their vocabulary."""
+"""Language models that read and write images, whose codes are tokens of their vocabulary."""

@@ -1,15 +1,15 @@
-"""LoRA and new words as peft has them, computed faster: the same modules, names and results.
+"""Faster forward passes for peft's LoRA layers and trainable embedding rows, with the same parameters and results.
 
-peft's layers keep their parameters, their state dict and their place; only `forward` is another one while they train
-with one plain adapter. In every other state (merged, disabled, several adapters) peft's own runs.
+peft's layers keep their parameters, their state dict and their names; only `forward` is replaced, and only while they
+train with one plain adapter. In every other state (merged, disabled, several adapters) peft's own runs.
 
     y = x W^T + b + scaling (m * x) A^T B^T        m: dropout, 0 or 1 / keep
 
-W is frozen, so nothing is kept for its gradient; what is kept is x, which layers that share it keep once, m as one byte
-per number, and (m * x) A^T, 16 numbers wide. peft keeps the dropped x, in float32, for each layer.
+W is frozen, so nothing is kept for its gradient. Kept are x (once for all layers that share it), m as one byte per
+number, and (m * x) A^T, which is only as wide as the adapter's rank. peft keeps m * x, in float32, for each layer.
 
-peft writes the learned rows into a copy of the whole embedding, once where words go in and once where they come out,
-and the gradient takes the way back over all rows. Here only learned rows are touched.
+peft writes the trained rows into a copy of the whole embedding, for the input and for the output, and the gradient is
+computed for all rows. Here only trained rows are touched.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from peft.tuners.lora.layer import Linear as PeftLinear
 from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 from torch import Tensor, nn
 
-from seed_fast.lm.products import linear, times
+from seed_fast.lm.matmul import linear, times
 
-ADAPTER = "default"  # peft's name for the only one
+ADAPTER = "default"  # peft's name of an only adapter
 
 
 class _LoraLinear(torch.autograd.Function):
-    """Shapes: x [T, I], weight [O, I], a [R, I], b [O, R]; returns [T, O]."""
+    """A linear layer and its LoRA. Shapes: x [T, I], weight [O, I], a [R, I], b [O, R]; returns [T, O]."""
 
     @staticmethod
     def forward(
@@ -42,7 +42,7 @@ class _LoraLinear(torch.autograd.Function):
         scale: float,
     ) -> Tensor:
         kept, share = None, 1.0
-        if dropout and x.device.type == "cuda":  # one kernel draws and multiplies, also by 1 / share
+        if dropout and x.device.type == "cuda":  # one kernel draws the mask and multiplies, also by 1 / share
             dropped, kept = torch.native_dropout(x, dropout, True)
             share = 1 - dropout
             inner = times(dropped, a.to(x.dtype)).mul_(share)
@@ -50,6 +50,7 @@ class _LoraLinear(torch.autograd.Function):
             if dropout:
                 kept, share = keep_mask(x.shape, dropout, x.device)
             inner = times(x if kept is None else x * kept, a.to(x.dtype))
+        # The mask's factor 1 / share goes into the scale.
         scale /= share
         ctx.save_for_backward(x, weight, a, b, kept, inner)
         ctx.scale = scale
@@ -73,10 +74,10 @@ class _LoraLinear(torch.autograd.Function):
 
 
 def keep_mask(shape: torch.Size, dropout: float, device: torch.device) -> tuple[Tensor, float]:
-    """A random mask, True with a probability of 1 - dropout, and that probability to the last bit.
+    """Draw a mask that is True with a probability of 1 - dropout. Returns it and that probability exactly.
 
-    16 random bits per number, of which a random int64 holds four: a quarter of the generator's work, where a
-    generator's work is what dropout costs. The probability is rounded to a multiple of 2**-16.
+    A number takes 16 random bits, and a random int64 holds four of them: a quarter of the random generator's work,
+    which is most of what dropout costs. The probability is rounded to a multiple of 2**-16.
     """
     threshold = round(dropout * 2**16)
     count = shape.numel()
@@ -86,10 +87,10 @@ def keep_mask(shape: torch.Size, dropout: float, device: torch.device) -> tuple[
 
 
 class LoraLinear(PeftLinear):
-    """peft's layer with one adapter of the plain kind; see the top of this file."""
+    """peft's LoRA layer, with a faster forward pass for one plain adapter."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """x [..., I] to [..., O], in the dtype of the frozen weight."""
+        """Map x [..., I] to [..., O], in the dtype of the frozen weight."""
         if args or kwargs or self.disable_adapters or self.merged or self.active_adapters != [ADAPTER]:
             return super().forward(x, *args, **kwargs)
         base: Any = self.base_layer
@@ -102,14 +103,14 @@ class LoraLinear(PeftLinear):
 
 
 class TokenRows(TrainableTokensLayer):
-    """peft's embedding (or output layer) whose learned rows follow each other."""
+    """peft's embedding (or output head) whose trained rows have consecutive ids."""
 
     def _learned(self) -> tuple[int, Tensor]:
-        """First learned id, and the learned rows [n, D]."""
+        """Return the first trained id and the trained rows [n, D]."""
         return self.token_indices[ADAPTER][0], self.trainable_tokens_delta[ADAPTER]
 
     def parts(self) -> list[Tensor]:
-        """The matrix in parts, in the order of its rows: frozen, learned, frozen. None is empty."""
+        """Return the matrix in parts, in the order of its rows: frozen, trained, frozen. Empty parts are left out."""
         first, learned = self._learned()
         base: Any = self.base_layer
         weight = base.weight.detach()
@@ -117,7 +118,7 @@ class TokenRows(TrainableTokensLayer):
         return [part for part in parts if len(part)]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Ids [...] to rows [..., D]; of an output layer, peft's forward."""
+        """Map ids [...] to rows [..., D]; an output head runs peft's forward."""
         base = self.base_layer
         is_alone = self.active_adapters == [ADAPTER] and not self.disable_adapters and not self.merged
         if not isinstance(base, nn.Embedding) or not is_alone:
@@ -127,9 +128,9 @@ class TokenRows(TrainableTokensLayer):
 
 
 def embed_parts(ids: Tensor, frozen: Tensor, first: int, learned: Tensor) -> Tensor:
-    """Rows of `frozen` [V, D] for ids [...], but of `learned` [n, D] for ids first..first + n - 1.
+    """Look up ids [...] in `frozen` [V, D], and ids first..first + n - 1 in `learned` [n, D] instead.
 
-    The result has the dtype of `frozen`, and gradients reach `learned` alone.
+    The result has the dtype of `frozen`, and only `learned` gets a gradient.
     """
     rows = F.embedding(ids, frozen.detach())
     is_learned = (ids >= first) & (ids < first + len(learned))
@@ -138,9 +139,9 @@ def embed_parts(ids: Tensor, frozen: Tensor, first: int, learned: Tensor) -> Ten
 
 
 def use_fast_layers(model: nn.Module) -> int:
-    """Let the plain LoRA and embedding layers of a peft model run as here. Returns how many do.
+    """Give the plain LoRA and embedding layers of a peft model the forward passes of this file. Returns their number.
 
-    Nothing else about them changes. Layers of another kind (DoRA, quantised weights, a bias on B) stay peft's.
+    Nothing else about them changes. Layers of other kinds (DoRA, quantised weights, a bias on B) stay peft's.
     """
     changed = 0
     for module in model.modules():
@@ -155,6 +156,7 @@ def use_fast_layers(model: nn.Module) -> int:
 
 
 def _is_plain(layer: PeftLinear) -> bool:
+    """True if this is one LoRA without variants on a frozen `nn.Linear`."""
     return (
         type(layer.base_layer) is nn.Linear
         and list(layer.lora_A) == [ADAPTER]
@@ -166,4 +168,5 @@ def _is_plain(layer: PeftLinear) -> bool:
 
 
 def _is_range(indices: list[int]) -> bool:
+    """True if the indices are consecutive, and not none."""
     return bool(indices) and list(indices) == list(range(indices[0], indices[0] + len(indices)))

@@ -2,7 +2,7 @@
 
 What an epoch holds is a function of (seed, epoch) alone. Its order is cut into windows; the samples of a window become
 sequences, the sequences become rows, and rows follow each other from window to window. Every rank computes the rows of
-a window and takes its share, so ranks agree without talking, and a place is three numbers: epoch, window, row.
+a window and takes its share, so ranks agree without an exchange, and a position is three numbers: epoch, window, row.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from seed_fast.lm.packing import best_fit, collate
 from seed_fast.lm.sequences import CAPTION_TASKS, TokenSequence, sample_sequence
 from seed_fast.lm.vocabulary import Vocabulary
 
-WINDOW = 1024  # samples that are packed with each other: captions leave less than 3 % of rows of 1024 tokens empty
-_AHEAD = 2  # batches that are made while the model is busy with the one before
+WINDOW = 1024  # samples packed together: with captions, less than 3 % of rows of 1024 tokens stay empty
+_AHEAD = 2  # batches that a thread prepares while the model computes
 _MOST_MESSAGES = 20
 
 log = logging.getLogger("seed_fast.data")
@@ -38,11 +38,11 @@ class SampleSource(Protocol):
 
     @property
     def codebook_size(self) -> int:
-        """Codes are below it."""
+        """Number of entries of the codebook that the codes are from."""
 
     @property
     def groups(self) -> list[int]:
-        """Samples of each shard."""
+        """Number of samples of each shard."""
 
     @property
     def window(self) -> int | None:
@@ -54,19 +54,19 @@ class SampleSource(Protocol):
         """See `seed_fast.data.tokens.samples`."""
 
 
-class Estimate(NamedTuple):
-    """What an epoch will be, judged by its first window."""
+class EpochEstimate(NamedTuple):
+    """The size of an epoch, extrapolated from its first window."""
 
-    rows: int  # over all ranks
-    tokens: int  # without filling
-    filled: float  # share of the tokens of a row that are no filling
+    rows: int  # of all ranks together
+    tokens: int  # without padding
+    filled: float  # share of a row's positions that aren't padding
 
 
 def parse_tasks(text: str) -> dict[str, float]:
-    """Ratios from "caption:1,drawing:1".
+    """Parse ratios of tasks, such as "caption:1,drawing:1".
 
     Raises:
-        ValueError: it is none, names something else than CAPTION_TASKS, or a ratio is negative.
+        ValueError: the text has another form, names a task that isn't in CAPTION_TASKS, or a ratio is negative.
     """
     tasks: dict[str, float] = {}
     for part in text.split(","):
@@ -79,29 +79,31 @@ def parse_tasks(text: str) -> dict[str, float]:
 
 
 class SequenceBatches:
-    """Batches of one rank; see `seed_fast.train.batches.Batches`.
+    """Batches of one rank, with an exact position; see `seed_fast.train.batches.Batches`.
 
     A batch is what `collate` gives: ids, labels, positions and segments, int64 [batch_size, T]. `skipped` counts the
-    samples that could not be used since this was made, the same on every rank; the first ones are logged. A thread
-    makes the next batches while the model computes, so it may be ahead of the place.
+    samples that could not be used, the same on every rank; the first ones are logged. A thread prepares the next
+    batches while the model computes, so it may be ahead of the position.
 
     Args:
-        source: samples.
-        vocabulary, tokenizer: of the language model.
-        batch_size: rows on each rank.
-        length: tokens of a row: T when packing; when padding the most that a sample may have, and T is that of the
-            batch's longest.
-        packing: several samples to a row.
-        tasks: how often a picture with a caption is used for which task, as ratios. A sample's task, its caption if it
+        source: where samples come from.
+        vocabulary: ids of the language model's tokenizer.
+        tokenizer: the language model's tokenizer.
+        batch_size: rows per batch on each rank.
+        length: with packing, tokens T of a row; without it, the most tokens a sample may have, and T is the length of
+            the batch's longest sample.
+        packing: put several samples into a row.
+        tasks: how often an image with a caption is used for which task, as ratios. A sample's task, its caption if it
             has several, and which half comes first in pretraining are drawn from (seed, epoch, number of the sample).
         too_long: "skip" leaves out and counts samples that are longer than `length`; "error" refuses them. None is ever
             cut.
-        seed: of order and draws.
-        rank, world: this process and how many there are.
-        shuffle: otherwise the order of the source, and the same draws in every epoch.
-        drop_last: every batch is full: the rows at the end of an epoch that make no whole batch on all ranks are left
-            out. Otherwise the last batch is divided as evenly as can be.
-        window: samples that are packed with each other.
+        seed: seed of order and draws.
+        rank: number of this process, from 0.
+        world: number of processes.
+        shuffle: False keeps the order of the source, and makes the same draws in every epoch.
+        drop_last: leave out the rows at the end of an epoch that don't fill a batch on all ranks. False divides these
+            as evenly as possible.
+        window: number of samples that are packed together.
 
     Raises:
         ValueError: wrong arguments; the message names them.
@@ -137,7 +139,7 @@ class SequenceBatches:
         if source.codebook_size != vocabulary.codebook_size:
             raise ValueError(
                 f"SequenceBatches: codes must be of a codebook of {vocabulary.codebook_size}, for which the vocabulary "
-                f"has words, got {source.codebook_size}"
+                f"has tokens, got {source.codebook_size}"
             )
         self.tasks = _checked(tasks or {"caption": 1.0})
         self.source, self.vocabulary = source, vocabulary
@@ -147,23 +149,23 @@ class SequenceBatches:
         self.seed, self.rank, self.world = seed, rank, world
         self.epoch = 0
         self.skipped = 0
-        self._place = (0, 0)  # of the epoch's next row: number of its window, and rows before it there
+        self._place = (0, 0)  # of the epoch's next row: number of its window, and number of rows before it there
         self._too_long, self._shuffle, self._drop_last, self._window = too_long, shuffle, drop_last, window
 
     def __len__(self) -> int:
-        """Batches of an epoch: exact when padding if no sample is skipped, otherwise as the first window tells."""
+        """Number of batches of an epoch: exact without packing if no sample is skipped, otherwise extrapolated."""
         return max(1, self.estimate().rows // (self.batch_size * self.world))
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the next batch begins. The same on all ranks, and of use to any number of them."""
+        """Return the position of the next batch, the same on all ranks; any number of ranks can resume from it."""
         window, row = self._place
         return {"epoch": self.epoch, "window": window, "row": row, "rows_from": self._settings()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken.
+        """Continue from the position that `state_dict` returned.
 
         Raises:
-            ValueError: it was taken from other data or with other settings, so "where" has no meaning here.
+            ValueError: it is a position in other data, or one under other settings.
         """
         if state.keys() != self.state_dict().keys():
             raise ValueError(
@@ -177,14 +179,14 @@ class SequenceBatches:
             raise ValueError(f"SequenceBatches: no such place: {state}")
         self.epoch, self._place = state["epoch"], (state["window"], state["row"])
 
-    def estimate(self) -> Estimate:
-        """What the epoch in hand will be, from its first window."""
+    def estimate(self) -> EpochEstimate:
+        """Estimate the size of the current epoch from its first window."""
         order, skipped = self._order(), self.skipped
         rows = self._rows_of_window(order, 0)
         self.skipped = skipped
         tokens = sum(len(sequence) for row in rows for sequence in row)
         scale = order.length / min(self._window, order.length)
-        return Estimate(round(len(rows) * scale), round(tokens * scale), tokens / max(1, len(rows) * self.length))
+        return EpochEstimate(round(len(rows) * scale), round(tokens * scale), tokens / max(1, len(rows) * self.length))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for place, batch in _ahead(self._steps()):
@@ -194,7 +196,7 @@ class SequenceBatches:
         self.epoch, self._place = self.epoch + 1, (0, 0)
 
     def _steps(self) -> Iterator[tuple[tuple[int, int], dict[str, Any] | None]]:
-        """From the place in hand to the end of the epoch: the place after each step, and this rank's batch."""
+        """Yield, from the position to the end of the epoch, the position after each step and this rank's batch."""
         rows = self._rows()
         stride = self.batch_size * self.world
         while step := list(islice(rows, stride)):
@@ -206,7 +208,7 @@ class SequenceBatches:
             yield step[-1][0], collate(mine, pad=self.vocabulary.pad, length=length) if mine else None
 
     def _rows(self) -> Iterator[tuple[tuple[int, int], list[TokenSequence]]]:
-        """From the place in hand to the end of the epoch: the place after each row, and the row."""
+        """Yield, from the position to the end of the epoch, the position after each row and the row."""
         order = self._order()
         window, done = self._place
         while window * self._window < order.length:
@@ -220,11 +222,12 @@ class SequenceBatches:
         return EpochOrder(self.source.groups, name, self.source.window)
 
     def _rows_of_window(self, order: EpochOrder, window: int) -> list[list[TokenSequence]]:
+        """Return the rows of a window, each a list of sequences."""
         begin = window * self._window
         places = np.arange(begin, min(begin + self._window, order.length))
         with self._one_at_a_time:
-            found = [self._sequence(int(number)) for number in order.at(places)]
-        sequences = [sequence for sequence in found if sequence is not None]
+            usable = [self._sequence(int(number)) for number in order.at(places)]
+        sequences = [sequence for sequence in usable if sequence is not None]
         if not self.packing:
             return [[sequence] for sequence in sequences]
         rows = best_fit([len(sequence) for sequence in sequences], self.length)
@@ -234,8 +237,9 @@ class SequenceBatches:
         return [[sequences[number] for number in row] for row in rows]
 
     def _sequence(self, number: int) -> TokenSequence | None:
-        """A sample as this epoch uses it; None if it can't be used."""
+        """Return the sequence of a sample in this epoch; None if the sample can't be used."""
         sample = self.source[number]
+        # Draws depend on seed, epoch and sample alone, so that they are the same after a resume and on every rank.
         name = f"{self.seed}/{self.epoch if self._shuffle else 0}/{number}"
         draws = random.Random(int.from_bytes(hashlib.blake2b(name_bytes(name), digest_size=16).digest(), "little"))
         task = draws.choices(list(self.tasks), list(self.tasks.values()))[0]
@@ -256,13 +260,14 @@ class SequenceBatches:
         return sequence
 
     def _skip(self, number: int, sample: dict[str, Any], problem: str) -> None:
+        """Count a sample that can't be used, and log the first ones."""
         self.skipped += 1
         if self.skipped <= _MOST_MESSAGES:
             last = " (the last to be told)" * (self.skipped == _MOST_MESSAGES)
             log.warning("skipped: %s: %s%s", _name(number, sample), problem, last)
 
     def _settings(self) -> dict[str, Any]:
-        """Everything that decides which row stands where."""
+        """Return everything that decides which row is where; a position has a meaning only under the same settings."""
         return {
             "seed": self.seed,
             "samples": len(self.source),
@@ -275,7 +280,7 @@ class SequenceBatches:
 
 
 def _ahead(steps: Iterator[Any]) -> Iterator[Any]:
-    """The items of an iterator, made by a thread shortly before they are asked for."""
+    """Yield the items of an iterator, which a thread prepares shortly before they are needed."""
     thread = ThreadPoolExecutor(1, thread_name_prefix="seed_fast-sequences")
     try:
         waiting = deque(thread.submit(next, steps, None) for _ in range(_AHEAD))
@@ -287,7 +292,7 @@ def _ahead(steps: Iterator[Any]) -> Iterator[Any]:
 
 
 def _checked(tasks: Mapping[str, float]) -> dict[str, float]:
-    """In one order, however they were written: draws depend on it."""
+    """Return valid ratios in the order of CAPTION_TASKS, since draws depend on the order."""
     for name, ratio in tasks.items():
         if name not in CAPTION_TASKS:
             raise ValueError(f"tasks must be of {', '.join(CAPTION_TASKS)}, got {name!r}")

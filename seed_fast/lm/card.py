@@ -1,4 +1,4 @@
-"""The model card of a language model with image words: README.md in its folder, read by people and by the hub."""
+"""The model card of a language model with image tokens: README.md in its folder, read by people and by the hub."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from seed_fast import __version__
 from seed_fast._hub import hub_id, language_model_folder
 from seed_fast.convert.save import CARD
 from seed_fast.data.tokens import TokenizerIdentity
-from seed_fast.lm.folder import base_reference
+from seed_fast.lm.pretrained import base_reference
 
 _LICENCE = re.compile(r"^license:[ \t]*([\w.-]+)[ \t]*$", re.MULTILINE)
 
@@ -20,20 +20,20 @@ _LICENCE = re.compile(r"^license:[ \t]*([\w.-]+)[ \t]*$", re.MULTILINE)
 def model_card(
     folder: Path,
     config: Any,
-    words: int,
+    tokens: int,
     *,
     base: str | None,
     identity: TokenizerIdentity | None = None,
     about: Mapping[str, str] | None = None,
 ) -> str:
-    """The card in Markdown, with the front matter that the Hugging Face hub reads.
+    """Write the card in Markdown, with the front matter that the Hugging Face hub reads.
 
     Args:
         folder: where the model will be; its name is the title.
-        config: of transformers, the model's.
-        words: of the tokenizer, image words included.
-        base: of an adapter: its base, a path or a hub id; None: a whole model.
-        identity: the image tokenizer whose codes it learned.
+        config: transformers' config of the model.
+        tokens: number of tokens of its tokenizer, image tokens included.
+        base: path or hub id of an adapter's base; None for a whole model.
+        identity: the image tokenizer whose codes the model has learned.
         about: what else is known, as titles and texts: data, command, metrics.
     """
     title = folder.resolve().name
@@ -41,11 +41,14 @@ def model_card(
     size = f"{kind}, {config.num_hidden_layers} layers of width {config.hidden_size}"
     codes = "unknown" if identity is None else str(identity)
     licence = None if base is None else _licence(base)
+    # The front matter and the first paragraph differ between a whole model and an adapter.
     front = [f"library_name: {'transformers' if base is None else 'peft'}", "pipeline_tag: text-generation"]
     front.append("tags: [seed, image-captioning, text-to-image]")
     lines = []
     if base is None:
-        lines.append(f"A language model that sees and draws ({size}): the codes of an image tokenizer are words of it.")
+        lines.append(
+            f"A language model that sees and draws ({size}): the codes of an image tokenizer are tokens of it."
+        )
     else:
         reference, revision = base_reference(base, folder)
         if hub_id(base) is not None:
@@ -53,12 +56,13 @@ def model_card(
         if licence is not None:
             front.append(f"license: {licence}")
         lines.append(
-            f"An adapter that lets a language model ({size}) see and draw: LoRA, and the rows of the words that images "
-            "are made of. It works with its base alone."
+            f"An adapter that lets a language model ({size}) see and draw: LoRA, and the embeddings of the tokens that "
+            "images are made of. It works with its base alone."
         )
         where = f"`{reference}`" + (f" at revision `{revision}`" if revision else "")
         lines += ["", f"- **Base**: {where}" + ("" if hub_id(base) else ", as a path from this folder")]
-    facts = {"Image tokenizer": codes, "Words": f"{words}, those of images included", **(about or {})}
+    # Then the list of facts, how to load it, and who wrote this.
+    facts = {"Image tokenizer": codes, "Tokens": f"{tokens}, those of images included", **(about or {})}
     facts["Licence"] = licence or ("that of its data" if base is None else "that of its base and of its data")
     lines += ["", *(f"- **{name}**: {text}" for name, text in facts.items() if base is None or name != "Base")]
     lines += ["", "## Load", "", *_loading(title, base, folder), "", f"Written by seed_fast {__version__}.", ""]
@@ -92,7 +96,7 @@ def training_facts(data: str, kinds: Mapping[str, int], tasks: str, command: str
 
 
 def _loading(title: str, base: str | None, folder: Path) -> list[str]:
-    """How to use it, here and with nothing of this package."""
+    """Lines that show how to load the model: with this package, and without it."""
     captions = f"seed-fast caption picture.png --lm path/to/{title} --model TOKENIZER"
     ours = ["```sh", captions, f'seed-fast draw "a red star" --lm path/to/{title}', "```", ""]
     if base is None:
@@ -108,7 +112,7 @@ def _loading(title: str, base: str | None, folder: Path) -> list[str]:
     where = "" if hub_id(base) else "  # from this folder, or where yours is"
     return [
         *ours,
-        "With peft and transformers alone; the base has no rows for the new words, so it gets them first:",
+        "With peft and transformers alone; the base has no rows for the new tokens, so it gets them first:",
         "",
         "```python",
         "from peft import PeftModel",
@@ -126,7 +130,7 @@ def _loading(title: str, base: str | None, folder: Path) -> list[str]:
 
 
 def _licence(base: str) -> str | None:
-    """The licence that the base's own card names, if it has one."""
+    """Return the licence that the card of the base names; None if there is no card or no licence in it."""
     try:
         text = (language_model_folder(base) / CARD).read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -1,4 +1,4 @@
-"""`ImageSpans`: a logits processor of transformers that lets a language model write whole images only.
+"""`ImageSpans`: a logits processor of transformers that lets a language model write complete images only.
 
 A row is *inside* an image after `<img>` until `</img>`. Inside, codes alone may follow until there are `num_codes`,
 and then `</img>` alone. Outside, neither codes nor `</img>` may follow. What state a row is in is read from its ids at
@@ -22,11 +22,11 @@ Images = Literal["free", "forbid", "force"]
 
 
 class ImageSpans(LogitsProcessor):
-    """Exactly `num_codes` codes between `<img>` and `</img>`, and codes nowhere else.
+    """Allow exactly `num_codes` codes between `<img>` and `</img>`, and codes nowhere else.
 
     Args:
-        vocabulary: of the model's tokenizer.
-        num_codes: codes of an image.
+        vocabulary: ids of the model's tokenizer.
+        num_codes: number of codes of an image.
         images: "free": the model decides where an image begins. "forbid": none begins. "force": the answer begins with
             one, and what follows it is free. An image that the prompt has begun is finished in every case.
         prompt_length: tokens of a prompt with its padding, where the answer begins; "force" needs it.
@@ -74,43 +74,49 @@ class ImageSpans(LogitsProcessor):
         self.max_length = max_length
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores [B, V] with -inf where a token may not follow `input_ids` [B, T] int64.
+        """Return the scores [B, V] with -inf where a token may not follow `input_ids` [B, T] int64.
 
         Raises:
-            ValueError: the scores have no room for the image words, or a row already has an image that can't be right.
+            ValueError: the scores have no room for the image tokens, or a row already has an image that can't be right.
         """
-        words = self.vocabulary
-        size = max(words.new_ids) + 1
+        tokens = self.vocabulary
+        size = max(tokens.new_ids) + 1
         if scores.shape[-1] < size:
             raise ValueError(f"ImageSpans: scores must be [B, {size}] or wider, got {list(scores.shape)}")
         written_B = self._codes_written(input_ids)
         length = input_ids.shape[1]
         codes = torch.zeros(scores.shape[-1], dtype=torch.bool, device=scores.device)
-        codes[words.first_code : words.first_code + words.codebook_size] = True
+        codes[tokens.first_code : tokens.first_code + tokens.codebook_size] = True
 
+        # Inside an image only codes may follow until it is full, then only `</img>`; outside neither may.
         outside_B = written_B < 0
         full_B = written_B == self.num_codes
-        # [B, V]: codes inside, other words outside
+        # [B, V]: codes inside an image, all other tokens outside
         allowed = torch.where(outside_B[:, None], ~codes, codes & ~full_B[:, None])
-        allowed[:, words.end_image] = full_B
+        allowed[:, tokens.end_image] = full_B
+        # Where an image may begin: not if forbidden or without room for all of it; at once if forced.
         no_room = self.max_length is not None and length + self.num_codes + 2 > self.max_length
         if self.images == "forbid" or no_room:
-            allowed[:, words.begin_image] = False
+            allowed[:, tokens.begin_image] = False
         if self.images == "force" and length == self.prompt_length:
             begin = torch.zeros_like(codes)
-            begin[words.begin_image] = True
+            begin[tokens.begin_image] = True
             allowed = torch.where(outside_B[:, None], begin, allowed)
         return scores.masked_fill(~allowed, -torch.inf)
 
     def _codes_written(self, input_ids: Tensor) -> Tensor:
-        """How many codes the open image of each row has so far, [B]; -1 where none is open."""
-        words = self.vocabulary
+        """Count the codes of the open image of each row, [B]; -1 where none is open."""
+        tokens = self.vocabulary
         length = input_ids.shape[1]
+        # An image is open if the last `<img>` comes after the last `</img>`.
         places = torch.arange(1, length + 1, device=input_ids.device)
-        begun_B = (places * (input_ids == words.begin_image)).amax(dim=1)  # place of the last, from 1; 0: there is none
-        ended_B = (places * (input_ids == words.end_image)).amax(dim=1)
+        begun_B = (places * (input_ids == tokens.begin_image)).amax(
+            dim=1
+        )  # place of the last, from 1; 0: there is none
+        ended_B = (places * (input_ids == tokens.end_image)).amax(dim=1)
         written_B = torch.where(begun_B > ended_B, length - begun_B, -1)
-        is_code = (input_ids >= words.first_code) & (input_ids < words.first_code + words.codebook_size)
+        # Everything in an open image must be a code, or the prompt was wrong.
+        is_code = (input_ids >= tokens.first_code) & (input_ids < tokens.first_code + tokens.codebook_size)
         codes_B = (is_code & (places > begun_B[:, None])).sum(dim=1)
         wrong_B = (written_B >= 0) & ((codes_B != written_B) | (written_B > self.num_codes))
         if wrong_B.any():

@@ -18,20 +18,20 @@ from typing import Any
 
 import torch
 
-from seed_fast.lm.folder import read_config, read_tokenizer
 from seed_fast.lm.loss import chunk_rows
 from seed_fast.lm.model import Lora, add_adapter, is_tied
+from seed_fast.lm.pretrained import read_config, read_tokenizer
 from seed_fast.lm.vocabulary import END, Vocabulary
 
-REACHED = 0.5  # of the matrix rate; benchmarks/e2e/train_lm.py measures it
+REACHED = 0.5  # share of the matrix rate that training reaches; benchmarks/e2e/train_lm.py measures it
 
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """Of one rank; bytes, unless said otherwise."""
+    """What a run needs on one rank, in bytes unless said otherwise, and how fast it will be."""
 
-    parameters: int  # number
-    trainable: int  # number
+    parameters: int  # count
+    trainable: int  # count
     weights: int
     gradients: int
     optimizer: int
@@ -47,17 +47,17 @@ class RunEstimate:
 
     @property
     def total(self) -> int:
-        """With the chosen way of keeping activations."""
+        """Memory of the device that the run needs, in bytes, with or without activation checkpointing as chosen."""
         kept = self.activations_checkpointed if self.checkpointed else self.activations
         return self.weights + self.gradients + self.optimizer + kept + self.logits
 
     @property
     def fits(self) -> bool:
-        """Whether the device has as much."""
+        """True if the device has that much memory."""
         return self.total <= self.available
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return all fields, the total and `fits`, for JSON."""
         return asdict(self) | {"total": self.total, "fits": self.fits}
 
 
@@ -73,16 +73,16 @@ def estimate_folder(
         run: the other arguments of `estimate`.
     """
     config, tokenizer = read_config(model, base), read_tokenizer(model)
-    words = len(tokenizer)
+    text_tokens = len(tokenizer)
     if END in tokenizer.get_vocab():
-        words -= len(Vocabulary.of_tokenizer(tokenizer).new_ids)
-    return estimate(config, words=words, codebook_size=codebook_size, **run)
+        text_tokens -= len(Vocabulary.of_tokenizer(tokenizer).new_ids)
+    return estimate(config, text_tokens=text_tokens, codebook_size=codebook_size, **run)
 
 
 def estimate(
     config: Any,
     *,
-    words: int,
+    text_tokens: int,
     codebook_size: int,
     lora: Lora | None,
     dtype: torch.dtype,
@@ -93,33 +93,38 @@ def estimate(
     fsdp: bool = False,
     checkpointed: bool = False,
 ) -> RunEstimate:
-    """Judge a run.
+    """Estimate the memory and the speed of a run, without building its model.
 
     Args:
-        config: of the base, by transformers.
-        words: of its tokenizer, before image words.
-        codebook_size: codes, which become words.
+        config: transformers' config of the base.
+        text_tokens: number of tokens of its tokenizer, before image tokens are added.
+        codebook_size: number of codes, each of which becomes a token.
         lora: the adapter; None: every weight learns.
-        dtype: of the run.
-        tokens: of a micro-batch on one rank, padding not counted.
-        device: is measured.
-        world: ranks.
-        local_world: of them, those on this machine.
-        fsdp: whether they share weights, gradients and moments.
-        checkpointed: whether activations are computed again.
+        dtype: the type that the run computes in.
+        tokens: tokens of a micro-batch on one rank, without padding.
+        device: where the run will be; its rate of matrix products is measured, its free memory read.
+        world: number of ranks.
+        local_world: number of ranks on this machine.
+        fsdp: True if ranks shard weights, gradients and moments.
+        checkpointed: True if activations are recomputed in the backward pass.
     """
+    # What is kept: trained weights are float32, frozen ones have the run's type.
     size = dtype.itemsize
-    parameters, trainable, products, learning = count(config, words=words, codebook_size=codebook_size, lora=lora)
+    parameters, trainable, products, learning = count(
+        config, text_tokens=text_tokens, codebook_size=codebook_size, lora=lora
+    )
     parts = world if fsdp else 1
     frozen = (parameters - trainable) * size
     per_token = activations_per_token(config, size, lora)
     layers, width = config.num_hidden_layers, config.hidden_size
-    rows = words + codebook_size + 2
+    rows = text_tokens + codebook_size + 2
     whole = frozen + 4 * trainable
     in_parts = fsdp and lora is None and world > 1  # then the first rank alone reads it, and hands out parts
+    # While a checkpoint is written, and while logits are computed in chunks.
     parameter_and_moments = 3 * 4 * trainable
     chunk = min(tokens, chunk_rows(rows)) * rows * (4 if size == 4 else 4 + size)
     new_rows = codebook_size + 2 if lora else rows
+    # Speed: forward and the activations' gradient, the weights' gradient, and the forward pass again.
     flops = 4.0 * products + 2.0 * learning + (2.0 * products if checkpointed else 0.0)
     rate = matrix_rate(device, dtype, config)
     return RunEstimate(
@@ -141,19 +146,24 @@ def estimate(
     )
 
 
-def count(config: Any, *, words: int, codebook_size: int, lora: Lora | None) -> tuple[int, int, int, int]:
-    """Parameters, those that learn, and of both the ones in matrix products (embeddings are looked up)."""
+def count(config: Any, *, text_tokens: int, codebook_size: int, lora: Lora | None) -> tuple[int, int, int, int]:
+    """Count the parameters of a model that is trained, on a copy without storage.
+
+    Returns:
+        Numbers of all parameters, of trainable ones, of those in matrix products (embeddings are only looked up), and
+        of trainable ones in matrix products.
+    """
     from transformers import AutoModelForCausalLM
 
     config = copy.deepcopy(config)
-    config.vocab_size = max(config.vocab_size, words + codebook_size + 2)
-    config.pad_token_id = None  # a padding row would be written to, and there is no storage
+    config.vocab_size = max(config.vocab_size, text_tokens + codebook_size + 2)
+    config.pad_token_id = None  # transformers would zero the padding row, and there is no storage to write to
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         model.tie_weights()
         if lora is not None:
-            end = words + codebook_size
-            model = add_adapter(model, Vocabulary(words, codebook_size, end, end + 1, 0, 0, 0), lora)
+            end = text_tokens + codebook_size
+            model = add_adapter(model, Vocabulary(text_tokens, codebook_size, end, end + 1, 0, 0, 0), lora)
     named = dict(model.named_parameters())
     looked_up = () if is_tied(_inner(model)) else ("embed_tokens",)
     looked_up = (*looked_up, "embed_positions")
@@ -167,18 +177,19 @@ def count(config: Any, *, words: int, codebook_size: int, lora: Lora | None) -> 
 
 
 def _inner(model: Any) -> Any:
-    """transformers' model, out of peft's if it is in one."""
+    """Return transformers' model, which may be inside peft's."""
     return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
 def activations_per_token(config: Any, size: int, lora: Lora | None) -> int:
-    """Bytes that one block keeps of one token for the backward pass, with numbers of `size` bytes."""
+    """Count the bytes that one block keeps per token for the backward pass; `size` is bytes per number."""
     width = config.hidden_size
     if config.model_type == "opt":
         inner = config.ffn_dim
-        # Residual, norm, queries, keys, values, attention's result as samples and as tokens; residual, norm; ReLU.
+        # Kept: the residual stream, its norm, queries, keys, values, attention's output laid out by samples and by
+        # tokens; the residual stream and its norm again; ReLU's output.
         numbers = 9 * width + inner
-        single = 2 * width * (size if config.dropout else 0)  # dropout of both branches
+        single = 2 * width * (size if config.dropout else 0)  # the dropout masks of both branches
         dropped = 5 * width + inner  # inputs of the six linear layers
     else:
         inner = config.intermediate_size
@@ -191,7 +202,7 @@ def activations_per_token(config: Any, size: int, lora: Lora | None) -> int:
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, config: Any) -> float:
-    """FLOP/s of matrix products of the model's own width, by the median of a few."""
+    """Measure the FLOP/s of matrix products of the model's width: the median of 3 to 20 products, in half a second."""
     width = config.hidden_size
     rows = 4096 if device.type == "cuda" else 256
     a = torch.randn(rows, width, device=device, dtype=dtype)
@@ -206,7 +217,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, config: Any) -> float:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Free memory of the device, or of the machine for a CPU."""
+    """Return the free memory of the device, or of the machine for a CPU, in bytes."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:

@@ -1,11 +1,11 @@
-"""Language models with image words: made for training, saved so that peft and transformers alone load them, loaded.
+"""Language models with image tokens: built for training, saved as peft and transformers load them, and loaded again.
 
     model, tokenizer, vocabulary = build("opt-2.7b", codebook_size=8192)     # frozen, with a fresh adapter
     save(model, tokenizer, "out")                                             # a plain peft adapter
     model, tokenizer, vocabulary = load("out")                                # the same logits
 
-What `save` writes needs nothing of this package: `AutoPeftModelForCausalLM.from_pretrained("out")` loads it, as its
-tokenizer lies beside it and tells peft how many rows the embedding has to have.
+What `save` writes can be used without this package: `AutoPeftModelForCausalLM.from_pretrained("out")` loads it, and the
+tokenizer beside it tells peft how many rows the embedding must have.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from seed_fast._hub import hub_id, language_model_folder
 from seed_fast.data.tokens import TokenizerIdentity
 from seed_fast.distributed import is_sharded, trainable, whole
 from seed_fast.lm.card import CARD, model_card
-from seed_fast.lm.folder import (
+from seed_fast.lm.image_tokenizer import write_identity
+from seed_fast.lm.pretrained import (
     ADAPTER_CONFIG,
     adapter_config,
     base_folder,
@@ -37,13 +38,12 @@ from seed_fast.lm.folder import (
     read_config,
     read_tokenizer,
 )
-from seed_fast.lm.identity import write_identity
 from seed_fast.lm.streaming import stream_model
-from seed_fast.lm.vocabulary import Vocabulary, add_image_words
+from seed_fast.lm.vocabulary import Vocabulary, add_image_tokens
 
 
 class LanguageModel(NamedTuple):
-    """A causal language model of transformers (or peft around it), its tokenizer, and the ids of its image words."""
+    """A causal language model of transformers (or peft around it), its tokenizer, and the ids of its image tokens."""
 
     model: Any
     tokenizer: Any
@@ -52,14 +52,14 @@ class LanguageModel(NamedTuple):
 
 @dataclass(frozen=True)
 class Lora:
-    """The adapter; the defaults are official SEED-LLaMA's (LoraConfig of its configs/), which SEED-OPT shares here.
+    """Settings of the adapter; the defaults are official SEED-LLaMA's (LoraConfig of its configs/), for OPT too.
 
     Args:
-        rank: columns of LoRA's two matrices, r.
-        alpha: the adapter's product is scaled by alpha / rank.
-        dropout: share of the adapter's inputs that training sets to zero.
-        targets: names of linear layers; None: all of the family's.
-        norms: train the norms too; None: as the family's recipe (LLaMA yes; OPT is frozen but for LoRA, SEED paper).
+        rank: the rank r of LoRA's two matrices.
+        alpha: the adapter's output is scaled by alpha / rank.
+        dropout: probability with which training sets an input of the adapter to zero.
+        targets: names of the linear layers that are adapted; None: all of a block.
+        norms: train the norms too; None: as the official recipe of the family does (LLaMA: yes; OPT: no).
     """
 
     rank: int = 16
@@ -70,10 +70,10 @@ class Lora:
 
     @classmethod
     def of_folder(cls, folder: str | Path) -> Lora:
-        """Of a saved adapter.
+        """Read the settings of a saved adapter.
 
         Raises:
-            ValueError: it isn't LoRA.
+            ValueError: the adapter isn't LoRA.
         """
         saved = adapter_config(folder)
         if saved.get("peft_type") != "LORA":
@@ -104,37 +104,44 @@ def build(
     untied: Path | None = None,
     base: str | Path | None = None,
 ) -> LanguageModel:
-    """A language model that learns image words.
+    """Build a language model for training on image tokens.
 
     Args:
-        folder: of an OPT or LLaMA as transformers saves it, with its tokenizer; or its hub id. With `full` it may lack
-            weights: they are drawn as the config says. Or of an adapter, which then goes on learning.
+        folder: folder of an OPT or LLaMA as transformers saves it, with its tokenizer, or its hub id; with `full` it
+            may lack weights, which are then initialised as the config says. Or folder or hub id of an adapter, which is
+            trained further.
         codebook_size: number of codes; new ids begin at len(tokenizer).
-        lora: a new adapter; `Lora()` by default.
-        full: no adapter: every weight learns.
-        dtype: of frozen weights; what learns is float32.
-        device: where to.
-        untied: a folder to write the model to with an output matrix of its own, which then is the adapter's base.
-        base: of an adapter: its base, where it no longer is where it was.
+        lora: settings of a new adapter; None: `Lora()`.
+        full: train every weight, without an adapter.
+        dtype: type of frozen weights; trained ones are float32.
+        device: device of all weights.
+        untied: folder in which to write a copy of the model whose output head has weights of its own; it becomes the
+            adapter's base.
+        base: base of the adapter that `folder` is, where that is no longer where the adapter says.
 
     Returns:
-        A `PeftModel`, or with `full` the model of transformers, in train mode; new rows are drawn from the model's
-        initial distribution by torch's default generator.
+        A `PeftModel`, or with `full` the model of transformers, in train mode. Embeddings of new tokens are drawn from
+        the model's initial distribution by torch's default generator.
 
     Raises:
-        FileNotFoundError, ValueError: the folder isn't such a model.
+        FileNotFoundError: there is no such model.
+        ValueError: it is neither OPT nor LLaMA, or its files are damaged.
     """
     from transformers import AutoModelForCausalLM
 
     config, tokenizer = read_config(folder, base), read_tokenizer(folder)
+
+    # An adapter that is trained further has its image tokens already.
     if is_adapter(folder):
         if full or untied is not None:
             raise ValueError(f"{folder}: an adapter goes on as it is; merge it first to learn as a whole or by codes")
-        add_image_words(tokenizer, codebook_size)
+        add_image_tokens(tokenizer, codebook_size)
         model = _read_adapted(folder, base, tokenizer, dtype, learns=True)
         return LanguageModel(model.to(device).train(), tokenizer, Vocabulary.of_tokenizer(tokenizer))
+
+    # A model, with initial weights or its own, gets a row for every token.
     known = len(tokenizer)
-    vocabulary = add_image_words(tokenizer, codebook_size)
+    vocabulary = add_image_tokens(tokenizer, codebook_size)
     if full and not has_weights(folder):
         config.vocab_size = max(config.vocab_size, len(tokenizer))
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -142,10 +149,12 @@ def build(
         model = _read_base(folder, torch.float32 if full else dtype)
         if len(model.get_input_embeddings().weight) < known:
             rows = len(model.get_input_embeddings().weight)
-            raise ValueError(f"{folder}: the embedding must have a row for each of {known} words, got {rows}")
+            raise ValueError(f"{folder}: the embedding must have a row for each of {known} tokens, got {rows}")
         _resize(model, len(tokenizer))
     if full:
         return LanguageModel(model.to(device).train(), tokenizer, vocabulary)
+
+    # The adapter, after the base has got an output head of its own if it shall have one.
     if untied is not None:
         _untie(model, untied)
         tokenizer.save_pretrained(untied)
@@ -153,7 +162,7 @@ def build(
 
 
 def add_adapter(model: nn.Module, vocabulary: Vocabulary, lora: Lora) -> nn.Module:
-    """A fresh peft adapter: LoRA, and the rows of the image words (one matrix where the model ties them, else both).
+    """Add a new peft adapter: LoRA, and the embeddings of the image tokens (input and output, if not tied).
 
     Raises:
         ValueError: a target isn't in the model.
@@ -173,7 +182,7 @@ def add_adapter(model: nn.Module, vocabulary: Vocabulary, lora: Lora) -> nn.Modu
         modules_to_save=list(family.norms) if norms and family.norms else None,
         trainable_token_indices=rows if is_tied(model) else {"embed_tokens": rows, "lm_head": rows},
     )
-    with warnings.catch_warnings():  # of peft about names that transformers will drop
+    with warnings.catch_warnings():  # peft uses names that transformers will drop
         warnings.simplefilter("ignore", FutureWarning)
         model = get_peft_model(model, config)
     _learn_in_float32(model)
@@ -181,7 +190,7 @@ def add_adapter(model: nn.Module, vocabulary: Vocabulary, lora: Lora) -> nn.Modu
 
 
 def is_tied(model: Any) -> bool:
-    """Whether words come out by the matrix they go in by."""
+    """True if the input embedding and the output head share one weight matrix."""
     return bool(model.config.tie_word_embeddings)
 
 
@@ -195,15 +204,15 @@ def save(
     identity: TokenizerIdentity | None = None,
     about: Mapping[str, str] | None = None,
 ) -> None:
-    """Write an adapter (or a whole model, if it has none) and its tokenizer, each file beside and renamed.
+    """Write an adapter (or a whole model, if it has none) and its tokenizer; a kill leaves no half-written file.
 
     Args:
         model: the model that `build` returned.
         tokenizer: its tokenizer.
-        folder: made if it isn't there.
-        extra: tensors in place of the model's own, by parameter name.
-        write: whether this process does; every rank of a sharded model must call.
-        identity: the image tokenizer whose codes the model learned, to be written down beside it.
+        folder: is created if it doesn't exist.
+        extra: tensors that replace the model's own, by parameter name.
+        write: False on ranks that only take part in gathering; every rank of a sharded model must call.
+        identity: the image tokenizer whose codes the model has learned, recorded in image_tokenizer.json.
         about: what the model card says of the training, as titles and texts.
     """
     adapted = hasattr(model, "peft_config")
@@ -236,7 +245,7 @@ def _save_sharded(
     identity: TokenizerIdentity | None,
     about: Mapping[str, str] | None,
 ) -> None:
-    """`save` for a model that no rank holds whole."""
+    """Write a whole model that is sharded over the ranks, one parameter at a time."""
     if not write:
         stream_model(None, model)
         return
@@ -254,19 +263,20 @@ def _save_sharded(
 
 
 def build_empty(folder: str | Path, *, codebook_size: int = 8192) -> LanguageModel:
-    """What `build` with `full` gives, without storage: on the meta device, for ranks that get their part from another.
+    """Build what `build` with `full` does without storage, on the meta device: a rank gets its part from another one.
 
     Args:
         folder: as for `build`.
         codebook_size: number of codes.
 
     Raises:
-        FileNotFoundError, ValueError: the folder isn't such a model.
+        FileNotFoundError: there is no such model.
+        ValueError: it is neither OPT nor LLaMA, or its files are damaged.
     """
     from transformers import AutoModelForCausalLM
 
     config, tokenizer = read_config(folder), read_tokenizer(folder)
-    vocabulary = add_image_words(tokenizer, codebook_size)
+    vocabulary = add_image_tokens(tokenizer, codebook_size)
     config.vocab_size = max(config.vocab_size, len(tokenizer))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -280,17 +290,17 @@ def load(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> LanguageModel:
-    """What `save` wrote, or any other adapter or model with image words, in eval mode.
+    """Load what `save` wrote, or any other adapter or model with image tokens, in eval mode.
 
     Args:
-        folder: an adapter's, or a whole model's; or a hub id.
-        base: the adapter's base, where it no longer is where it was.
-        device: where to.
-        dtype: of all weights but the adapter's own, which stay float32.
+        folder: folder or hub id of an adapter or of a whole model.
+        base: base of the adapter, where that is no longer where the adapter says.
+        device: device of all weights.
+        dtype: type of all weights except the adapter's own, which stay float32.
 
     Raises:
         FileNotFoundError: the folder or the base isn't there.
-        ValueError: the tokenizer has no image words, or the family is unknown.
+        ValueError: the tokenizer has no image tokens, or the family is unknown.
     """
     tokenizer = read_tokenizer(folder)
     vocabulary = Vocabulary.of_tokenizer(tokenizer)
@@ -302,7 +312,7 @@ def load(
 
 
 def _name_base(path: Path, base: str, revision: str | None) -> None:
-    """Write the base into adapter_config.json as others shall find it."""
+    """Write into adapter_config.json where the base is, as others can find it."""
     saved = json.loads(path.read_text(encoding="utf-8"))
     saved |= {"base_model_name_or_path": base, "revision": revision}
     path.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -313,7 +323,7 @@ def _read_adapted(
 ) -> Any:
     from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 
-    base_folder(folder, base)  # says what is missing, and that --base is there
+    base_folder(folder, base)  # raises an error that names what is missing
     model = _read_base(base or base_of(folder), dtype)
     local = str(language_model_folder(folder))
     _resize(model, len(tokenizer))
@@ -321,12 +331,13 @@ def _read_adapted(
         warnings.simplefilter("ignore", FutureWarning)
         model = PeftModel.from_pretrained(model, local, is_trainable=learns)
     if learns and dtype != torch.float32:
-        _learn_in_float32(model)  # norms were read as the base's dtype
+        _learn_in_float32(model)  # trained norms were read in the type of the base
         set_peft_model_state_dict(model, load_peft_weights(local, device="cpu"))
     return model
 
 
 def _learn_in_float32(model: nn.Module) -> None:
+    """Convert the trainable parameters to float32."""
     for _, p in trainable(model):
         p.data = p.data.float()
 
@@ -338,20 +349,20 @@ def _read_base(folder: str | Path, dtype: torch.dtype) -> Any:
     model = AutoModelForCausalLM.from_pretrained(
         str(language_model_folder(folder).resolve()), dtype=dtype, local_files_only=True, attn_implementation="sdpa"
     )
-    if (found := hub_id(folder)) is not None:  # what an adapter says of its base is the id, not this machine's cache
-        model.config.name_or_path = model.name_or_path = str(found)
+    if (name := hub_id(folder)) is not None:  # an adapter shall name its base by the id, not by this machine's cache
+        model.config.name_or_path = model.name_or_path = str(name)
     return model
 
 
 @torch.no_grad()
-def _resize(model: Any, words: int) -> None:
-    """At least `words` rows, as `AutoPeftModelForCausalLM` would make; new ones as the model's initial values."""
-    if len(model.get_input_embeddings().weight) < words:
-        model.resize_token_embeddings(words, mean_resizing=False)
+def _resize(model: Any, tokens: int) -> None:
+    """Give the embedding at least `tokens` rows, as `AutoPeftModelForCausalLM` does; new ones get initial values."""
+    if len(model.get_input_embeddings().weight) < tokens:
+        model.resize_token_embeddings(tokens, mean_resizing=False)
 
 
 def _untie(model: Any, folder: Path) -> None:
-    """Give the model an output matrix of its own, and write it, which makes `folder` its base."""
+    """Give the output head weights of its own, and write the model to `folder`, which becomes its name."""
     output = model.get_output_embeddings()
     output.weight = nn.Parameter(output.weight.detach().clone(), requires_grad=output.weight.requires_grad)
     model.config.tie_word_embeddings = False

@@ -1,6 +1,6 @@
-"""Sequences into rows of one length: several to a row (packing), or one to a row (padding).
+"""Rows of one length from sequences: several to a row (packing), or one to a row (padding).
 
-Samples never see each other: `segments` says which tokens belong together, and positions begin at 0 in each sample. So
+Samples never see each other: `segments` tells which tokens belong together, and positions begin at 0 in each sample. So
 a sample has the same loss in a packed row as alone.
 
 Shapes: B rows, T tokens of a row.
@@ -19,15 +19,15 @@ from seed_fast.lm.sequences import IGNORED, TokenSequence
 if TYPE_CHECKING:
     import torch
 
-FILL_TO = 8  # a padded batch is a multiple of it long, for tensor cores
+FILL_TO = 8  # the length of a padded batch is a multiple of it, for tensor cores
 
 
 def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """Which samples share a row: the longest first, each into the fullest row that has room, the first of equals.
+    """Assign samples to rows: the longest first, each to the fullest row that has room, the first one among equals.
 
     Args:
-        lengths: tokens of each sample, at most `room`.
-        room: tokens of a row.
+        lengths: number of tokens of each sample, at most `room`.
+        room: number of tokens of a row.
 
     Returns:
         The numbers of the samples of each row; each sample once.
@@ -40,7 +40,7 @@ def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
         [[1, 3], [2, 4, 0]]
     """
     rows: list[list[int]] = []
-    spaces: list[tuple[int, int]] = []  # room left and number of each row that isn't full, ascending
+    spaces: list[tuple[int, int]] = []  # free tokens and number of each row that isn't full, ascending
     for sample in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
         length = lengths[sample]
         if length > room:
@@ -58,17 +58,17 @@ def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
 
 
 def collate(rows: Sequence[Sequence[TokenSequence]], *, pad: int, length: int | None = None) -> dict[str, torch.Tensor]:
-    """Rows of sequences as one batch.
+    """Make one batch of rows of sequences.
 
     Args:
-        rows: the sequences of each of B rows, as they follow each other.
+        rows: for each of B rows its sequences, in order.
         pad: id that fills the end of a row.
         length: T. Default: the longest row, rounded up to a multiple of 8.
 
     Returns:
-        int64 tensors [B, T]: `ids`; `labels`, for each id itself or IGNORED (never set at the beginning of a sample, of
-        which the sample before it in the row must learn nothing); `positions`, from 0 in each sample; `segments`, from
-        1 in each row, 0 where it is filled.
+        int64 tensors [B, T]: `ids`; `labels`, for each id itself or IGNORED (always at the beginning of a sample, which
+        the sample before it must not predict); `positions`, from 0 in each sample; `segments`, from 1 in each row, and
+        0 for padding.
 
     Raises:
         ValueError: a row is longer than `length`.
@@ -87,6 +87,7 @@ def collate(rows: Sequence[Sequence[TokenSequence]], *, pad: int, length: int | 
         "segments": np.zeros((len(rows), length), dtype=np.int64),
     }
     for number, row in enumerate(rows):
+        # Each sequence goes behind the one before it, with positions from 0 and a segment of its own.
         begin = 0
         for segment, sequence in enumerate(row, 1):
             here = (number, slice(begin, begin + len(sequence)))
@@ -100,10 +101,10 @@ def collate(rows: Sequence[Sequence[TokenSequence]], *, pad: int, length: int | 
 
 
 def attention_mask(segments: torch.Tensor) -> torch.Tensor:
-    """Who may look at whom: bool [B, 1, T, T], True where the token of the row may see that of the column.
+    """Return the attention mask, bool [B, 1, T, T]: True where the query token (row) attends to the key token (column).
 
-    A token sees those before it and itself, of its own sample. What fills a row sees itself, so that no softmax is over
-    nothing. transformers takes this as `attention_mask`.
+    A token attends to itself and to earlier tokens of its own sample. Padding attends to itself, so that no softmax is
+    over nothing. transformers takes this as `attention_mask`.
 
     Args:
         segments: int64 [B, T], as `collate` gives.

@@ -21,16 +21,16 @@ IGNORED = -100  # what transformers and torch leave out of a cross-entropy
 IMAGE_TO_TEXT = "A photo of"
 TEXT_TO_IMAGE = "Generate an image"
 USER, ASSISTANT = "USER: ", "\nASSISTANT:"  # official conversation template
-CAPTION_TASKS = ("caption", "drawing", "pretraining")  # what a picture with a caption can be used for
+CAPTION_TASKS = ("caption", "drawing", "pretraining")  # uses of an image with a caption
 
 
 @dataclass(frozen=True)
 class TokenSequence:
-    """One sample.
+    """One sample as a training sequence.
 
     Args:
-        ids: of words and codes.
-        labels: as many; the id where it is supervised, otherwise IGNORED.
+        ids: token ids of text and codes.
+        labels: for each id itself where it is supervised, otherwise IGNORED.
     """
 
     ids: list[int]
@@ -41,12 +41,12 @@ class TokenSequence:
 
 
 def caption_prompt(vocabulary: Vocabulary, tokenizer: Any, codes: Sequence[int]) -> list[int]:
-    """What captioning begins with: bos, the image, "A photo of"."""
+    """Return the ids of a prompt for captioning: bos, the image, "A photo of"."""
     return [vocabulary.bos, *vocabulary.image(codes), *_prompt_ids(tokenizer, IMAGE_TO_TEXT)]
 
 
 def drawing_prompt(vocabulary: Vocabulary, tokenizer: Any, text: str) -> list[int]:
-    """What drawing begins with: bos, "Generate an image", the text. The next word of a trained model is `<img>`."""
+    """Return the ids of a prompt for drawing: bos, "Generate an image", the text. What follows is `<img>`."""
     prompt = _prompt_ids(tokenizer, TEXT_TO_IMAGE)
     return [vocabulary.bos, *prompt, *text_ids(vocabulary, tokenizer, text, after=TEXT_TO_IMAGE)]
 
@@ -67,8 +67,8 @@ def pretraining_sequence(
     vocabulary: Vocabulary, tokenizer: Any, codes: Sequence[int], text: str, *, image_first: bool
 ) -> TokenSequence:
     """SEED-LLaMA's pretraining: bos, image and text in either order without a prompt, eos. Supervised: all but bos."""
-    image, words = vocabulary.image(codes), text_ids(vocabulary, tokenizer, text)
-    return _supervised(vocabulary, [*image, *words] if image_first else [*words, *image])
+    image, caption = vocabulary.image(codes), text_ids(vocabulary, tokenizer, text)
+    return _supervised(vocabulary, [*image, *caption] if image_first else [*caption, *image])
 
 
 def interleaved_sequence(
@@ -169,15 +169,15 @@ def sample_sequence(
     *,
     image_first: bool = True,
 ) -> TokenSequence:
-    """The sequence of a sample of a store (`seed_fast.data.tokens`), whatever its kind.
+    """Return the sequence of a sample of a store (`seed_fast.data.tokens`), whatever its kind.
 
     Args:
         sample: see `seed_fast.data.tokens.samples` for the fields of each kind.
-        task: one of CAPTION_TASKS; what to make of a picture with a caption. Other kinds have one form each.
-        image_first: for the task "pretraining".
+        task: one of CAPTION_TASKS; what an image with a caption is used for. Other kinds have one form each.
+        image_first: order of image and text in the task "pretraining".
 
     Raises:
-        ValueError: no such task or kind, or the sample can't be used (an empty text, a code out of range, ...).
+        ValueError: the task or the kind is unknown, or the sample can't be used (an empty text, a code out of range).
     """
     if task not in CAPTION_TASKS:
         raise ValueError(f"task must be one of {', '.join(CAPTION_TASKS)}, got {task!r}")
@@ -202,10 +202,16 @@ def sample_sequence(
 
 
 def text_ids(vocabulary: Vocabulary, tokenizer: Any, text: str, *, after: str = "") -> list[int]:
-    """Ids of a text without its outer white space, as it continues `after`, whose own ids are left out.
+    """Return the ids of a text without its outer white space.
+
+    Args:
+        vocabulary: ids that a text may not hold.
+        tokenizer: of the language model.
+        text: the text.
+        after: text that precedes it, which may change how its beginning is split; its own ids are left out.
 
     Raises:
-        ValueError: the text is blank, or holds what only a sequence itself may: bos, eos or image words.
+        ValueError: the text is blank, or holds bos, eos or image tokens.
     """
     text = text.strip()
     if not text:
@@ -216,17 +222,20 @@ def text_ids(vocabulary: Vocabulary, tokenizer: Any, text: str, *, after: str = 
     whole = _plain_ids(vocabulary, tokenizer, f"{after} {text}")
     if tuple(whole[: len(prompt)]) == prompt:
         return whole[len(prompt) :]
-    return _plain_ids(vocabulary, tokenizer, f" {text}")  # the tokenizer has joined words of both
+    return _plain_ids(
+        vocabulary, tokenizer, f" {text}"
+    )  # the tokenizer has joined the end of one and the beginning of the other
 
 
 def _plain_ids(vocabulary: Vocabulary, tokenizer: Any, text: str) -> list[int]:
+    """Return the ids of a text that may not hold bos, eos or image tokens."""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     last_code = vocabulary.first_code + vocabulary.codebook_size - 1
     reserved = {vocabulary.bos, vocabulary.eos, vocabulary.begin_image, vocabulary.end_image}
     for id_ in ids:
         if id_ in reserved or vocabulary.first_code <= id_ <= last_code:
-            word = tokenizer.convert_ids_to_tokens(id_)
-            raise ValueError(f"a text must not hold the word {word!r}, got {text[:80]!r}")
+            token = tokenizer.convert_ids_to_tokens(id_)
+            raise ValueError(f"a text must not hold the token {token!r}, got {text[:80]!r}")
     return ids
 
 
@@ -236,7 +245,7 @@ def _prompt_ids(tokenizer: Any, text: str) -> tuple[int, ...]:
 
 
 def _answered(*turns: tuple[list[int], list[int]]) -> TokenSequence:
-    """Of pairs of what is given and what is learned."""
+    """Join pairs of ids, of which the first is given and the second is supervised."""
     ids, labels = [], []
     for given, learned in turns:
         ids += given + learned
@@ -245,9 +254,11 @@ def _answered(*turns: tuple[list[int], list[int]]) -> TokenSequence:
 
 
 def _supervised(vocabulary: Vocabulary, ids: list[int]) -> TokenSequence:
+    """Put bos and eos around ids; everything except bos is supervised."""
     return _answered(([vocabulary.bos], [*ids, vocabulary.eos]))
 
 
 def _closed(answer: str) -> str:
+    """Add a full stop where an answer ends without a mark."""
     answer = answer.strip()
     return answer if not answer or answer[-1] in ".!?" else answer + "."

@@ -18,18 +18,20 @@ SHARD_BYTES = 4 << 30  # largest file of the finished model
 def stream_model(folder: Path | None, model: Any, shard_bytes: int = SHARD_BYTES) -> None:
     """Write the weights of a sharded model as transformers reads them. Every rank must call.
 
-    In memory is one whole parameter at a time.
+    Only one whole parameter at a time is in memory.
 
     Args:
-        folder: where to, for the rank that writes; None for all others.
-        model: of transformers.
-        shard_bytes: files are no larger, but for a parameter that is.
+        folder: folder of the files, on the rank that writes; None on all others.
+        model: a model of transformers.
+        shard_bytes: largest size of a file, unless a single parameter is larger.
     """
-    named = dict(model.named_parameters())  # a matrix that serves twice comes once, as transformers stores it
+    named = dict(model.named_parameters())  # a tied matrix comes once, as transformers stores it
     if folder is None:
         for p in named.values():
             whole(p)
         return
+
+    # Assign the parameters to files, in their order.
     groups: list[dict[str, Entry]] = [{}]
     size = 0
     for name, p in named.items():
@@ -44,6 +46,7 @@ def stream_model(folder: Path | None, model: Any, shard_bytes: int = SHARD_BYTES
         for name in names:
             yield name, whole(named[name])
 
+    # Write file after file, gathering each parameter when it is its turn, and the index of several files.
     files = ["model.safetensors"]
     if len(groups) > 1:
         files = [f"model-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]

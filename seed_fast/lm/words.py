@@ -1,4 +1,4 @@
-"""A tokenizer of whole words, for language models trained from nothing on a small world such as `shapes`."""
+"""A tokenizer of whole words, for language models that are trained from scratch on a small world such as `shapes`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _WORD = re.compile(r"\w+|[^\w\s]+")  # as the pre-tokenizer `Whitespace` splits
 
 
 def word_tokenizer(texts: Iterable[str], max_length: int = 128) -> Any:
-    """A `PreTrainedTokenizerFast` whose words are those of the texts and of our two prompts.
+    """Make a `PreTrainedTokenizerFast` with a token for each word of the texts and of the two prompts.
 
-    Words are told apart by case. A word that is in none of the texts becomes `<unk>`.
+    Case counts. A word that is in none of the texts becomes `<unk>`.
 
     Args:
-        texts: every word of them gets an id, the most frequent ones first, ties in alphabetical order.
+        texts: texts whose words get ids, the most frequent ones first, ties in alphabetical order.
         max_length: positions of the model, in tokens; transformers warns about longer texts.
 
     Examples:

@@ -17,7 +17,7 @@ from seed_fast._files import write_beside
 MAX_TOKENS = 32  # tokens per caption, the official number; longer captions are cut
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 PAD, UNKNOWN, CLS, SEP = range(4)
-DEC = "[DEC]"  # BLIP-2 adds it to BERT's vocabulary for captioning; here it is one row more of the word embeddings
+DEC = "[DEC]"  # BLIP-2 adds it to BERT's vocabulary for captioning; here it is only one more embedding row
 VOCABULARY = "vocabulary.txt"
 
 
@@ -68,7 +68,7 @@ class WordTokenizer:
         return cls((folder / VOCABULARY).read_text(encoding="utf-8").split("\n")[:-1], max_tokens)
 
     def __call__(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """See `CaptionTokenizer`."""
+        """Return input_ids and attention_mask; see `CaptionTokenizer`."""
         room = self.max_tokens - 2
         rows = [
             [CLS, *(self._ids.get(word, UNKNOWN) for word in split_words(caption)[:room]), SEP] for caption in captions
@@ -79,7 +79,7 @@ class WordTokenizer:
         return ids, mask.reshape(-1, longest)
 
     def save(self, folder: Path) -> None:
-        """Write the words to vocabulary.txt, one per line."""
+        """Write the vocabulary to vocabulary.txt, one word per line."""
         write_beside(folder / VOCABULARY, "".join(f"{word}\n" for word in self.words).encode())
 
 
@@ -103,7 +103,7 @@ class BertCaptions:
         self.size = len(self._tokenizer)
 
     def __call__(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """See `CaptionTokenizer`."""
+        """Return input_ids and attention_mask; see `CaptionTokenizer`."""
         rows = self._tokenizer(
             list(captions),
             padding=True,
@@ -114,7 +114,7 @@ class BertCaptions:
         return rows["input_ids"], rows["attention_mask"]
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer's own files."""
+        """Write the files of BERT's tokenizer."""
         self._tokenizer.save_pretrained(folder)
 
 

@@ -1,15 +1,16 @@
-"""Checkpoints of a running training: folders `step-00001000`, each whole or not there.
+"""Checkpoints of a training run: folders `step-00001000`, each complete or absent.
 
-    model.safetensors       trainable parameters and buffers, float32 (frozen weights come from where they came from)
+    model.safetensors       trainable parameters and buffers, float32 (frozen weights are loaded from their source)
     optimizer.safetensors   <state>/<parameter>, such as exp_avg/tokenizer.quantizer.codebook
-    average.safetensors     the moving average of the weights, where the run keeps one
+    average.safetensors     the moving average of the weights, if the run keeps one
     state.json              step, data position, loss scale, recipe
 
-of a sharded model instead of the first three, each rank's part of all of them (`seed_fast.train.sharded`):
+For a sharded model, the parts of each rank replace the first three files (`seed_fast.train.sharded`):
 
-    model/, optimizer.<state>/, average/    shard-00001-....safetensors and so on, by names of parameters
+    model/, optimizer.<state>/, average/    shard-00001-....safetensors and so on, with the names of parameters
 
-No pickle. A folder is written beside, forced to the disk and renamed; a kill at any moment leaves the one before.
+There is no pickle. A folder is written under another name, synced to the disk and renamed, so a kill at any moment
+leaves the checkpoint before it.
 """
 
 from __future__ import annotations
@@ -38,14 +39,17 @@ _NAME = re.compile(r"step-(\d{8,})")
 def write(
     folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int
 ) -> Path:
-    """Write `step-<step>` into `folder`, then drop all but the `keep` newest.
+    """Write the checkpoint `step-<step>` into `folder`, then remove all but the `keep` newest.
 
     Args:
-        folder: made if it isn't there.
-        step: optimizer steps done.
-        tensors: file stem to name to tensor.
-        state: what else must come back; for JSON.
-        keep: how many to keep, at least 1.
+        folder: is created if it doesn't exist.
+        step: number of optimizer steps done.
+        tensors: for each file's stem its tensors by name.
+        state: everything else that a resume needs, for JSON.
+        keep: number of checkpoints to keep, at least 1.
+
+    Returns:
+        The folder of the checkpoint.
     """
     with staged(folder, step, state, keep) as staging:
         for stem, named in tensors.items():
@@ -55,15 +59,16 @@ def write(
 
 
 def staging_of(folder: Path, step: int) -> Path:
-    """Where `staged` gathers the files of a checkpoint."""
+    """Return the folder in which `staged` gathers the files of a checkpoint."""
     return folder / f".step-{step:08d}.partial"
 
 
 @contextmanager
 def staged(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> Iterator[Path]:
-    """A folder for the tensors of a checkpoint, which at the end gets its name; arguments as of `write`.
+    """Yield a folder for the tensors of a checkpoint, which gets the checkpoint's name at the end of the block.
 
-    All but the `keep` newest checkpoints are dropped then. If something is raised, those that are there stay.
+    All but the `keep` newest checkpoints are removed then. If the block raises, existing ones stay. The arguments are
+    those of `write`.
     """
     path, staging = folder / f"step-{step:08d}", staging_of(folder, step)
     _remove_leftovers(folder)
@@ -74,20 +79,20 @@ def staged(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> Iter
             (staging / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
             publish_folder(staging, path, overwrite=True)  # the same step again, after a resume without progress
         except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)  # a full disk gets its room back
+            shutil.rmtree(staging, ignore_errors=True)  # a full disk gets its space back
             raise
     for old in _all(folder)[:-keep]:
         remove_folder(old)
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest checkpoint in `folder`, or None."""
-    found = _all(folder)
-    return found[-1] if found else None
+    """Return the newest checkpoint in `folder`, or None."""
+    checkpoints = _all(folder)
+    return checkpoints[-1] if checkpoints else None
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The state that `write` was given.
+    """Read the state of a checkpoint.
 
     Raises:
         CheckpointError: the file is missing or damaged.
@@ -99,7 +104,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(path: Path, stem: str) -> dict[str, Tensor]:
-    """The tensors of one file of a checkpoint.
+    """Read the tensors of one file of a checkpoint.
 
     Raises:
         CheckpointError: the file is missing or damaged.
@@ -114,14 +119,14 @@ def read_tensors(path: Path, stem: str) -> dict[str, Tensor]:
 
 
 def model_tensors(task: nn.Module) -> dict[str, Tensor]:
-    """What training changes in `task`, whole and on the CPU. Every rank must call."""
+    """Return all trainable parameters and buffers, gathered on the CPU. Every rank must call."""
     tensors = {name: whole(p) for name, p in trainable(task)}
     return tensors | {name: whole(buffer) for name, buffer in task.named_buffers()}
 
 
 @torch.no_grad()
 def load_model(task: nn.Module, tensors: Mapping[str, Tensor], *, source: Path) -> None:
-    """The inverse of `model_tensors`.
+    """Copy what `model_tensors` returned into `task`.
 
     Raises:
         CheckpointError: a tensor is missing, surplus, or has another shape.
@@ -138,7 +143,7 @@ def load_model(task: nn.Module, tensors: Mapping[str, Tensor], *, source: Path) 
 
 
 def optimizer_tensors(task: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state by parameter name, whole and on the CPU. Every rank must call."""
+    """Return the optimizer's state as <state>/<parameter>, gathered on the CPU. Every rank must call."""
     return {
         f"{key}/{name}": whole(value)
         for name, p in trainable(task)
@@ -147,7 +152,7 @@ def optimizer_tensors(task: nn.Module, optimizer: torch.optim.Optimizer) -> dict
 
 
 def load_optimizer(task: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """The inverse of `optimizer_tensors`."""
+    """Copy what `optimizer_tensors` returned into the optimizer."""
     parameters = dict(trainable(task))
     numbers = {p: number for number, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
     state: dict[int, dict[str, Tensor]] = {}
@@ -159,13 +164,13 @@ def load_optimizer(task: nn.Module, optimizer: torch.optim.Optimizer, tensors: M
 
 
 def _all(folder: Path) -> list[Path]:
-    """Checkpoints, oldest first."""
-    found = [(int(match[1]), path) for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
+    """Return the checkpoints, oldest first."""
+    numbered = [(int(match[1]), path) for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(numbered)]
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Of runs that were killed."""
+    """Remove what killed runs have left unfinished."""
     for pattern in (".step-*.partial", ".step-*.old"):
         for path in folder.glob(pattern):
             shutil.rmtree(path)

@@ -1,7 +1,7 @@
-"""A codebook that begins where the data is, in place of the official U(-1/K, 1/K) around zero.
+"""A codebook initialised by K-means of encoded queries, in place of the official U(-1/K, 1/K) around zero.
 
-From the official start most entries are nearest to nothing and never learn. Here K-means of encoded queries gives every
-entry a share of them.
+With the official initialisation most entries are the nearest to no query and are never trained. With K-means every
+entry starts with a share of the queries.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ def codebook_from_data(
     seed: int,
     causal: Callable[[Batch], Tensor] | None = None,
 ) -> None:
-    """Set the codebook to K-means of the encoded queries of the first batches, whose position is given back.
+    """Set the codebook to the K-means centres of the encoded queries of the first batches; the position is restored.
 
     Args:
-        tokenizer: its `encode_task` stays as it is, its codebook changes in place; the same on all ranks.
-        batches: of this rank.
-        ranks: who shares the work.
-        seed: of the first choice of entries.
+        tokenizer: its codebook is changed in place, equally on all ranks.
+        batches: batches of this rank.
+        ranks: this process among all.
+        seed: seed of the initial centres.
         causal: batch -> causal embeddings [B, N, C], in place of the tokenizer's own.
     """
+    # Encode queries until there are enough on all ranks together.
     size = len(tokenizer.quantizer.codebook)
     position = batches.state_dict()
     stream: Iterator[Batch] = endless(batches)
@@ -48,14 +49,15 @@ def codebook_from_data(
         queries = causal(batch) if causal is not None else tokenizer.causal_embeddings(batch["pixels"])
         queries = queries.to(tokenizer.dtype)  # a cache may keep them in half precision
         parts.append(tokenizer.quantizer.encode_task(queries).flatten(0, 1))
-    del stream  # ends the iteration before the position goes back
+    del stream  # ends the iteration, so that it can't move the position that is restored
     batches.load_state_dict(position)
+    # Every rank has all queries; the first rank's centres count, as rounding may differ between machines.
     centres = k_means(concatenate(torch.cat(parts)).float(), size, seed)
     tokenizer.quantizer.codebook.copy_(ranks.from_first(centres.cpu()))
 
 
 def k_means(vectors: Tensor, count: int, seed: int, iterations: int = ITERATIONS) -> Tensor:
-    """Lloyd's algorithm: `count` centres [count, D] of vectors [M, D]; an empty one moves to a random vector.
+    """Run Lloyd's algorithm: `count` centres [count, D] of vectors [M, D]; an empty one moves to a random vector.
 
     Raises:
         ValueError: fewer vectors than centres, or vectors that aren't finite.

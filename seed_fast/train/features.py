@@ -1,8 +1,8 @@
-"""Features of frozen parts, computed once per sample and read from disk ever after.
+"""A disk cache of what frozen parts compute, so that each sample is computed only once.
 
-Stage 1 caches the ViT's output [L, E], stage 2 the causal embeddings [N, C]. Rows are kept by the sample's key, so
-pictures must look the same in every epoch: no augmentation. Each rank appends to files of its own and reads all; a row
-counts once its key is written, so a kill leaves nothing half. Several runs may fill a folder at a time.
+Stage 1 caches the ViT's output [L, E], stage 2 the causal embeddings [N, C]. Rows are stored by the sample's key, so
+images must be the same in every epoch: no augmentation. Each rank appends to files of its own and reads those of all. A
+row is valid once its key is written, so a kill leaves no half row. Several runs may fill one folder at the same time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ABOUT = "about.json"
 
 @dataclass
 class _Part:
-    """The files of one rank, and how much of its keys has been read."""
+    """The files of one rank, and how many bytes and how many keys have been read."""
 
     rows: Path
     keys: Path
@@ -37,16 +37,17 @@ class _Part:
 
 
 class FeatureCache:
-    """Called with a batch, gives its features [B, *shape], from disk where they are there.
+    """A callable that maps a batch to its features [B, *shape], read from disk where they are cached.
 
     Args:
-        folder: made if it isn't there.
-        compute: batch -> features [B, *shape]; called for whole batches, so that rounding doesn't depend on what is
-            there already.
-        shape: of one sample's features.
-        dtype: in which they are stored and given back.
-        about: what else they depend on, such as the `checksum` of the weights; a cache made with another is refused.
-        rank: of this process.
+        folder: is created if it doesn't exist.
+        compute: batch -> features [B, *shape]; called for whole batches, so that rounding doesn't depend on which
+            samples are cached already.
+        shape: shape of one sample's features.
+        dtype: type in which they are stored and returned.
+        about: what else the features depend on, such as the `checksum` of the weights; a cache that was made
+            with other values is refused.
+        rank: number of this process.
 
     Raises:
         ValueError: the folder holds features of other weights, sizes or types.
@@ -68,11 +69,11 @@ class FeatureCache:
         wanted = {"shape": list(shape), "dtype": str(dtype).removeprefix("torch."), **about}
         path = folder / ABOUT
         if path.exists():
-            found = json.loads(path.read_text(encoding="utf-8"))
+            stored = json.loads(path.read_text(encoding="utf-8"))
             for name in wanted:
-                if found.get(name) != wanted[name]:
+                if stored.get(name) != wanted[name]:
                     raise ValueError(
-                        f"{folder}: holds features with {name} {found.get(name)!r}, this run needs {wanted[name]!r}: "
+                        f"{folder}: holds features with {name} {stored.get(name)!r}, this run needs {wanted[name]!r}: "
                         "give another folder"
                     )
         elif rank == 0:
@@ -80,20 +81,20 @@ class FeatureCache:
         self._parts: dict[str, _Part] = {}
         self._index: dict[str, tuple[Path, int]] = {}
         self._own, lock = self._free_part(f"rank-{rank:05d}")
-        self.close = weakref.finalize(self, lock.close)  # let another run have the files of this one
+        self.close = weakref.finalize(self, lock.close)  # gives the files free for another run
         self._repair()
         self._refresh()
 
     @property
     def count(self) -> int:
-        """Samples there."""
+        """Number of cached samples."""
         return len(self._index)
 
     def check_space(self, samples: int) -> str:
-        """Say what the cache will take for so many samples.
+        """Return a line that says how much space the cache of so many samples takes.
 
         Raises:
-            ValueError: the disk has less.
+            ValueError: the disk has less space.
         """
         total = samples * self.row_bytes
         needed, free = max(0, samples - self.count) * self.row_bytes, shutil.disk_usage(self.folder).free
@@ -103,10 +104,10 @@ class FeatureCache:
         return f"cached features: {text}, {self.count} there already; {free / 1e9:.3g} GB free"
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Features [B, *shape] on the device of the pixels."""
+        """Return the features [B, *shape] of a batch, on the device of its pixels."""
         keys = batch["keys"]
         if any(key not in self._index for key in keys):
-            self._refresh()  # another rank may have had it
+            self._refresh()  # another rank may have cached it meanwhile
         missing = [number for number, key in enumerate(keys) if key not in self._index]
         if missing:
             with torch.no_grad():
@@ -123,7 +124,7 @@ class FeatureCache:
         return self._parts.setdefault(name, _Part(self.folder / f"{name}.rows", self.folder / f"{name}.keys"))
 
     def _free_part(self, name: str) -> tuple[_Part, BinaryIO]:
-        """Files that this process alone writes, and what keeps others from them as long as it is open."""
+        """Return files that only this process writes, and the lock that keeps others away while it is open."""
         for number in itertools.count():
             part = self._part(f"{name}-{number}" if number else name)
             try:
@@ -133,7 +134,7 @@ class FeatureCache:
         raise AssertionError  # not reached
 
     def _repair(self) -> None:
-        """Cut off what a kill left half: a key without its end of line, rows without a key."""
+        """Cut off what a killed run left incomplete: a key without its end of line, rows without a key."""
         part = self._own
         part.rows.touch()
         part.keys.touch()
@@ -144,7 +145,7 @@ class FeatureCache:
         os.truncate(part.rows, len(lines) * self.row_bytes)
 
     def _refresh(self) -> None:
-        """Read the keys that came since the last time, of all ranks."""
+        """Read the keys that any rank has written since the last call."""
         for path in self.folder.glob("rank-*.keys"):
             part = self._part(path.stem)
             with open(path, "rb") as file:
@@ -157,6 +158,7 @@ class FeatureCache:
                 part.count += 1
 
     def _append(self, keys: list[str], rows: Tensor) -> None:
+        """Write rows, then their keys, which make them valid."""
         lines = {key: row for key, row in zip(keys, rows, strict=True)}  # noqa: C416 (a key twice is one row)
         with writing(self._own.rows), open(self._own.rows, "ab") as file:
             file.write(torch.stack(list(lines.values())).contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -165,6 +167,7 @@ class FeatureCache:
         self._refresh()
 
     def _row(self, key: str) -> Tensor:
+        """Read the features of one sample."""
         path, number = self._index[key]
         with open(path, "rb") as file:
             file.seek(number * self.row_bytes)

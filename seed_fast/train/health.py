@@ -6,14 +6,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-DECAY = 0.99  # of the frequencies, per step
-DEAD_AFTER = 100  # steps without being chosen
+DECAY = 0.99  # of the moving average of frequencies, per step
+DEAD_AFTER = 100  # steps in which a code wasn't chosen
 
 
 class CodebookHealth(nn.Module):
-    """Frequencies of K codes as moving averages over steps, and when each was last chosen.
+    """Tracks how often each of K codes is chosen, as a moving average over steps, and when each was last chosen.
 
-    Buffers, so that a resumed run goes on with them; equal on all ranks.
+    These are buffers, which checkpoints contain; they are equal on all ranks.
     """
 
     frequency: Tensor
@@ -28,7 +28,7 @@ class CodebookHealth(nn.Module):
 
     @torch.no_grad()
     def update(self, codes: Tensor) -> None:
-        """Count the codes [B, N] of one step on every rank."""
+        """Take in the codes [B, N] of one step; every rank must call."""
         counts = torch.bincount(codes.flatten().clamp(min=0), minlength=len(self.frequency)).double()
         if dist.is_initialized():
             dist.all_reduce(counts)
@@ -37,7 +37,7 @@ class CodebookHealth(nn.Module):
         self.last_chosen.copy_(torch.where(counts > 0, self.steps, self.last_chosen))
 
     def metrics(self) -> dict[str, float]:
-        """usage: share of entries chosen in the last 100 steps; dead: how many weren't; perplexity: exp(entropy)."""
+        """Return usage (share of entries chosen in the last 100 steps), dead (number of the others) and perplexity."""
         alive = int((self.last_chosen > self.steps - DEAD_AFTER).sum())
         share = self.frequency / self.frequency.sum().clamp(min=torch.finfo(torch.float64).tiny)
         perplexity = float(torch.special.entr(share).sum().exp())

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from seed_fast.distributed import Ranks
-from seed_fast.lm.folder import UNTIED
 from seed_fast.lm.model import LanguageModel, Lora, build, build_empty
+from seed_fast.lm.pretrained import UNTIED
 from seed_fast.train import sharded
 from seed_fast.train.lm import LanguageModelTask
 

@@ -1,11 +1,12 @@
 """The one training loop of the package.
 
-A task is a module whose forward maps a batch to {"loss": [], other terms: []}. Optionally `metrics() -> dict` adds
-numbers to the log, and `validate(batches) -> dict` judges the model. Everything else is here: precision, accumulation,
-clipping, moving average, schedule, log, validation, checkpoints, resume, signals, ranks.
+A task is a module whose forward maps a batch to {"loss": [], other terms: []}, all scalars. Optionally it has
+`metrics() -> dict`, further numbers for the log, and `validate(batches) -> dict`, measures of the model. Everything
+else is here: precision, accumulation, clipping, moving average, schedule, log, validation, checkpoints, resume,
+signals, ranks.
 
-A run can be killed at any moment and goes on to the same weights, to the bit on the same CPU: random numbers are seeded
-anew at each step from (seed, step, rank), and the data knows its position.
+A run that was killed at any moment resumes to the same weights, bit by bit on the same CPU: random numbers are seeded
+at each step from (seed, step, rank), and the data has an exact position.
 """
 
 from __future__ import annotations
@@ -31,33 +32,34 @@ from seed_fast.model.cpu_products import TRAINING_ADVICE, warn_of_slow_half
 from seed_fast.model.dtypes import DTYPE_BY_NAME
 from seed_fast.train import checkpoint, sharded
 from seed_fast.train.batches import Batch, Batches, endless
-from seed_fast.train.metrics import MetricsLog, Progress
+from seed_fast.train.metrics import MetricsLog, TrainingProgress
 from seed_fast.train.optimizer import MovingAverage, adamw, begin_states
 from seed_fast.train.recipe import Recipe, Run
 
-LEAST_SCALE = 2.0**-10  # of the float16 loss; below it nothing but NaN makes steps fail
+LEAST_SCALE = 2.0**-10  # of the float16 loss; if steps fail even there, their gradients are NaN at any scale
 
 
 class Loop:
     """One training run.
 
     Args:
-        task: what to train; on `ranks.device`.
-        batches: of this rank, `recipe.micro_batch(ranks.world)` samples each.
-        recipe, run: see there.
-        ranks: from `Ranks.join`.
+        task: the module to train, on `ranks.device`.
+        batches: batches of this rank, with `recipe.micro_batch(ranks.world)` samples each.
+        recipe: what the result depends on.
+        run: where to save, and how often.
+        ranks: this process among all.
         validation: batches for `task.validate`; None for no validation.
-        about: further options that the result depends on; kept in checkpoints, and compared on resume.
-        units: classes of modules that are sharded and gathered as units.
-        loss_scale: where float16's loss scale starts, and after how many steps without an overflow it doubles.
-        gives_up: whether a float16 run whose loss stays lost ends; otherwise it goes on skipping steps.
-        counted: what `recipe.batch_size` counts, for the log.
-        in_parts: checkpoints of a sharded task are written in parts, so that no rank holds it whole.
-        fill: gives the task, which then is on the meta device, its values once it is sharded.
+        about: further options that the result depends on; checkpoints contain them, and a resume compares them.
+        units: classes of modules that FSDP2 shards and gathers as units.
+        loss_scale: float16's initial loss scale, and the number of steps without an overflow until it doubles.
+        gives_up: True ends a float16 run whose loss isn't finite at the least loss scale; False keeps skipping steps.
+        counted: name of what `recipe.batch_size` counts, for the log.
+        in_parts: write checkpoints of a sharded task in parts, so that no rank holds it whole.
+        fill: is called with a task on the meta device once it is sharded, and gives it its values.
 
     Raises:
         OutputError: the output holds another run's checkpoints, and `run.resume` is off.
-        ValueError: a checkpoint was made under another recipe.
+        ValueError: a checkpoint was written under another recipe.
     """
 
     def __init__(
@@ -77,10 +79,10 @@ class Loop:
         fill: Callable[[nn.Module], None] | None = None,
         in_parts: bool = False,
     ) -> None:
-        self.task: Any = task  # a module, maybe with the two further methods that the top of this file names
+        self.task: Any = task  # a module that may have the two optional methods
         self.batches, self.validation = batches, validation
         self.recipe, self.run, self.ranks = recipe, run, ranks
-        # As JSON gives it back, so that the two can be compared.
+        # Converted to JSON and back, so that it can be compared with that of a checkpoint.
         self._about = json.loads(json.dumps({**asdict(recipe), **(about or {})}))
         self._module = wrap(task, ranks, fsdp=run.fsdp, units=units)
         if fill is not None:
@@ -96,13 +98,14 @@ class Loop:
         self._restore()
 
     def __call__(self) -> bool:
-        """Train to the end, or until SIGTERM or SIGINT, which save and stop. Returns whether the end was reached."""
+        """Train to the end, or until SIGTERM or SIGINT, which save and stop. True if the end was reached."""
         total = self.recipe.schedule.steps
         with ExitStack() as stack:
+            # Log and progress, on the first rank; signals and data, on all.
             log = progress = None
             if self.ranks.rank == 0:
                 log = MetricsLog(self.run.output, self.step, tensorboard=self.run.tensorboard)
-                progress = Progress(self.step, total, self.recipe.batch_size, self._counted)
+                progress = TrainingProgress(self.step, total, self.recipe.batch_size, self._counted)
                 stack.callback(log.close)
                 stack.callback(progress.close)
             stack.enter_context(stops_handled())
@@ -110,6 +113,7 @@ class Loop:
             stream = endless(self.batches)
             warn_of_slow_half(self.ranks.device, DTYPE_BY_NAME[self.recipe.dtype], TRAINING_ADVICE)
             while self.step < total:
+                # A step, and what is due after it: log, validation, checkpoint.
                 terms = self.train_step(stream)
                 self.step += 1
                 done, save = self.step == total, self._is_due(self.run.save_every)
@@ -126,19 +130,21 @@ class Loop:
                     break
         return self.step == total
 
-    def _report(self, values: dict[str, float], log: MetricsLog | None, progress: Progress | None) -> None:
-        """Into the log, and onto the screen; rank 0 alone has these."""
+    def _report(self, values: dict[str, float], log: MetricsLog | None, progress: TrainingProgress | None) -> None:
+        """Write values to the log and show them; only the first rank has a log."""
         if log and progress:
             log.write(self.step, {**values, f"{self._counted}_per_s": progress.per_second(self.step)})
             progress.values(self.step, values)
 
     def train_step(self, stream: Iterator[Batch]) -> dict[str, Tensor]:
-        """One optimizer step, on the next micro-batches of `stream`. Returns the terms, averaged over micro-batches."""
+        """Run one optimizer step on the next micro-batches. Returns the terms, averaged over micro-batches."""
         recipe, device = self.recipe, self.ranks.device
         torch.manual_seed(_seed(recipe.seed, self.step, self.ranks.rank))
         rate = recipe.schedule(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+
+        # Forward and backward of each micro-batch; gradients are exchanged in the last one.
         sums: dict[str, Tensor] = {}
         for number in range(recipe.accumulate):
             batch = {
@@ -152,6 +158,8 @@ class Loop:
                 self.scaler.scale(terms["loss"] / recipe.accumulate).backward()
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0) + value.detach() / recipe.accumulate
+
+        # The update, which the scaler skips where gradients overflowed in float16.
         if recipe.clip:
             self.scaler.unscale_(self.optimizer)
             norm = nn.utils.clip_grad_norm_([p for _, p in trainable(self.task)], recipe.clip)
@@ -166,7 +174,11 @@ class Loop:
         return sums
 
     def _values(self, terms: dict[str, Tensor]) -> dict[str, float]:
-        """What goes into the log. A run whose loss is lost ends here, before a checkpoint keeps it."""
+        """Return the values for the log, averaged over ranks.
+
+        Raises:
+            FloatingPointError: the loss isn't finite; no checkpoint of such weights is written.
+        """
         values = self.ranks.mean({name: value.to(torch.float64) for name, value in terms.items()})
         is_float16 = self.scaler.is_enabled()
         if not math.isfinite(values["loss"]) and (not is_float16 or self.scaler.get_scale() < LEAST_SCALE):
@@ -177,11 +189,12 @@ class Loop:
         return values | (self.task.metrics() if hasattr(self.task, "metrics") else {})
 
     def _is_due(self, every: int) -> bool:
+        """True after every `every` steps; 0 is never."""
         return every > 0 and self.step % every == 0
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
-        """The task's own judgement, in eval mode, of the averaged weights where there are such."""
+        """Return what the task measures in eval mode, with the averaged weights if there are any."""
         self.task.eval()
         if self.average:
             self.average.swap(self.task)
@@ -189,14 +202,14 @@ class Loop:
             with torch.autocast(
                 self.ranks.device.type, DTYPE_BY_NAME[self.recipe.dtype], enabled=self.recipe.dtype != "float32"
             ):
-                found = self.task.validate(self.validation)
+                values = self.task.validate(self.validation)
         finally:
             if self.average:
                 self.average.swap(self.task)
             self.task.train()
-            if hasattr(self.task, "reshard"):  # FSDP2 keeps what a forward gathered, and these weights may be averages
+            if hasattr(self.task, "reshard"):  # FSDP2 would keep the gathered weights, which may be averages
                 self.task.reshard()
-        return {f"validation_{name}": value for name, value in found.items()}
+        return {f"validation_{name}": value for name, value in values.items()}
 
     def save(self) -> None:
         """Write a checkpoint. Every rank must call."""
@@ -212,8 +225,8 @@ class Loop:
                 if self.ranks.rank == 0:
                     named = checkpoint.staged(self.run.checkpoints, self.step, state, self.run.keep)
                     stack.enter_context(named)
-                self.ranks.from_first(None)  # the folder is there
-                sharded.write_parts(staging, self._parts())  # ends on all ranks together
+                self.ranks.from_first(None)  # waits until the folder exists
+                sharded.write_parts(staging, self._parts())  # returns on all ranks together
             return
         tensors = {
             "model": checkpoint.model_tensors(self.task),
@@ -225,7 +238,7 @@ class Loop:
             checkpoint.write(self.run.checkpoints, self.step, tensors, state, self.run.keep)
 
     def _parts(self) -> dict[str, Tensor]:
-        """All that a checkpoint holds, by name, as it lies on this rank."""
+        """Return all tensors of a checkpoint by name, as this rank holds them."""
         parameters = dict(trainable(self.task))
         tensors = {f"model/{name}": p.detach() for name, p in parameters.items()}
         tensors |= {f"model/{name}": buffer for name, buffer in self.task.named_buffers()}
@@ -236,7 +249,7 @@ class Loop:
         return tensors
 
     def _restore(self) -> None:
-        """Go on from the newest checkpoint, if there is one."""
+        """Load the newest checkpoint, if there is one."""
         path = self.ranks.from_first(checkpoint.latest(self.run.checkpoints))
         if self.ranks.rank == 0:
             self.run.output.mkdir(parents=True, exist_ok=True)
@@ -244,6 +257,8 @@ class Loop:
             return
         if not self.run.resume:
             raise OutputError(f"{path}: left by an earlier run; resume=True goes on with it, or give another output")
+
+        # The step and all tensors, in parts or whole.
         state = checkpoint.read_state(path)
         _compare(self._about, state["recipe"], path)
         self.step = state["step"]
@@ -259,6 +274,8 @@ class Loop:
                     value.copy_(sharded_like(average[name], value))
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["loss_scale"])
+
+        # The position in the data: each rank's own, or that of all if the number of ranks has changed.
         positions = state["data"]
         if len(positions) != self.ranks.world and any(each != positions[0] for each in positions):
             raise ValueError(
@@ -269,7 +286,7 @@ class Loop:
 
     @contextmanager
     def _stopping_signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT let the step end; a second one ends the process at once."""
+        """Let SIGTERM and SIGINT end the loop after the step; a second one ends the process at once."""
 
         def stop(number: int, frame: Any) -> None:
             self._stop = True
@@ -285,11 +302,13 @@ class Loop:
 
 
 def _seed(*parts: int) -> int:
+    """Hash numbers to a seed of 63 bits."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def _compare(now: dict[str, Any], then: dict[str, Any], path: Path) -> None:
+    """Refuse to resume with other options than those of the checkpoint."""
     for name in [*now, *(name for name in then if name not in now)]:
         if now.get(name) != then.get(name):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""What a training run shows: metrics.jsonl, TensorBoard where it is asked for, and progress on stderr."""
+"""The output of a training run: metrics.jsonl, TensorBoard if asked for, and progress on stderr."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class MetricsLog:
-    """`metrics.jsonl`: one JSON object per line, with "step"; numbers are written so that they read back to the bit.
+    """Writes `metrics.jsonl`: one JSON object per line, with "step"; numbers are written exactly.
 
     Args:
-        folder: of the run.
-        step: where the run goes on; lines of later steps, which it will write again, are dropped.
-        tensorboard: write event files to `folder`/tensorboard too.
+        folder: the run's output folder.
+        step: step at which the run starts or resumes; lines of later steps are removed, as they will be written again.
+        tensorboard: also write event files to `folder`/tensorboard.
 
     Raises:
-        ImportError: TensorBoard is asked for and not installed.
+        ImportError: `tensorboard` is given and TensorBoard isn't installed.
     """
 
     def __init__(self, folder: Path, step: int, *, tensorboard: bool = False) -> None:
@@ -41,7 +41,7 @@ class MetricsLog:
             self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """One line, at once on its way to the file; infinity and NaN, which JSON lacks, as null."""
+        """Write one line without delay; infinity and NaN, which JSON lacks, become null."""
         known = {name: value if math.isfinite(value) else None for name, value in values.items()}
         with writing(self.path):
             self._file.write(json.dumps({"step": step, **known}) + "\n")
@@ -51,7 +51,7 @@ class MetricsLog:
                 self._events.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """End both."""
+        """Close the files."""
         with writing(self.path):
             self._file.close()
         if self._events is not None:
@@ -59,15 +59,23 @@ class MetricsLog:
 
 
 def _is_until(line: bytes, step: int) -> bool:
-    """Whether it is a whole line of a step up to `step`; a kill may have torn the last one."""
+    """True if this is a complete line of a step up to `step`; a kill may have cut off the last line."""
     try:
         return line.endswith(b"\n") and json.loads(line)["step"] <= step
     except (ValueError, KeyError, TypeError):
         return False
 
 
-class Progress:
-    """A bar on a terminal, a plain line every ten seconds elsewhere: step, loss, images/s, time left."""
+class TrainingProgress:
+    """Shows step, loss, speed and time left: as a bar on a terminal, elsewhere as a line every ten seconds.
+
+    Args:
+        first: step at which this process starts.
+        total: step at which the run ends.
+        per_step: batch size.
+        counted: name of what the batch size counts.
+        stream: where to write; stderr by default.
+    """
 
     def __init__(
         self, first: int, total: int, per_step: int, counted: str = "images", stream: TextIO | None = None
@@ -83,18 +91,18 @@ class Progress:
             self._bar = tqdm(total=total, initial=first, unit=" steps", file=self._stream, dynamic_ncols=True)
 
     def per_second(self, step: int) -> float:
-        """Since the start of this process."""
+        """Return the speed since the start of this process, per second."""
         return (step - self._first) * self._per_step / max(1e-9, time.monotonic() - self._start)
 
     def values(self, step: int, values: dict[str, float]) -> None:
-        """New numbers: the loss goes beside the speed, a validation gets a line of its own."""
+        """Show values: the loss beside the speed, those of a validation in a line of their own."""
         if "loss" in values:
             self._loss = f", loss {values['loss']:.4g}"
         else:
             self.line(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
 
     def advance(self, step: int) -> None:
-        """`step` steps are done."""
+        """Move to `step`, the number of steps done."""
         speed = self.per_second(step)
         if self._bar is not None:
             self._bar.set_postfix_str(f"{speed:.1f} {self._counted}/s{self._loss}", refresh=False)
@@ -107,19 +115,20 @@ class Progress:
             self.line(f"step {step}/{self._total}, {speed:.1f} {self._counted}/s{self._loss}, {_duration(left)} left")
 
     def line(self, text: str) -> None:
-        """One line of text."""
+        """Write one line of text."""
         if self._bar is not None:
             self._bar.write(text, file=self._stream)
         else:
             print(text, file=self._stream, flush=True)
 
     def close(self) -> None:
-        """End the bar."""
+        """Close the bar."""
         if self._bar is not None:
             self._bar.close()
 
 
 def _duration(seconds: float) -> str:
+    """Format a duration as H:MM:SS."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}"

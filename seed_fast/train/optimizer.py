@@ -13,10 +13,10 @@ from seed_fast.distributed import trainable
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices decay; vectors and scalars (biases, norms, the temperature) don't.
+    """Return two groups: matrices with weight decay; vectors and scalars (biases, norms, the temperature) without.
 
-    Source: `get_optimizer_params` of the official lavis/models/base_model.py. Its names (bias, ln, bn) add nothing to
-    its ndim < 2 in this model. Embeddings, query tokens and the codebook decay, as they do there.
+    Source: `get_optimizer_params` of the official lavis/models/base_model.py. In this model its rule by names (bias,
+    ln, bn) selects nothing that its rule ndim < 2 doesn't. Embeddings, query tokens and the codebook decay there too.
     """
     decays = [p for _, p in trainable(module) if p.ndim >= 2]
     rest = [p for _, p in trainable(module) if p.ndim < 2]
@@ -26,12 +26,12 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 def adamw(
     module: nn.Module, weight_decay: float, *, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
 ) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`, all of a parameter's update in one pass over its memory (`fused`)."""
+    """Return AdamW over `parameter_groups`; `fused` updates a parameter in one pass over its memory."""
     return torch.optim.AdamW(parameter_groups(module, weight_decay), lr=lr, betas=betas, eps=eps, fused=True)
 
 
 def begin_states(optimizer: torch.optim.Optimizer) -> None:
-    """Give a fused AdamW the state that its first step would make, so that a checkpoint can be read into it."""
+    """Give a fused AdamW the state that its first step would create, so that a checkpoint can be loaded into it."""
     for group in optimizer.param_groups:
         for p in group["params"]:
             optimizer.state[p] = {
@@ -43,18 +43,18 @@ def begin_states(optimizer: torch.optim.Optimizer) -> None:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warmup, then a cosine from `peak` to `floor`.
+    """A learning-rate schedule: linear warmup, then a cosine from `peak` to `floor`.
 
-    With `per="epoch"` it is the official one (`LinearWarmupCosineLRScheduler` of lavis/common/optims.py): the rate
-    changes once per epoch, and the warmup lasts for the first epoch at most. With `per="step"` it changes at every step
-    and reaches `floor` after the last.
+    With `per="epoch"` it is the official schedule (`LinearWarmupCosineLRScheduler` of lavis/common/optims.py): the rate
+    changes once per epoch, and the warmup ends with the first epoch at the latest. With `per="step"` it changes at
+    every step and reaches `floor` at the last.
 
     Args:
         peak: highest rate.
         floor: rate at the end.
         warmup: rate at step 0.
-        warmup_steps: steps of the warmup; 0 for none.
-        epochs: of the run.
+        warmup_steps: number of warmup steps; 0 for none.
+        epochs: number of epochs of the run.
         epoch_steps: optimizer steps per epoch.
         per: "epoch" or "step".
     """
@@ -80,11 +80,11 @@ class Schedule:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of the run."""
+        """Number of optimizer steps of the run."""
         return self.epochs * self.epoch_steps
 
     def __call__(self, step: int) -> float:
-        """The rate of optimizer step `step`, from 0."""
+        """Return the rate of optimizer step `step`, counted from 0."""
         in_warmup = step < self.warmup_steps
         if self.per == "epoch":
             epoch = step // self.epoch_steps
@@ -113,7 +113,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
-        """Take one step's weights in."""
+        """Add the weights after one step to the average."""
         for name, p in trainable(module):
             self.average[name].lerp_(p.detach(), 1 - self.decay)
 

@@ -1,4 +1,4 @@
-"""`Recipe`, what the result of a run depends on, and `Run`, what it doesn't."""
+"""`Recipe`: settings that the result of a run depends on. `Run`: settings that it doesn't depend on."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from seed_fast.train.optimizer import Schedule
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the result depends on. A run resumes under the same recipe alone."""
+    """Settings that the result depends on; a run resumes only under the same recipe."""
 
-    batch_size: int  # samples per optimizer step, over all ranks and micro-batches
+    batch_size: int  # samples per optimizer step, in all micro-batches of all ranks
     epochs: int
     epoch_steps: int
     lr: float
@@ -43,16 +43,16 @@ class Recipe:
 
     @property
     def schedule(self) -> Schedule:
-        """The learning rate by step."""
+        """The learning rate at each step."""
         return Schedule(
             self.lr, self.min_lr, self.warmup_lr, self.warmup_steps, self.epochs, self.epoch_steps, self.cosine
         )  # fmt: skip
 
     def micro_batch(self, world: int) -> int:
-        """Samples per rank and micro-batch.
+        """Return the number of samples per rank and micro-batch.
 
         Raises:
-            ValueError: the batch doesn't divide.
+            ValueError: `batch_size` isn't a multiple of `world` * `accumulate`.
         """
         size, rest = divmod(self.batch_size, world * self.accumulate)
         if rest:
@@ -65,12 +65,12 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Run:
-    """Where to, and how often what; a resumed run may change these."""
+    """Where a run saves, and how often it logs, saves and validates; a resumed run may change these."""
 
     output: Path
     log_every: int = 10
     save_every: int = 500
-    validate_every: int = 0  # 0: after the last step alone
+    validate_every: int = 0  # 0: only after the last step
     keep: int = 3
     resume: bool = False
     fsdp: bool = False
@@ -83,5 +83,5 @@ class Run:
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of the run's checkpoints."""
+        """The folder of the run's checkpoints."""
         return self.output / "checkpoints"

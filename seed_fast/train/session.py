@@ -16,13 +16,13 @@ from seed_fast.convert.contrast import save_contrast
 from seed_fast.convert.save import write_folder
 from seed_fast.data.pairs import Pairs, open_pairs
 from seed_fast.distributed import Ranks, whole
-from seed_fast.lm.folder import UNTIED
+from seed_fast.lm.pretrained import UNTIED
 from seed_fast.model.captions import CaptionTokenizer
 from seed_fast.model.config import SeedConfig
 from seed_fast.model.dtypes import DTYPE_BY_NAME
-from seed_fast.model.identity import checksum
 from seed_fast.model.stage1 import Stage1Model
 from seed_fast.model.tokenizer import SeedTokenizer
+from seed_fast.model.weight_hashes import checksum
 from seed_fast.train import checkpoint
 from seed_fast.train.features import FeatureCache
 from seed_fast.train.loop import Loop

@@ -1,9 +1,8 @@
-"""Models that no process holds whole: how their parts are filled, written and read.
+"""Models that no process holds whole: filling, writing and reading their parts.
 
-FSDP2 keeps a part of each parameter on each rank. A model is built without storage on all ranks; rank 0 alone reads it,
-and hands out one parameter at a time. Checkpoints are written by torch.distributed.checkpoint, each rank its own part,
-as safetensors, and can be read on any number of ranks. The finished model is streamed into an ordinary folder of
-transformers, one parameter at a time.
+FSDP2 keeps a part of each parameter on each rank. A model is built without storage on all ranks; only rank 0 reads it
+and broadcasts one parameter at a time. Checkpoints are written by torch.distributed.checkpoint as safetensors, each
+rank its own part, and can be read on any number of ranks. `seed_fast.lm.streaming` writes the finished model.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _PARTS = "shard-*.safetensors"
 
 
 def can_write_parts() -> bool:
-    """True if this torch writes sharded checkpoints as safetensors (2.9 does)."""
+    """True if this version of torch writes sharded checkpoints as safetensors (2.9 does)."""
     try:
         from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter  # noqa: F401
     except ImportError:
@@ -33,10 +32,10 @@ def fill(root: nn.Module, module: nn.Module, source: nn.Module | None, device: t
     """Give a sharded module without storage the values of rank 0's `source`. Every rank must call.
 
     Args:
-        root: what was sharded, on the meta device.
-        module: it, or what it is around.
-        source: the same as `module`, whole, on the CPU; rank 0's alone is read.
-        device: where the parts will be.
+        root: the sharded module, on the meta device.
+        module: `root`, or a module in it.
+        source: `module` with values, on the CPU; only rank 0's is read, others may pass None.
+        device: device of the parts.
     """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
@@ -44,17 +43,17 @@ def fill(root: nn.Module, module: nn.Module, source: nn.Module | None, device: t
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     set_model_state_dict(module, source.state_dict() if source is not None else {}, options=options)
     values = dict(source.named_buffers()) if source is not None else {}
-    for name, buffer in module.named_buffers():  # those that no state dict has, such as LLaMA's frequencies
+    for name, buffer in module.named_buffers():  # some are in no state dict, such as LLaMA's frequencies
         if name in values:
             buffer.copy_(values[name])
         dist.broadcast(buffer, src=0)
 
 
 def write_parts(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write this rank's parts of `tensors` below `folder`, which is there. Every rank must call.
+    """Write this rank's parts of `tensors` into subfolders of `folder`, which must exist. Every rank must call.
 
-    A rank makes the bytes of a file before it writes them, so each group of tensors, such as one of AdamW's two
-    moments, has a folder of its own: in memory are the bytes of one group's parts.
+    A rank builds a whole file in memory before it writes it. So each group of tensors, such as one of AdamW's two
+    moments, has a folder of its own, and only one group's parts are in memory twice.
     """
     from torch.distributed.checkpoint import HuggingFaceStorageWriter, save
 
@@ -63,12 +62,12 @@ def write_parts(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def has_parts(folder: Path) -> bool:
-    """True if `write_parts` has written a checkpoint's tensors there."""
+    """True if the tensors of the checkpoint in `folder` were written by `write_parts`."""
     return any(folder.glob(f"*/{_PARTS}"))
 
 
 def read_parts(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Read what each of `tensors` needs, in place, whatever number of ranks wrote it. Every rank must call.
+    """Read this rank's parts into `tensors`, whatever number of ranks wrote them. Every rank must call.
 
     Raises:
         CheckpointError: a tensor is missing, surplus or has another shape, or a file is damaged.
@@ -85,13 +84,13 @@ def read_parts(folder: Path, tensors: Mapping[str, Tensor]) -> None:
             load(members, storage_reader=HuggingFaceStorageReader(str(place)))
         except CheckpointError:
             raise
-        except Exception as error:  # readers, planners and the exchange between ranks raise kinds of their own
+        except Exception as error:  # readers, planners and the exchange between ranks raise many kinds
             reason = (" ".join(str(error).split()) or type(error).__name__)[:300]
             raise CheckpointError(f"{place}: must be part of a whole checkpoint, got: {reason}") from error
 
 
 def _groups(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """By what stands before the first slash of a name, and the names without it."""
+    """Group tensors by the part of their names before the first slash, which is removed."""
     groups: dict[str, dict[str, Tensor]] = {}
     for full_name, tensor in tensors.items():
         group, _, name = full_name.partition("/")
@@ -100,6 +99,7 @@ def _groups(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def _compare(place: Path, wanted: Mapping[str, Tensor], stored: Mapping[str, list[int]]) -> None:
+    """Refuse a checkpoint whose tensors have other names or shapes."""
     for name in sorted(wanted.keys() ^ stored.keys()):
         raise CheckpointError(
             f"{place}: {'lacks' if name in wanted else 'has a surplus'} {name}: made by another model or options"

@@ -1,4 +1,4 @@
-"""Stage 1: the causal Q-Former learns by image-text contrast. The model and its loss are `seed_fast.model.stage1`."""
+"""Stage 1: the causal Q-Former is trained by image-text contrast. Model and loss are in `seed_fast.model.stage1`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from seed_fast.train.batches import Batch, Batches
 
 
 class Stage1(nn.Module):
-    """What the loop trains in stage 1.
+    """The module that the loop trains in stage 1.
 
     Args:
-        model: see `Stage1Model`.
+        model: tokenizer, text tower and projections.
         captions: tokenizer of the captions.
-        label_smoothing: share of the target that goes to all pairs alike.
-        dropout: of the Q-Former and the text tower, as BERT's.
+        label_smoothing: share of the contrastive target that is spread over all pairs.
+        dropout: dropout of the Q-Former and the text tower, at the places where BERT has it.
         gather: `gather_with_gradient`, or the official `gather_without_gradient`.
-        train_vision: whether the ViT learns too.
-        features: batch -> the ViT's own output [B, L, E], in place of the ViT; a cache.
+        train_vision: train the ViT too.
+        features: batch -> output of the ViT [B, L, E], such as a cache; None: the ViT runs.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Stage1(nn.Module):
             raise ValueError("Stage1: train_vision needs fresh ViT features at every step, got cached ones")
         if captions.size > len(model.text.word_embedding):
             rows = len(model.text.word_embedding)
-            raise ValueError(f"Stage1: captions must have at most {rows} words, the text tower's, got {captions.size}")
+            raise ValueError(f"Stage1: captions must have at most {rows} tokens, the text tower's, got {captions.size}")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"Stage1: label_smoothing must be in [0, 1), got {label_smoothing}")
         self.model = model
@@ -56,7 +56,7 @@ class Stage1(nn.Module):
         self.train()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The loss of a batch {"pixels", "captions", ...}; in eval mode its unit vectors {"image", "text"} [B, P]."""
+        """Return the loss of a batch {"pixels", "captions"}; in eval mode its unit vectors {"image", "text"} [B, P]."""
         model, device = self.model, self.model.tokenizer.device
         ids, mask = (rows.to(device) for rows in self._captions(batch["captions"]))
         features = self._features(batch)
@@ -68,11 +68,11 @@ class Stage1(nn.Module):
 
     @torch.no_grad()
     def validate(self, batches: Batches) -> dict[str, float]:
-        """Over all pairs of one epoch, on all ranks: contrastive loss without smoothing, and R@1 each way.
+        """Return the contrastive loss without smoothing and R@1 in both directions, over one epoch on all ranks.
 
-        A caption that occurs twice can't be told apart from itself: keep the captions of a validation set distinct.
+        Two equal captions can't be told apart, so the captions of a validation set should be distinct.
         """
-        nothing = self.model.temperature.new_empty(0, len(self.model.text_proj.weight))  # a rank may have no pair
+        nothing = self.model.temperature.new_empty(0, len(self.model.text_proj.weight))  # for a rank without a pair
         parts = [{"image": nothing, "text": nothing}, *(self(batch) for batch in batches)]
         image, text = (concatenate(torch.cat([part[name].float() for part in parts])) for name in ("image", "text"))
         if not len(image):

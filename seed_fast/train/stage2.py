@@ -1,12 +1,12 @@
-"""Stage 2: quantizer, decoders and generation head learn, behind a frozen image encoder and Q-Former.
+"""Stage 2: quantizer, decoders and generation head are trained, behind a frozen image encoder and Q-Former.
 
     loss = 5 vq + 2 recon + 0.5 image
     vq    = mean (sg[e] - z)^2 + 0.25 mean (e - sg[z])^2          z: encoded queries, e: their codebook entries
     recon = mean over queries of 1 - cos(reconstructed causal embedding, causal embedding)
     image = mean squared error between the generation embedding and the target
 
-Source: official SEED_Tokenizer/lavis/models/blip2_models/blip2_qformer_codebook_all_image.py. (Its 0.25 stands on the
-codebook's term, not on the commitment: `legacy=True` of `VectorQuantizer2`.)
+Source: official SEED_Tokenizer/lavis/models/blip2_models/blip2_qformer_codebook_all_image.py. (Its factor
+0.25 is on the codebook loss, not on the commitment loss: `legacy=True` of `VectorQuantizer2`.)
 
 Shapes: B images, N codes, C Q-Former width, G generation width, T generation tokens.
 """
@@ -33,19 +33,19 @@ FROZEN = ("vit", "vision_norm", "qformer")
 
 
 def losses(tokenizer: SeedTokenizer, pixels: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """The weighted sum and its three unweighted terms.
+    """Compute the weighted loss and its three unweighted terms.
 
     Args:
-        tokenizer: the model. No gradient reaches its ViT, `vision_norm` and Q-Former, whatever their `requires_grad`.
-        pixels: normalised, [B, 3, S, S].
-        target: [B, G] (an image embedding), or [B, T, G] (text features, SEED-1).
+        tokenizer: the model. ViT, `vision_norm` and Q-Former get no gradient, whatever their `requires_grad`.
+        pixels: normalised pixels [B, 3, S, S].
+        target: image embeddings [B, G], or text features [B, T, G] (SEED-1).
 
     Returns:
         {"loss", "vq", "recon", "image"}, scalars. SEED-1's released model has no decoder for causal embeddings: its
         "recon" is 0.
 
     Raises:
-        ValueError: `target` isn't of the shape that the head makes.
+        ValueError: `target` has another shape than the head's output.
     """
     with torch.no_grad():
         causal = tokenizer.causal_embeddings(pixels)
@@ -53,10 +53,11 @@ def losses(tokenizer: SeedTokenizer, pixels: Tensor, target: Tensor) -> dict[str
 
 
 def losses_of_causal(tokenizer: SeedTokenizer, causal_BNC: Tensor, target: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """`losses` from causal embeddings, which can be cached; and the codes [B, N]."""
+    """Compute `losses` from causal embeddings [B, N, C], which can be cached; and return the codes [B, N] too."""
     quantizer = tokenizer.quantizer
+    # Quantise, then decode.
     z_BND = quantizer.encode_task(causal_BNC)
-    with torch.autocast(z_BND.device.type, enabled=False):  # the nearest entry is found in full precision
+    with torch.autocast(z_BND.device.type, enabled=False):  # the nearest entry is searched in full precision
         z_BND = z_BND.to(torch.promote_types(z_BND.dtype, quantizer.codebook.dtype))
         z_q_BND, codes_BN, commit, codebook = vector_quantize(z_BND, quantizer.codebook)
     decoded_BNC = quantizer.decode_task(z_q_BND)
@@ -65,6 +66,7 @@ def losses_of_causal(tokenizer: SeedTokenizer, causal_BNC: Tensor, target: Tenso
         raise ValueError(
             f"stage 2: target must be {list(generated.shape)}, as the head makes, got {list(target.shape)}"
         )
+    # The three terms. A model without a reconstructor has no reconstruction loss.
     vq = commit + CODEBOOK_WEIGHT * codebook
     recon = vq.new_zeros(())
     if tokenizer.reconstructor is not None:
@@ -76,15 +78,15 @@ def losses_of_causal(tokenizer: SeedTokenizer, causal_BNC: Tensor, target: Tenso
 
 
 class Stage2(nn.Module):
-    """What the loop trains in stage 2.
+    """The module that the loop trains in stage 2.
 
     Args:
-        tokenizer: with a trained Q-Former.
-        targets: batch -> target; see `seed_fast.train.targets`.
-        dropout: of the Reverse Q-Former, the only BERT among what is trained; the official 0.1.
-        official_dropout: run the frozen Q-Former with dropout too, as the official code does by leaving it in train
-            mode: the targets of the reconstruction become noisy.
-        causal: batch -> causal embeddings [B, N, C], in place of the tokenizer's own; a cache.
+        tokenizer: a tokenizer with a trained Q-Former.
+        targets: batch -> target, from `seed_fast.train.targets.open_target`.
+        dropout: dropout of the Reverse Q-Former, the only BERT among the trained parts; the official value is 0.1.
+        official_dropout: use dropout in the frozen Q-Former too, as the official code does by leaving it in train mode;
+            this makes the targets of the reconstruction noisy.
+        causal: batch -> causal embeddings [B, N, C], such as a cache; None: the tokenizer computes them.
     """
 
     def __init__(
@@ -112,14 +114,14 @@ class Stage2(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> Stage2:
-        """As every module, but the frozen parts stay in eval mode unless `official_dropout`."""
+        """Set the mode of all parts; frozen ones stay in eval mode unless `official_dropout`."""
         super().train(mode)
         for name in FROZEN:
             self.tokenizer.get_submodule(name).train(mode and self._official_dropout)
         return self
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses of a batch {"pixels", "captions", "keys"}; in eval mode its codes [B, N] too."""
+        """Return the losses of a batch {"pixels", "captions", "keys"}; in eval mode also its codes [B, N]."""
         with torch.no_grad():
             causal = self._causal(batch)
             target = self._targets(batch)
@@ -131,7 +133,7 @@ class Stage2(nn.Module):
 
     @torch.no_grad()
     def validate(self, batches: Batches) -> dict[str, float]:
-        """The losses over all pairs of one epoch, on all ranks, and the share of the codebook that they use."""
+        """Return the mean losses over one epoch on all ranks, and the share of the codebook that its codes use."""
         sums = torch.zeros(len(TERMS) + 1, dtype=torch.float64, device=self.tokenizer.device)
         used = torch.zeros(self.tokenizer.config.codebook_size, dtype=torch.float64, device=sums.device)
         for batch in batches:
@@ -148,5 +150,5 @@ class Stage2(nn.Module):
         return {**dict(zip(TERMS, means, strict=True)), "usage": (used > 0).double().mean().item()}
 
     def metrics(self) -> dict[str, float]:
-        """Codebook health, for the log."""
+        """Return the use of the codebook, for the log."""
         return self.health.metrics()

@@ -1,8 +1,8 @@
-"""What stage 2's generation head learns to make: batch -> target, by a frozen model.
+"""Targets of stage 2's generation head, which a frozen model computes of each batch.
 
-clip-image:FOLDER   image embeddings [B, G] of a CLIP (SEED-2: CLIP-ViT-H-14-laion2B), from the same pixels
-clip-text:FOLDER    text features [B, 77, G] of a CLIP (SEED-1: Stable Diffusion 1.4's) of the captions
-stage1-text         output [B, C] of stage 1's own text tower at [CLS]: needs no other model; seed-tiny's
+clip-image:FOLDER   image embeddings [B, G] of a CLIP (SEED-2: CLIP-ViT-H-14-laion2B), of the same pixels
+clip-text:FOLDER    text features [B, 77, G] of a CLIP (SEED-1: Stable Diffusion 1.4's), of the captions
+stage1-text         output [B, C] of stage 1's own text tower at [CLS], which needs no other model; for seed-tiny
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ KINDS = ("clip-image:FOLDER", "clip-text:FOLDER", "stage1-text")
 def open_target(
     spec: str, config: SeedConfig, device: torch.device, contrast: tuple[Stage1Model, CaptionTokenizer] | None = None
 ) -> Target:
-    """The target that `spec` names.
+    """Open the target that `spec` names: a callable that maps a batch to targets.
 
     Args:
-        spec: see above; folders are those of transformers, local or by their hub id.
-        config: whose head must fit.
-        device: where to compute.
+        spec: one of the forms above; FOLDER is a folder of transformers or a hub id.
+        config: config of the tokenizer whose head the targets must fit.
+        device: device of the frozen model.
         contrast: stage 1's model and caption tokenizer, for "stage1-text".
 
     Raises:
         ImportError: transformers isn't installed.
-        ValueError: `spec` is no target, or its embeddings don't have the size of the head.
+        ValueError: `spec` has another form, or its targets have another shape than the head's output.
     """
     kind, _, folder = spec.partition(":")
     if kind == "stage1-text" and not folder:
@@ -67,10 +67,11 @@ def open_target(
     return _ClipText(text.eval().to(device), tokenizer)
 
 
-def _check(spec: str, found: tuple[int, int], config: SeedConfig) -> None:
+def _check(spec: str, given: tuple[int, int], config: SeedConfig) -> None:
+    """Refuse a target of another shape (tokens, width) than the head's output."""
     wanted = (config.generation_tokens, config.generation_dim)
-    if found != wanted:
-        gives, makes = (f"{tokens} x {width}" for tokens, width in (found, wanted))
+    if given != wanted:
+        gives, makes = (f"{tokens} x {width}" for tokens, width in (given, wanted))
         raise ValueError(f"target {spec}: must give what the head makes, {makes} numbers, got {gives}")
 
 
@@ -91,7 +92,7 @@ class _ClipText:
         rows = self._tokenizer(
             batch["captions"], padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         )  # fmt: skip
-        # Without the mask, as Stable Diffusion does: padding takes part.
+        # As Stable Diffusion does, without a mask: padding takes part in attention.
         return self._model(input_ids=rows["input_ids"].to(self._model.device)).last_hidden_state
 
 

@@ -10,7 +10,7 @@ import pytest
 from seed_fast import SeedConfig, limits
 from seed_fast._text import decode_text, parse_json, read_lines, shown
 from seed_fast.data.lists import DataError, read_list
-from seed_fast.lm.folder import adapter_config, read_config, read_tokenizer
+from seed_fast.lm.pretrained import adapter_config, read_config, read_tokenizer
 
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-32")  # the last three write a byte order mark
 RECORDS = [{"image": "a.jpg", "caption": "ein Hund, größer"}, {"image": "b.jpg", "caption": "猫"}]

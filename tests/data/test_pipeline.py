@@ -18,7 +18,7 @@ from seed_fast.data.pipeline import Job, NoImages, TokenizeSummary
 from seed_fast.data.shards import Split
 from seed_fast.data.staging import HostLink
 from seed_fast.data.writers import JsonlWriter, NpzWriter, Writer
-from seed_fast.model.identity import fingerprint
+from seed_fast.model.weight_hashes import fingerprint
 from tests.fake_tokenizer import FakeTokenizer
 from tests.pictures import encoded, picture, write_files
 

@@ -24,7 +24,7 @@ from seed_fast.generate.captioning import caption
 from seed_fast.generate.drawing import draw
 from seed_fast.lm.model import LanguageModel
 from seed_fast.lm.sequences import caption_sequence, drawing_prompt, drawing_sequence
-from seed_fast.lm.vocabulary import Vocabulary, add_image_words
+from seed_fast.lm.vocabulary import Vocabulary, add_image_tokens
 from seed_fast.lm.words import word_tokenizer
 from seed_fast.model.captions import WordTokenizer
 from seed_fast.model.stage1 import Stage1Model
@@ -59,7 +59,7 @@ def lm() -> LanguageModel:
     from transformers import OPTConfig, OPTForCausalLM
 
     tokenizer = word_tokenizer(shapes.caption(shapes.scene(0, index)) for index in range(300))
-    vocabulary = add_image_words(tokenizer, CODEBOOK)
+    vocabulary = add_image_tokens(tokenizer, CODEBOOK)
     torch.manual_seed(0)
     size = {"hidden_size": 48, "word_embed_proj_dim": 48, "ffn_dim": 96, "num_attention_heads": 4}
     config = OPTConfig(vocab_size=len(tokenizer), num_hidden_layers=2, max_position_embeddings=96, dropout=0.0, **size)

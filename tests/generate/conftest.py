@@ -1,4 +1,4 @@
-"""Tiny language models with random weights, whose tokenizers know image words."""
+"""Tiny language models with random weights, whose tokenizers know image tokens."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from seed_fast.lm.model import LanguageModel
-from seed_fast.lm.vocabulary import add_image_words
+from seed_fast.lm.vocabulary import add_image_tokens
 from tests.lm import tiny
 
 NUM_CODES = 5  # of an image
@@ -19,7 +19,7 @@ def lm(request: pytest.FixtureRequest) -> LanguageModel:
     from transformers import AutoModelForCausalLM
 
     tokenizer = tiny.tokenizer(request.param)
-    vocabulary = add_image_words(tokenizer, tiny.CODEBOOK)
+    vocabulary = add_image_tokens(tokenizer, tiny.CODEBOOK)
     model = AutoModelForCausalLM.from_config(tiny.config(request.param, vocab_size=len(tokenizer) + 3)).eval()
     draws = torch.Generator().manual_seed(0)
     with torch.no_grad():

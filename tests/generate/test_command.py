@@ -20,7 +20,7 @@ from seed_fast.cli import app
 from seed_fast.data.tokens import TokenizerIdentity
 from seed_fast.generate.captioning import caption
 from seed_fast.generate.drawing import draw
-from seed_fast.lm.identity import write_identity
+from seed_fast.lm.image_tokenizer import write_identity
 from seed_fast.lm.model import LanguageModel
 from tests.lm.tiny import CODEBOOK
 from tests.pictures import encoded, picture, write_files

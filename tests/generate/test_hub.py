@@ -18,11 +18,11 @@ from PIL import Image
 
 from seed_fast import SeedConfig, SeedTokenizer, _hub
 from seed_fast.data.tokens import TokenizerIdentity
-from seed_fast.lm.folder import base_of, base_reference
 from seed_fast.lm.model import build, save
+from seed_fast.lm.pretrained import base_of, base_reference
 from tests.fake_hub import FakeHub
 from tests.lm import tiny
-from tests.lm.test_identity import SIZES, store_of
+from tests.lm.test_image_tokenizer import SIZES, store_of
 
 # Several command lines in one process: importing takes longer than what they do.
 RUN = """

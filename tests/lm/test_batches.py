@@ -12,7 +12,7 @@ import torch
 
 from seed_fast.lm.batches import SequenceBatches, parse_tasks
 from seed_fast.lm.sequences import IGNORED
-from seed_fast.lm.vocabulary import add_image_words
+from seed_fast.lm.vocabulary import add_image_tokens
 from tests.lm.tiny import CODEBOOK, tokenizer
 
 pytest.importorskip("transformers")
@@ -45,7 +45,7 @@ def words():
 
 @pytest.fixture(scope="module")
 def vocabulary(words):
-    return add_image_words(words, CODEBOOK)
+    return add_image_tokens(words, CODEBOOK)
 
 
 @pytest.fixture
@@ -237,5 +237,5 @@ def test_what_cannot_be_meant_is_refused(make, words, vocabulary):
     assert parse_tasks("drawing:2, caption") == {"caption": 1.0, "drawing": 2.0}
     other = Source(3)
     other.codebook_size = 512
-    with pytest.raises(ValueError, match=f"codebook of {CODEBOOK}, for which the vocabulary has words, got 512"):
+    with pytest.raises(ValueError, match=f"codebook of {CODEBOOK}, for which the vocabulary has tokens, got 512"):
         SequenceBatches(other, vocabulary, words, batch_size=1, length=40)

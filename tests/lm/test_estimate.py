@@ -22,7 +22,7 @@ from tests.lm.tiny import CODEBOOK, base, config, store, tokenizer
 
 
 def judge(family="opt", **changes):
-    given = {"words": len(tokenizer(family)), "codebook_size": CODEBOOK, "lora": Lora(), "dtype": torch.float32,
+    given = {"text_tokens": len(tokenizer(family)), "codebook_size": CODEBOOK, "lora": Lora(), "dtype": torch.float32,
              "tokens": 64, "device": torch.device("cpu"), **changes}  # fmt: skip
     return estimate(config(family), **given)
 
@@ -32,7 +32,7 @@ def judge(family="opt", **changes):
 def test_parameters_are_those_of_the_model(tmp_path, family, full):
     model = build(base(tmp_path / "base", family), codebook_size=CODEBOOK, full=full).model
     total, learned, products, learned_products = count(
-        config(family), words=len(tokenizer(family)), codebook_size=CODEBOOK, lora=None if full else Lora()
+        config(family), text_tokens=len(tokenizer(family)), codebook_size=CODEBOOK, lora=None if full else Lora()
     )
     assert total == sum(p.numel() for p in model.parameters())
     assert learned == sum(p.numel() for _, p in trainable(model))
@@ -84,7 +84,7 @@ def test_memory_follows_what_is_chosen(monkeypatch):
 def test_speed_is_the_measured_rate_over_the_work(monkeypatch):
     monkeypatch.setattr(module, "matrix_rate", lambda *_: 1e9)
     found = judge()
-    products = count(config(), words=len(tokenizer()), codebook_size=CODEBOOK, lora=Lora())
+    products = count(config(), text_tokens=len(tokenizer()), codebook_size=CODEBOOK, lora=Lora())
     assert found.flops_per_token == 4 * products[2] + 2 * products[3]
     assert found.tokens_per_s == pytest.approx(module.REACHED * 1e9 / found.flops_per_token)
     assert judge(world=3).tokens_per_s == pytest.approx(3 * found.tokens_per_s)

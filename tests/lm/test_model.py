@@ -1,4 +1,4 @@
-"""Models with image words: what learns, what is saved, and that peft and transformers alone load and merge the same."""
+"""Models with image tokens: what learns, what is saved, and that peft and transformers load and merge the same."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ pytest.importorskip("peft")
 
 from seed_fast.data.tokens import TokenizerIdentity
 from seed_fast.distributed import trainable
-from seed_fast.lm.folder import FAMILIES, base_of
 from seed_fast.lm.model import Lora, build, load, save
+from seed_fast.lm.pretrained import FAMILIES, base_of
 from seed_fast.lm.vocabulary import Vocabulary
 from seed_fast.testing import check_budget, error_ratio
 from seed_fast.train.lm import LanguageModelTask
@@ -181,7 +181,7 @@ def test_a_tree_moves_and_base_says_where_a_base_went(tasks, tmp_path, monkeypat
         with torch.no_grad():
             assert torch.equal(here.model(expected["ids"]).logits, expected["logits"])
     (tmp_path / "moved" / "base").rename(tmp_path / "gone")
-    with pytest.raises(OSError, match=r"moved/out: the adapter's base isn't there, and --base can say where it is: "):
+    with pytest.raises(OSError, match=r"moved/out: the adapter's base isn't there, give another `base`: "):
         load("moved/out")
     again = build("moved/out", codebook_size=CODEBOOK, base="gone")
     save(again.model, again.tokenizer, tmp_path / "far" / "away" / "under" / "out")
@@ -300,7 +300,7 @@ def test_what_is_no_such_model_is_named(tmp_path):
     small = base(tmp_path / "small", vocab_size=9)
     with pytest.raises(ValueError, match="must have a row for each of"):
         build(small)
-    with pytest.raises(ValueError, match="must have the image words"):
+    with pytest.raises(ValueError, match="must have the image tokens"):
         load(base(tmp_path / "words"))
     with pytest.raises(ValueError, match="rank must be at least 1, got 0"):
         Lora(rank=0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from seed_fast.lm import sequences
-from seed_fast.lm.vocabulary import add_image_words
+from seed_fast.lm.vocabulary import add_image_tokens
 from tests.lm.tiny import CODEBOOK, tokenizer
 
 pytest.importorskip("transformers")
@@ -21,7 +21,7 @@ def words(request):
 
 @pytest.fixture
 def vocabulary(words):
-    return add_image_words(words, CODEBOOK)
+    return add_image_tokens(words, CODEBOOK)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_an_image_is_learned_with_its_markers_after_the_text(words, vocabulary):
 
 
 def test_a_prompt_is_what_precedes_the_supervised_part(letters):
-    vocabulary = add_image_words(letters, CODEBOOK)
+    vocabulary = add_image_tokens(letters, CODEBOOK)
     for text in ("a red circle", "été: 12 o'clock", "of of A photo of", "x"):
         caption = sequences.caption_sequence(vocabulary, letters, CODES, text)
         drawing = sequences.drawing_sequence(vocabulary, letters, CODES, text)
@@ -87,7 +87,7 @@ def test_a_prompt_is_what_precedes_the_supervised_part(letters):
 
 
 def test_a_text_continues_its_prompt_as_the_tokenizer_splits_the_whole(letters):
-    vocabulary = add_image_words(letters, CODEBOOK)
+    vocabulary = add_image_tokens(letters, CODEBOOK)
     caption = sequences.caption_sequence(vocabulary, letters, CODES, "a red circle")
     whole = letters("A photo of a red circle", add_special_tokens=False).input_ids
     assert caption.ids[2 + len(CODES) + 1 : -1] == whole
@@ -116,7 +116,7 @@ def test_interleaved_parts_keep_their_order(words, vocabulary):
 
 
 def test_answers_are_learned_and_questions_are_not(letters):
-    vocabulary = add_image_words(letters, CODEBOOK)
+    vocabulary = add_image_tokens(letters, CODEBOOK)
     sequence = sequences.question_sequence(vocabulary, letters, [CODES], ["which colour", "and"], ["a red one", "no!"])
     image = "".join(f"<img_{code:05d}>" for code in CODES)
     said = f"</s>USER: <img>{image}</img>which colour\nASSISTANT:a red one.\nUSER: and\nASSISTANT:no!</s>"
@@ -125,7 +125,7 @@ def test_answers_are_learned_and_questions_are_not(letters):
 
 
 def test_an_edit_is_learned_from_the_response_on(letters):
-    vocabulary = add_image_words(letters, CODEBOOK)
+    vocabulary = add_image_tokens(letters, CODEBOOK)
     sequence = sequences.edit_sequence(vocabulary, letters, [1], "a red one", [2], "circle")
     assert letters.decode(sequence.ids) == (
         "</s>USER: <img><img_00001></img>a red one\nASSISTANT:circle<img><img_00002></img></s>"
@@ -135,7 +135,7 @@ def test_an_edit_is_learned_from_the_response_on(letters):
 
 @pytest.mark.parametrize("text", ["a </s> red", "<img> a", "a <img_00003>", "</img>"])
 def test_text_cannot_bring_words_that_end_or_draw(words, vocabulary, text):
-    with pytest.raises(ValueError, match="a text must not hold the word"):
+    with pytest.raises(ValueError, match="a text must not hold the token"):
         sequences.caption_sequence(vocabulary, words, CODES, text)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from seed_fast.model.identity import checksum
+from seed_fast.model.weight_hashes import checksum
 from seed_fast.testing import error_ratio
 from seed_fast.train.features import FeatureCache
 from seed_fast.train.stage1 import Stage1

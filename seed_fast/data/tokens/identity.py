@@ -12,10 +12,10 @@ class TokenizerIdentity:
 
     Args:
         name: name that the user gave it.
-        weights: its `seed_fast.model.identity.fingerprint`, a hash of samples of its weights; None where unknown.
+        weights: its `seed_fast.model.weight_hashes.fingerprint`, a hash of samples of its weights; None where unknown.
         codebook_size: codes are below it.
         codes_per_image: N.
-        encoder: a hash of all that decides codes, `seed_fast.model.identity.encoder_hash`; None where codes came
+        encoder: a hash of all that decides codes, `seed_fast.model.weight_hashes.encoder_hash`; None where codes came
             without, and in what was written before there was one.
     """
 
@@ -28,7 +28,7 @@ class TokenizerIdentity:
     @classmethod
     def of_tokenizer(cls, tok: Any, name: str) -> TokenizerIdentity:
         """Return the identity of a `SeedTokenizer`; reads all of its weights once."""
-        from seed_fast.model.identity import encoder_hash, fingerprint
+        from seed_fast.model.weight_hashes import encoder_hash, fingerprint
 
         config = tok.config
         return cls(name, fingerprint(tok), config.codebook_size, config.num_codes, encoder_hash(tok))

@@ -1,4 +1,7 @@
-"""Folders of language models: a model as transformers saves it, or an adapter as peft does; both with a tokenizer."""
+"""Reading folders of language models: configs, tokenizers, and the base of an adapter.
+
+A folder holds a model as transformers saves it, or an adapter as peft does; both with a tokenizer.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +24,17 @@ _JSON_FILES = (
     "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "model.safetensors.index.json", "pytorch_model.bin.index.json",
 )  # fmt: skip
-FURTHEST_UP = 2  # a base that is further away is named by its whole path
-UNTIED = "base"  # inside an adapter's folder: its base, where it needs one of its own
+FURTHEST_UP = 2  # levels; a base further up is named by its absolute path
+UNTIED = "base"  # subfolder of an adapter for a base that was written for it, with an output head of its own
 
 
 @dataclass(frozen=True)
 class Family:
-    """What LoRA is put on, by transformers' model_type.
+    """The modules that adapters train in models of one transformers `model_type`.
 
     Args:
-        linears: every linear layer of a block.
-        norms: the norms, as the official SEED-LLaMA recipe trains them.
+        linears: names of all linear layers of a block, for LoRA.
+        norms: names of the norms that the official SEED-LLaMA recipe trains.
     """
 
     linears: tuple[str, ...]
@@ -48,10 +51,10 @@ FAMILIES = {
 
 
 def family_of(config: Any, source: str | Path) -> Family:
-    """The family of a transformers config.
+    """Return the family of a model by its transformers config.
 
     Raises:
-        ValueError: it is neither OPT nor LLaMA.
+        ValueError: the model is neither OPT nor LLaMA.
     """
     if config.model_type not in FAMILIES:
         raise ValueError(f"{source}: model_type must be one of {', '.join(FAMILIES)}, got {config.model_type!r}")
@@ -59,14 +62,14 @@ def family_of(config: Any, source: str | Path) -> Family:
 
 
 def is_adapter(folder: str | Path) -> bool:
-    """True if the folder, or hub id, holds an adapter instead of a model."""
+    """True if the folder or hub id holds an adapter and not a whole model."""
     return (language_model_folder(folder) / ADAPTER_CONFIG).is_file()
 
 
 def base_of(folder: str | Path) -> str:
-    """The model that an adapter is for, as a path or a hub id; a model's own name.
+    """Return the base of an adapter, as a path or a hub id; for a whole model, its own name.
 
-    A relative path in adapter_config.json begins at the adapter's folder, or else where the process is.
+    A relative path in adapter_config.json is relative to the adapter's folder, or else to the working directory.
     """
     if not is_adapter(folder):
         return str(folder)
@@ -87,14 +90,14 @@ def base_of(folder: str | Path) -> str:
 
 
 def base_folder(folder: str | Path, base: str | Path | None = None) -> Path:
-    """The local folder of the model that an adapter is for (of a model: its own), downloaded if it is on the hub.
+    """Return the local folder of an adapter's base (for a whole model, its own), downloaded if it is on the hub.
 
     Args:
-        folder: of an adapter or a model, or its hub id.
-        base: in place of what the adapter says.
+        folder: folder or hub id of an adapter or a model.
+        base: path or hub id that replaces what the adapter says.
 
     Raises:
-        FileNotFoundError, OSError: there is no such folder, and no such model on the hub.
+        OSError: there is no such folder, and no such model on the hub.
     """
     name = base if base is not None else base_of(folder)
     try:
@@ -102,34 +105,32 @@ def base_folder(folder: str | Path, base: str | Path | None = None) -> Path:
     except OSError as error:
         if base is not None or not is_adapter(folder):
             raise
-        raise type(error)(
-            f"{folder}: the adapter's base isn't there, and --base can say where it is: {error}"
-        ) from None
+        raise type(error)(f"{folder}: the adapter's base isn't there, give another `base`: {error}") from None
 
 
 def base_reference(name: str, folder: Path) -> tuple[str, str | None]:
-    """What adapter_config.json of `folder` says of the base: no path of this machine, where that can be avoided.
+    """Return how adapter_config.json should name the base, avoiding absolute paths where possible.
 
     Args:
-        name: the base's path or hub id.
-        folder: where the adapter will be.
+        name: path or hub id of the base.
+        folder: folder of the adapter.
 
     Returns:
         base_model_name_or_path and revision: a hub id and its revision; or a path relative to `folder`, if the base is
         inside it, beside it or one further up; or else its whole path. The revision is None without a hub id.
     """
-    found = hub_id(name)
-    if found is not None:
-        return found.repository, found.revision
+    on_hub = hub_id(name)
+    if on_hub is not None:
+        return on_hub.repository, on_hub.revision
     relative = Path(os.path.relpath(Path(name).resolve(), folder.resolve()))
     return (relative.as_posix() if relative.parts.count("..") <= FURTHEST_UP else str(Path(name).resolve())), None
 
 
 def adapter_config(folder: str | Path) -> dict[str, Any]:
-    """What peft noted about an adapter.
+    """Return the content of adapter_config.json.
 
     Raises:
-        ValueError: the file is no JSON object.
+        ValueError: the file isn't a JSON object.
     """
     path = language_model_folder(folder) / ADAPTER_CONFIG
     try:
@@ -142,11 +143,15 @@ def adapter_config(folder: str | Path) -> dict[str, Any]:
 
 
 def read_config(folder: str | Path, base: str | Path | None = None) -> Any:
-    """The transformers config of a folder or hub id; of an adapter, its base's (`base` in place of what it names).
+    """Read the transformers config of a model's folder or hub id; for an adapter, that of its base.
+
+    Args:
+        folder: folder or hub id of a model or an adapter.
+        base: path or hub id that replaces the base that the adapter names.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is none, the family is unknown, or a size is one that nobody can mean.
+        FileNotFoundError: there is no config.json.
+        ValueError: it isn't a config, the family is unknown, or a size is absurd.
     """
     from transformers import AutoConfig
 
@@ -173,11 +178,11 @@ def read_config(folder: str | Path, base: str | Path | None = None) -> Any:
 
 
 def read_tokenizer(folder: str | Path) -> Any:
-    """The tokenizer of a folder or hub id.
+    """Load the tokenizer of a folder or hub id.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: its files are damaged.
+        FileNotFoundError: there are no files of a tokenizer.
+        ValueError: the files are damaged.
     """
     from transformers import AutoTokenizer
 
@@ -196,7 +201,7 @@ def read_tokenizer(folder: str | Path) -> Any:
 
 
 def _check_json(folder: Path) -> None:
-    """Read what transformers will read without a limit of depth or a name in its errors."""
+    """Read the JSON files first: transformers has no limit of depth, and its errors don't name the file."""
     for name in _JSON_FILES:
         path = folder / name
         if path.is_file():
@@ -209,6 +214,6 @@ def _check_json(folder: Path) -> None:
 
 
 def has_weights(folder: str | Path) -> bool:
-    """True if the folder, or hub id, has a model's weights."""
+    """True if the folder or hub id has weights of a model."""
     folder = language_model_folder(folder)
     return any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "pytorch_model*.bin"))

@@ -1,7 +1,7 @@
-"""Whose codes a language model learned: `image_tokenizer.json` in its folder.
+"""`image_tokenizer.json` in the folder of a language model: the image tokenizer whose codes it has learned.
 
-Codes of two tokenizers of one size look alike, and a model reads and draws the other's fluently and wrongly. So what
-trains a model writes down whose codes it saw, and what uses a model with a tokenizer compares.
+The codes of two tokenizers of one size look alike, and a model would read and draw the other's fluently and wrongly. So
+training records the tokenizer, and everything that uses a model together with a tokenizer compares the two.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ FILE = "image_tokenizer.json"
 
 
 class OtherTokenizer(ValueError):
-    """A language model and a tokenizer, or a store of codes, that don't belong together."""
+    """A language model is used with codes of another tokenizer than it has learned."""
 
 
 def identity_bytes(identity: TokenizerIdentity) -> bytes:
-    """The content of `image_tokenizer.json`."""
+    """Return the content of `image_tokenizer.json`."""
     return (json.dumps(asdict(identity), indent=1) + "\n").encode()
 
 
 def write_identity(folder: str | Path, identity: TokenizerIdentity) -> None:
-    """Write down that the model of `folder` learned codes of this tokenizer; the folder is made if it isn't there."""
+    """Record that the model of `folder` has learned codes of this tokenizer; the folder is created if needed."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     write_beside(Path(folder) / FILE, identity_bytes(identity))
 
 
 def read_identity(folder: str | Path) -> TokenizerIdentity | None:
-    """Whose codes the model of a folder or hub id learned; None if it doesn't say.
+    """Read which tokenizer's codes the model of a folder or hub id has learned; None if that isn't recorded.
 
     Raises:
         ValueError: the file is damaged.
@@ -61,18 +61,18 @@ def check_identity(
     anyway: bool = False,
     note: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Compare the tokenizer whose codes a model learned with the one that is about to be used.
+    """Compare the tokenizer whose codes a model has learned with the one that is about to be used.
 
     Args:
-        folder: of the model, which says whose codes it learned; and its name in messages.
-        given: the tokenizer at hand, or that of a store of codes.
-        what: where that one comes from, such as "--model other".
-        learned: in place of what the folder says.
-        anyway: a mismatch is a note.
-        note: told in one line what can't be told apart, or was let pass.
+        folder: folder of the model, and its name in messages.
+        given: the tokenizer that is about to be used, or that of a store of codes.
+        what: name of `given` in messages, such as "--model other".
+        learned: the tokenizer whose codes the model has learned; None: the one that the folder records.
+        anyway: allow a mismatch, with a note.
+        note: is called with one line where a mismatch is allowed, or whether there is one isn't known.
 
     Raises:
-        OtherTokenizer: the codes mean something else; the message names both.
+        OtherTokenizer: the two tokenizers give other codes; the message names both.
     """
     verb = "learned" if learned is None else "has"
     learned = learned or read_identity(folder)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from seed_fast.lm.attention import Packed, packed_attention
+from seed_fast.lm.packed_attention import Packed, packed_attention
 from seed_fast.testing import error_ratio
 
 SEGMENTS = {

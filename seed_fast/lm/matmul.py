@@ -1,8 +1,8 @@
-"""Matrix products of the training step, in the library that is faster on this CPU.
+"""Matrix products of a training step, computed by the library that is faster on this CPU.
 
-`seed_fast.model.cpu_products` measures that; this is the same choice for training.
+`seed_fast.model.cpu_products` measures which one that is; its choice serves forward and backward passes alike.
 
-Shapes: M rows, K summed, N columns; `y_NK` may be a transposed view.
+Shapes: x [M, K], y [N, K], result [M, N]; `y_NK` may be a transposed view.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from seed_fast.model import cpu_products
 
 
 def _takes(x_MK: Tensor, y_NK: Tensor) -> bool:
-    """True if oneDNN is to make x y^T."""
+    """True if oneDNN is the faster library for x y^T."""
     if x_MK.device.type != "cpu":
         return False
     (rows, summed), columns = x_MK.shape, y_NK.shape[0]
@@ -28,35 +28,35 @@ def _takes(x_MK: Tensor, y_NK: Tensor) -> bool:
     return _is_faster(kind, summed, columns, x_MK.dtype, transposed, *state)
 
 
-@functools.lru_cache(maxsize=4096)  # asked for by every product of a step
+@functools.lru_cache(maxsize=4096)  # every product of a step asks
 def _is_faster(kind: str, summed: int, columns: int, dtype: torch.dtype, transposed: bool, *state: object) -> bool:
     rows = {"few": 1, "some": cpu_products.FEW, "many": cpu_products.MANY}[kind]
     return cpu_products.onednn_is_faster(rows, summed, columns, torch.device("cpu"), dtype, transposed=transposed)
 
 
 def times(x_MK: Tensor, y_NK: Tensor) -> Tensor:
-    """x y^T, [M, N]."""
+    """Compute x y^T, [M, N]."""
     if _takes(x_MK, y_NK):
         return cpu_products.product(x_MK, y_NK)
     return x_MK @ y_NK.T
 
 
 def times_into(out_MN: Tensor, x_MK: Tensor, y_NK: Tensor) -> Tensor:
-    """out = x y^T; returns out, which may be a view with any distance between rows."""
+    """Write x y^T into `out`, which may be a view with any row stride. Returns `out`."""
     if _takes(x_MK, y_NK):
         return out_MN.copy_(cpu_products.product(x_MK, y_NK))
     return torch.mm(x_MK, y_NK.T, out=out_MN)
 
 
 def add_times(out_MN: Tensor, x_MK: Tensor, y_NK: Tensor) -> Tensor:
-    """out += x y^T; returns out."""
+    """Add x y^T to `out`. Returns `out`."""
     if _takes(x_MK, y_NK):
         return out_MN.add_(cpu_products.product(x_MK, y_NK))
     return out_MN.addmm_(x_MK, y_NK.T)
 
 
 def linear(x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
-    """x W^T + b, [M, N]."""
+    """Compute x W^T + b, [M, N]."""
     if _takes(x_MK, weight_NK):
         return cpu_products.product(x_MK, weight_NK, bias_N)
     return F.linear(x_MK, weight_NK, bias_N)
@@ -82,10 +82,10 @@ class _Linear(torch.autograd.Function):
 
 
 class Linear(nn.Linear):
-    """torch's layer by these products; under autocast and where they are torch's own, torch's."""
+    """torch's linear layer with these products; under autocast, or without oneDNN, torch's own forward runs."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., K] to [..., N]."""
+        """Map x [..., K] to [..., N]."""
         device, dtype = self.weight.device, self.weight.dtype
         is_plain = x.dtype == dtype and cpu_products.onednn_takes(device, dtype)
         if not is_plain or torch.is_autocast_enabled(device.type):
@@ -94,8 +94,8 @@ class Linear(nn.Linear):
 
 
 def use_fast_linears(model: nn.Module) -> int:
-    """Let torch's linear layers in a model run as here. Returns how many do; nothing else about them changes."""
-    found = [module for module in model.modules() if type(module) is nn.Linear]
-    for module in found:
-        module.__class__ = Linear
-    return len(found)
+    """Make every plain `nn.Linear` of a model a `Linear` of this file. Returns their number."""
+    layers = [module for module in model.modules() if type(module) is nn.Linear]
+    for layer in layers:
+        layer.__class__ = Linear
+    return len(layers)

@@ -15,8 +15,8 @@ from seed_fast import SeedConfig, SeedTokenizer
 from seed_fast.cli import app
 from seed_fast.data.shards import WHOLE
 from seed_fast.data.tokens import TokenizerIdentity, TokensWriter, open_tokens
-from seed_fast.lm.identity import FILE, OtherTokenizer, check_identity, read_identity, write_identity
-from seed_fast.model.identity import FIELDS, encoder_hash
+from seed_fast.lm.image_tokenizer import FILE, OtherTokenizer, check_identity, read_identity, write_identity
+from seed_fast.model.weight_hashes import FIELDS, encoder_hash
 from tests.lm import tiny
 
 SIZES = {"image_size": 16, "patch_size": 8, "vit_dim": 16, "vit_depth": 1, "vit_heads": 2, "vit_ffn_dim": 16}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from seed_fast.lm.products import Linear, add_times, linear, times, times_into, use_fast_linears
+from seed_fast.lm.matmul import Linear, add_times, linear, times, times_into, use_fast_linears
 from seed_fast.testing import error_ratio
 
 

@@ -1,13 +1,13 @@
-"""Attention within samples, for rows that hold several: no mask [T, T], no work on padding.
+"""Attention within each sample of rows that hold several: no mask [T, T], no computation on padding.
 
-The tokens of a batch, padding dropped, run through the model as one row [1, N]. Only attention has to know where
-samples begin: it lays them out as [S, L] (S samples of at most L tokens), runs causal SDPA, and goes back. What lies
-behind the end of a sample can't be seen by its tokens, so there is no mask at all. Samples of similar length share a
-layout.
+The tokens of a batch, without padding, run through the model as one row [1, N]. Only attention has to know where
+samples begin: it lays them out as [S, L] (S samples of at most L tokens), runs causal attention, and collects the
+outputs again. Causal attention of a token never reaches what lies behind its sample, so no mask is needed. Samples of
+similar length share a layout.
 
-Both families of models reach this through transformers' registry of attention functions.
+Both families of models call this through transformers' registry of attention functions.
 
-Shapes: N tokens without padding, S samples, L longest of them, H heads, K heads of keys and values, D head width.
+Shapes: N tokens without padding, S samples, L tokens of the longest, H heads, K heads of keys and values, D head width.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from torch import Tensor, nn
 
 from seed_fast.ops import attention
 
-HEAD_WIDTHS = range(16, 129, 8)  # of our own attention
+HEAD_WIDTHS = range(16, 129, 8)  # that `seed_fast.ops.attention` takes
 NAME = "seed_fast_packed"  # in transformers' registry
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Samples of similar length: token `tokens[i]` stands at `places[i]` of [samples * length]."""
+    """Samples of similar length: token `tokens[i]` is at `places[i]` of a tensor [samples * length]."""
 
-    tokens: Tensor | None  # None: all of them, in order
+    tokens: Tensor | None  # None: all tokens, in order
     places: Tensor
     samples: int
     length: int
@@ -37,11 +37,11 @@ class Layout:
 
 @dataclass(frozen=True)
 class Packed:
-    """A batch [B, T] without its padding.
+    """Where the tokens of a batch [B, T] are, without its padding.
 
     Args:
-        kept: [N] positions in the flattened batch that are no padding, ascending.
-        layouts: together they hold every token once.
+        kept: [N] positions in the flattened batch that aren't padding, ascending.
+        layouts: layouts that together hold every token once.
     """
 
     kept: Tensor
@@ -49,22 +49,24 @@ class Packed:
 
     @classmethod
     def of_segments(cls, segments: Tensor) -> Packed:
-        """Of segments [B, T]: 0 is padding, other numbers tell the samples of a row apart.
+        """Compute it from segments [B, T], where 0 is padding and other numbers tell the samples of a row apart.
 
         Raises:
-            ValueError: there is no token.
+            ValueError: everything is padding.
         """
         rows = segments.cpu()
         kept = rows.flatten().nonzero().squeeze(1)
         if not len(kept):
             raise ValueError("segments: must have at least one token that is no padding, got none")
+        # Where each sample begins, how long it is, and the place of each token in its sample.
         width = rows.shape[1]
         names = rows.flatten()[kept] + (kept // width) * (int(rows.max()) + 1)
         begins = torch.cat([torch.zeros(1, dtype=torch.int64), (names[1:] != names[:-1]).nonzero().squeeze(1) + 1])
         lengths = torch.diff(begins, append=torch.tensor([len(kept)]))
         sample = torch.repeat_interleave(torch.arange(len(begins)), lengths)  # [N]
         offset = torch.arange(len(kept)) - begins[sample]
-        classes = torch.ceil(torch.log2(lengths.double())).long()  # less than half of a layout is empty
+        # Samples of one power of two of lengths share a layout, so less than half of it is empty.
+        classes = torch.ceil(torch.log2(lengths.double())).long()
         device, layouts = segments.device, []
         for each in classes.unique().tolist():
             members = (classes == each).nonzero().squeeze(1)
@@ -79,7 +81,7 @@ class Packed:
 
 
 class _Spread(torch.autograd.Function):
-    """Rows x [n, ...] to `places` of zeros [size, ...]; the gradient comes back by the same places."""
+    """Write rows x [n, ...] to `places` of zeros [size, ...]; the gradient is read from the same places."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, places: Tensor, size: int) -> Tensor:
@@ -93,7 +95,7 @@ class _Spread(torch.autograd.Function):
 
 
 class _Collect(torch.autograd.Function):
-    """The inverse of `_Spread`: rows of x [size, ...] at `places`."""
+    """Read the rows of x [size, ...] at `places`; the inverse of `_Spread`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, places: Tensor) -> Tensor:
@@ -108,14 +110,15 @@ class _Collect(torch.autograd.Function):
 
 
 def packed_attention(q: Tensor, k: Tensor, v: Tensor, packed: Packed, *, scale: float, dropout: float = 0.0) -> Tensor:
-    """Causal attention within each sample.
+    """Compute causal attention within each sample.
 
     Args:
         q: [N, H, D].
-        k, v: [N, K, D]; H is a multiple of K.
-        packed: which sample each token is of.
-        scale: of the scores.
-        dropout: of the attention weights.
+        k: [N, K, D]; H is a multiple of K.
+        v: [N, K, D].
+        packed: which sample each token belongs to.
+        scale: factor of the scores.
+        dropout: probability with which attention weights are dropped.
 
     Returns:
         [N, H, D].
@@ -137,16 +140,16 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, packed: Packed, *, scale: 
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, *, scale: float, dropout: float) -> Tensor:
-    """Causal attention of [S, H, L, D]."""
+    """Compute causal attention of tensors [S, H, L, D]."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and not dropout and q.shape[-1] in HEAD_WIDTHS:
-        # torch's fused kernel takes several times as long in this type, most of it for the gradient
+        # torch's fused kernel takes several times as long in this type, most of it for the gradient.
         out = attention(*(x.transpose(1, 2) for x in (q, k, v)), causal=True, scale=scale)
         return out.transpose(1, 2)
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scale)
 
 
 def register() -> str:
-    """Make transformers know `packed_attention`; its models get `packed=Packed(...)` when called. Returns its name."""
+    """Register `packed_attention` in transformers, whose models then take `packed=Packed(...)`. Returns its name."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, _of_transformers)
@@ -165,6 +168,6 @@ def _of_transformers(
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """As transformers calls: query [1, H, N, D], key and value [1, K, N, D], to [1, N, H, D]."""
+    """Run `packed_attention` for transformers: query [1, H, N, D], key and value [1, K, N, D] to [1, N, H, D]."""
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     return packed_attention(q, k, v, packed, scale=scaling, dropout=dropout).unsqueeze(0), None
