@@ -37,7 +37,7 @@ class CaptionOptions(SamplingOptions):
         typer.Option(help="Read codes from a file instead of images: lines of seed-fast tokenize or draw."),
     ] = None
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write. -: standard output.")] = STDOUT
-    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a caption.")] = 64
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens that a caption may have.")] = 64
     workers: Annotated[int, typer.Option(min=0, help="Processes that read and decode images. 0: none.")] = 0
 
 
@@ -57,7 +57,7 @@ def caption(options: CaptionOptions) -> int:
       2    the command was wrong
       3    done, but some images or inputs were bad
     """
-    # Whatever can be wrong with the command is said before anything is loaded.
+    # Check everything that can be wrong with the command before anything is loaded.
     if bool(options.inputs) == (options.codes is not None):
         raise UsageError("caption: give images, or --codes FILE, and not both")
     output = file_option("--output", options.output)

@@ -51,7 +51,7 @@ class DrawOptions(SamplingOptions):
 def draw(options: DrawOptions) -> int:
     """Draw images for captions: write one JSON line {"text", "codes"} for each, and pictures if asked for.
 
-    The model is held to write exactly one whole image per caption.
+    Decoding is constrained: every caption gets exactly one whole image.
 
     \b
     Examples:
@@ -65,7 +65,7 @@ def draw(options: DrawOptions) -> int:
       1    it failed
       2    the command was wrong
     """
-    # Whatever can be wrong with the command is said before anything is loaded.
+    # Check everything that can be wrong with the command before anything is loaded.
     if bool(options.texts) == (options.file is not None):
         raise UsageError("draw: give texts, or --file FILE, and not both")
     if (options.pictures is None) != (options.decoder is None):

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class EvalLmOptions(LanguageModelOptions):
     """Options of `seed-fast eval lm`."""
 
-    data: Annotated[str, typer.Argument(help="shapes:COUNT[,seed=N]; only there is known what a picture shows.")] = (
+    data: Annotated[str, typer.Argument(help="Pictures to measure on: shapes:COUNT[,seed=N], a generated world.")] = (
         "shapes:200"
     )
     model: TrainedModel = "seed-tiny"
@@ -59,7 +59,7 @@ def eval_lm(options: EvalLmOptions) -> int:
       seed-fast eval lm --lm examples/seed-opt-tiny
       seed-fast eval lm shapes:1000 --lm runs/lm --model runs/stage2 --beams 4 -o report/ --json
     """
-    # Whatever can be wrong with the command is said before anything is loaded.
+    # Check everything that can be wrong with the command before anything is loaded.
     scenes = _scenes(options.data, options.split)
     output = None if options.output is None else folder_option("--output", options.output)
     strategy = strategy_option(options)
@@ -103,7 +103,7 @@ def eval_lm(options: EvalLmOptions) -> int:
 
 
 def _scenes(data: str, split: str) -> list[Scene]:
-    """Return the scenes of a `shapes` data set, the only one of which is known what a picture shows."""
+    """Return the scenes of a `shapes` data set, the only kind of data whose pictures are known exactly."""
     from seed_fast.data import shapes
     from seed_fast.data.sources import ShapesSource, open_source
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from seed_fast.convert.contrast import save_contrast
 from seed_fast.data import shapes
 from seed_fast.data.pairs import open_pairs
 from seed_fast.eval import language_model as evaluation
+from seed_fast.eval.results import write_results
 from seed_fast.eval.retrieval import retrieval
 from seed_fast.generate.captioning import caption
 from seed_fast.generate.drawing import draw
@@ -200,6 +203,26 @@ def test_the_command_measures_what_the_functions_do(
     assert json.loads((tmp_path / "out" / "lm.json").read_text()) == found
     assert (tmp_path / "out" / "perplexity.svg").read_text().rstrip().endswith("</svg>")
     assert f"{found['perplexity']['causal']['mean']:.2f}" in run("shapes:8", *options).stdout
+
+
+def test_both_files_are_written_or_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    curve = {"mean": 2.0, "by_place": [1.0, 3.0]}
+    record = {"pictures": 8, "data": "shapes:8", "perplexity": {"causal": curve, "shuffled": curve}}
+    (tmp_path / "lm.json").write_text("old")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError, match="No space left") as caught:
+            write_results(tmp_path, record)
+    assert caught.value.filename == str(tmp_path)
+    assert os.listdir(tmp_path) == ["lm.json"]
+    assert (tmp_path / "lm.json").read_text() == "old"
+    assert write_results(tmp_path, record) is None
+    assert json.loads((tmp_path / "lm.json").read_text()) == record
+    assert sorted(os.listdir(tmp_path)) == ["lm.json", "perplexity.svg"]
 
 
 def run(*arguments: object):
