@@ -26,8 +26,8 @@ def random_crop(image: Image.Image, size: int, draw: Callable[[], float], *, fli
     """Cut a random part out of an RGB image and resize it to `size` x `size` px.
 
     Args:
-        draw: gives a number in [0, 1) at each call.
-        flip: mirror it with probability 1/2. The same numbers are drawn either way.
+        draw: function that returns a random number in [0, 1) at each call.
+        flip: True: mirror the result with probability 1/2. The same numbers are drawn either way.
     """
     image = image.crop(_box(*image.size, draw)).resize((size, size), Image.Resampling.BICUBIC)
     mirrored = draw() < 0.5

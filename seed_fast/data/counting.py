@@ -19,7 +19,7 @@ class Counting:
 
     Args:
         inputs: files, folders, globs and shards, see `list_entries`.
-        split: the part that is asked for.
+        split: the part of the images to count.
     """
 
     def __init__(self, inputs: Iterable[str], split: Split = WHOLE) -> None:

@@ -51,8 +51,8 @@ class ImageDecoder:
     Args:
         processor: resizes images.
         workers: number of processes.
-        ahead: how many images may be decoded before they are asked for: the bound on memory.
-        seconds_per_item: how long an image may take; one that takes longer is an error of that image.
+        ahead: number of images that may be decoded before they are asked for, which bounds the memory.
+        seconds_per_item: time limit of one image, s; an image that takes longer gets an error.
 
     Raises:
         WorkerDied: while iterating, when a worker was killed (out of memory?), crashed in a decoder or didn't start.

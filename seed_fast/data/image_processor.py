@@ -101,9 +101,9 @@ def load_image(source: str | os.PathLike[str] | bytes | BinaryIO, name: str | No
         A loaded Pillow image of mode RGB.
 
     Raises:
-        ImageError: for whatever is wrong with it: missing, empty, truncated, not an image, a decompression bomb (more
-            pixels than `PIL.Image.MAX_IMAGE_PIXELS`), no pixels, values without a defined look. Pillow's own exceptions
-            never come through.
+        ImageError: the image can't be used: missing, empty, truncated, not an image, a decompression bomb (more
+            pixels than `PIL.Image.MAX_IMAGE_PIXELS`), no pixels, values without a defined look. Exceptions of Pillow
+            become this one.
 
     Examples:
         >>> load_image(b"not an image", name="a.jpg")
@@ -338,11 +338,11 @@ class ImageProcessor:
         Args:
             images: one image or a list: Pillow images, paths, image files (bytes, or opened as binary), uint8 arrays or
                 tensors [H, W, 3] or [3, H, W]. A float tensor [B, 3, S, S] is taken as already normalised and returned
-                as it is; with a warning where its values are those of pixels that aren't.
+                as it is, with a warning if its values look like pixels that are not normalised.
 
         Raises:
             ImageError: an image that cannot be used.
-            TypeError, ValueError: something that is no image.
+            TypeError, ValueError: an item is no image.
         """
         import torch
 

@@ -29,7 +29,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = open_locked(path)
-        self.was_begun = os.fstat(self._file.fileno()).st_size > 0  # it held something, a torn tail at least
+        self.was_begun = os.fstat(self._file.fileno()).st_size > 0  # the file was not empty when it was opened
         self._file.truncate(_end_of_last_line(self._file))
 
     def clear(self) -> None:
@@ -87,7 +87,7 @@ def read_journal(path: Path) -> Iterator[tuple[str, list[int]]]:
     """Yield (path, codes) of each line, in order.
 
     Raises:
-        OutputError: a line is something else.
+        OutputError: a line is not of this form.
     """
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
@@ -102,7 +102,7 @@ def check_run(path: Path, run: dict[str, Any], output: Path) -> None:
     """Compare the description of the run that began an output with that of the run which wants to go on.
 
     Raises:
-        OutputError: they differ; says in what.
+        OutputError: they differ; the message says in what.
     """
     try:
         before = dict(read_json(path))

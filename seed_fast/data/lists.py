@@ -37,10 +37,10 @@ def read_list(path: Path, split: str) -> Iterator[Record]:
         path: `.jsonl`: objects with "image" and "caption"; `.tsv`: image and caption or the other way round, or a
             header that names the columns; `.json`: a list of such objects (CC3M), a Karpathy split ("images" with
             "sentences"), or COCO's annotations ("images" and "annotations"). Each may begin with a byte order mark.
-        split: which images of a Karpathy split: "train" (with "restval"), "val" or "test". Other lists have no splits.
+        split: part of a Karpathy file: "train" (with "restval"), "val" or "test". Other lists have no splits.
 
     Raises:
-        DataError: the file can't be read, or is none of these.
+        DataError: the file can't be read, or has none of these formats.
     """
     try:
         if path.suffix == ".json":

@@ -1,7 +1,7 @@
 """The order in which an epoch visits its samples: a function of (seed, epoch) alone, computed place by place.
 
-Nothing is drawn beforehand and nothing of the size of the data set is held, so a run can go on at any place of an
-epoch, on any number of ranks, and every rank knows the order of all.
+No permutation of the whole data set is drawn or held in memory. So a run can resume at any place of an epoch, on any
+number of ranks, and every rank knows the order of all ranks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def permute(places: np.ndarray, length: int, name: str) -> np.ndarray:
 
     Args:
         places: int64 [n], each in [0, length).
-        name: chooses the permutation.
+        name: seed of the permutation.
 
     Returns:
         int64 [n].
@@ -57,9 +57,10 @@ class EpochOrder:
 
     Args:
         groups: number of samples of each shard; samples are numbered shard by shard. One group if there are no shards.
-        name: chooses the order; None: as numbered.
-        window: samples that are mixed with each other. The shards are shuffled, put one after the other, cut into
-            windows, and each window is shuffled, so that few files are read at a time. None: all with all.
+        name: seed of the order; None: samples come as they are numbered.
+        window: number of samples that are shuffled with each other. The shards are shuffled, put one after the
+            other, cut into windows, and each window is shuffled, so that few files are read at a time. None: one window
+            of all samples.
     """
 
     def __init__(self, groups: Sequence[int], name: str | None, window: int | None = None) -> None:

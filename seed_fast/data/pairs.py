@@ -48,17 +48,17 @@ def open_pairs(
     """Open a data set of pictures and captions as batches.
 
     Args:
-        spec: which data, one line of text; docs/data.md lists the forms.
-        split: which part of it: "train", "val", "test".
+        spec: the data set as one line of text; docs/data.md lists the forms.
+        split: part of the data set: "train", "val" or "test".
         image_size: side S of the pictures, px.
-        batch_size: samples of a batch on each rank.
+        batch_size: samples in a batch of each rank.
         resize: way to resize pictures that are not augmented; see `ImageProcessor`.
         augment: random crops and flips as official (`augment`), on all data but shapes.
         seed: seed of the order, the crops and the choice among captions.
         rank: number of this process, from 0.
         world: number of processes that share the data.
         workers: processes that read and decode; 0: none.
-        shuffle: default: for the split "train" only.
+        shuffle: True: shuffle each epoch. Default: for the split "train" only.
         drop_last: every batch has `batch_size` samples: up to world * batch_size - 1 samples at the end of an epoch are
             left out, and the place of a sample that can't be used is taken by one from the other half of the epoch.
             Otherwise nothing is left out or repeated, and batches may be smaller. Default: for the split "train" only.
@@ -100,8 +100,8 @@ class Pairs:
     A batch is a dict of `pixels` (normalised float32 [B, 3, S, S]), `captions` (B strings; lists of strings with
     `all_captions`) and `keys` (B strings).
 
-    An iteration begins where the last one stopped and ends with its epoch; the next one is that of the next epoch.
-    `epoch` and `position` are those of the next batch. `skipped` counts how often a sample could not be used, on this
+    An iteration begins where the last one stopped and ends with its epoch; after that, the next epoch follows.
+    `epoch` and `position` belong to the next batch. `skipped` counts how often a sample could not be used, on this
     rank since it was made; the first ones are logged.
     """
 
@@ -158,7 +158,7 @@ class Pairs:
         """Go on with the batch at which `state_dict` was taken.
 
         Raises:
-            ValueError: it was taken from other data or another seed, so "where" has no meaning here.
+            ValueError: the state is of other data or another seed, where its position has no meaning.
         """
         if state.keys() != self.state_dict().keys():
             raise ValueError(f"{self.name}: expected a state with {', '.join(self.state_dict())}, got {list(state)}")

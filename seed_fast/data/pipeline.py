@@ -109,12 +109,12 @@ def tokenize(
         processor: resizes images; its `image_size` must be the model's.
         writer: takes the codes; opened, finished and closed here.
         model: name of the model in the description of the run.
-        progress: takes a line for each skipped image, and how far the run is.
+        progress: receives a line for each skipped image, and the number of images done.
         weights: fingerprint of the weights: a resumed run must have the same.
 
     Raises:
         NoImages: no input is there, or none holds an image.
-        OSError: none could be listed, or the output can't be written.
+        OSError: no input could be listed, or the output can't be written.
         OutputError: the output belongs to another run or another process.
         WorkerDied: a decoding process was killed.
     """
@@ -179,7 +179,7 @@ def unrecorded(entries: Iterable[Entry], recorded: Iterable[str], summary: Token
     late. So memory holds only the images that were skipped before; they are tried again, first.
 
     Raises:
-        OutputError: something was recorded that is not among the entries.
+        OutputError: a recorded path is not among the entries.
     """
     entries = iter(entries)
     waiting: dict[str, list[Entry]] = {}

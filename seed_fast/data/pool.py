@@ -1,7 +1,7 @@
 """Worker processes that map a function over a stream, in order, with bounded memory and bounded time for each item.
 
-The caller puts chunks of items into a line; one thread per worker process takes them from it, sends them, and puts the
-answers back one by one (`worker` is the other side). A watch kills a worker whose item takes too long.
+The caller puts chunks of items into a queue (`_Line`); one thread per worker process takes them from it, sends
+them, and puts the answers back one by one (`worker` is the other side). A watch kills a worker whose item takes too long.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ class Pool:
 
     Args:
         workers: number of processes.
-        ahead: how many items may be done before they are asked for: the bound on memory for results.
-        ahead_bytes: how much content of items (`map`'s `size`) may be on its way at a time: the bound on memory for
-            inputs. An item larger than that goes when no other is on its way.
-        seconds_per_item: how long an item may take, for a `map` with `too_slow`. Time in which this process was
+        ahead: number of items that may be done before they are asked for, which bounds the memory for results.
+        ahead_bytes: bytes of content (`size` of `map`) that may be on the way to workers at a time, which bounds the
+            memory for inputs. A larger item is sent when no other is on its way.
+        seconds_per_item: time limit of an item in s, for a `map` with `too_slow`. Time in which this process was
             suspended, and the start of a worker, don't count.
     """
 
@@ -252,7 +252,7 @@ class _Line:
         """Wait for the next answer of a chunk and return it.
 
         Raises:
-            WorkerDied: it will not come.
+            WorkerDied: the worker that had it is dead.
         """
         with self.changed:
             while not chunk.answers:

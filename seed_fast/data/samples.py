@@ -180,7 +180,7 @@ def captions_of(record: Any) -> tuple[str, ...]:
     """Return the captions of a JSON record.
 
     Raises:
-        ValueError: it is no object, or has none.
+        ValueError: the record is no object, or has no captions.
     """
     if not isinstance(record, dict):
         raise ValueError(f"expected an object with {' or '.join(CAPTION_KEYS)}, got {type(record).__name__}")
@@ -194,7 +194,7 @@ def clean_captions(value: Any) -> tuple[str, ...]:
     """Return a caption, or a list of captions, as a tuple without blank ones; runs of white space become single spaces.
 
     Raises:
-        ValueError: none is left, or one is no text.
+        ValueError: no caption is left, or one is no text.
     """
     values = value if isinstance(value, list) else [value]
     for each in values:

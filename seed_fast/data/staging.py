@@ -118,9 +118,9 @@ class Staging:
     """Copies batches to the device, in order, in constant memory.
 
     Args:
-        link: the way there.
+        link: connection to the device.
         batch_size: images per batch, at most.
-        image_size: their side S, px.
+        image_size: side S of the images, px.
     """
 
     def __init__(self, link: Link, batch_size: int, image_size: int) -> None:
@@ -132,7 +132,7 @@ class Staging:
     def send(self, images: Sequence[np.ndarray]) -> Sent:
         """Start the copy of one batch of images, each uint8 [S, S, 3].
 
-        Waits where the slot's last batch is still being copied, which is what keeps the caller from running ahead.
+        Waits if the slot's last batch is still being copied, which keeps the caller from running ahead.
         """
         slot = self._slots[self._batches % SLOTS]
         self._batches += 1

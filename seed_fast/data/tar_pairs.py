@@ -1,8 +1,8 @@
 """WebDataset shards as a data set with random access: each shard is read through once, and its index is kept.
 
-As in WebDataset, what shares a name up to the first dot is a sample: `0001.jpg` with `0001.txt` or `0001.json`, one
-after the other; `0001.mask.png` beside them is a field that nothing here reads. Where names have more dots, such as
-`img_0.5.jpg` and `img_0.5.txt`, what shares a name up to the last dot is one, as in a folder.
+Members that share a name up to the first dot are a sample, as in WebDataset: `0001.jpg` with `0001.txt` or `0001.json`,
+one after the other; `0001.mask.png` beside them is a field that nothing here reads. Where names have more dots, such as
+`img_0.5.jpg` and `img_0.5.txt`, members that share a name up to the last dot are a sample, as in a folder.
 """
 
 from __future__ import annotations

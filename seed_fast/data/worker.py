@@ -35,7 +35,7 @@ class Process:
     """Handle of a worker process in its parent.
 
     Raises:
-        WorkerDied: it can't be started.
+        WorkerDied: the process can't be started.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class Process:
         """Wait until the worker takes tasks.
 
         Raises:
-            WorkerDied: it ended before.
+            WorkerDied: the process ended before.
         """
         if self.receive() != READY:
             raise WorkerDied(f"a decoding worker can't be started: {self.end()} before it was ready")
@@ -117,7 +117,7 @@ def _stops_blocked() -> Iterator[None]:
 def main() -> None:
     """Run a worker: take (function, items), and answer each item with BEGUN and (True, result) or (False, exception).
 
-    It ends when its parent is gone or has closed the pipe, and is deaf to Ctrl-C and SIGTERM, which a terminal or a
+    It ends when its parent is gone or has closed the pipe, and ignores Ctrl-C and SIGTERM, which a terminal or a
     scheduler may send to all processes of a job: the parent stops in its own way and then ends its workers.
     """
     for each in _STOPS:

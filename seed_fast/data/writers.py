@@ -41,10 +41,11 @@ class Writer(Protocol):
         """Prepare for writing; without `resume` whatever an earlier run has left is dropped.
 
         Args:
-            overwrite: False: what another run has left is an error (without `resume`), and stays.
+            overwrite: False: files of another run are an error (without `resume`), and stay.
 
         Raises:
-            OutputError: it belongs to a run with another description, or another process writes it; nothing is changed.
+            OutputError: the output belongs to a run with another description, or another process writes it; nothing is
+                changed.
         """
 
     def recorded(self) -> Iterator[str]:
@@ -140,7 +141,7 @@ class StdoutWriter:
 class NpzWriter:
     """Writes `codes.00000.npz`, `codes.00001.npz`, ... into a folder: `paths` (strings [n]), `codes` (uint16 [n, N]).
 
-    Codes are int32 if the codebook has more than 65536 entries. `codes.run.json` says what they were made with.
+    Codes are int32 if the codebook has more than 65536 entries. `codes.run.json` describes the run.
     """
 
     def __init__(

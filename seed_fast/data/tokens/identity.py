@@ -13,10 +13,10 @@ class TokenizerIdentity:
     Args:
         name: name that the user gave it.
         weights: its `seed_fast.model.weight_hashes.fingerprint`, a hash of samples of its weights; None where unknown.
-        codebook_size: codes are below it.
-        codes_per_image: N.
-        encoder: a hash of all that decides codes, `seed_fast.model.weight_hashes.encoder_hash`; None where codes came
-            without, and in what was written before there was one.
+        codebook_size: number of entries; every code is below it.
+        codes_per_image: number N of codes of an image.
+        encoder: `seed_fast.model.weight_hashes.encoder_hash`, a hash of all that decides codes; None if unknown, as in
+            files of versions before it.
     """
 
     name: str

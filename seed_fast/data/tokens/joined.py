@@ -25,7 +25,7 @@ class CaptionsByPath:
         source: a data set of files; a generated world has no paths.
 
     Raises:
-        ValueError: it is generated.
+        ValueError: the source is a generated world.
     """
 
     def __init__(self, source: Source) -> None:
@@ -44,7 +44,7 @@ class CaptionsByPath:
 
         Raises:
             KeyError: the source has no such picture.
-            ImageError, SampleError: its captions can't be used.
+            ImageError, SampleError: the captions can't be used.
         """
         name = _stem(os.path.abspath(path))
         hashed = _hash(name)
@@ -74,8 +74,8 @@ def joined_items(
         inputs: `.jsonl` files, folders of `.npz` parts, globs and brace lists.
         captions: the captions of these pictures.
         on_problem: called with one line for each input that is missing or damaged.
-        start: pictures to pass over.
-        split: which pictures are this process's.
+        start: number of pictures to pass over.
+        split: part of the pictures that belongs to this process.
     """
     place = 0
     for path in _files(inputs, on_problem):

@@ -34,9 +34,9 @@ def official_items(
     Args:
         inputs: tar files, folders of them, globs and brace lists.
         on_problem: called with one line for each input that is missing or torn; the rest is read.
-        codes_per_image: N.
-        start: members to pass over.
-        split: which members are this process's.
+        codes_per_image: number of codes of an image.
+        start: number of members to pass over.
+        split: part of the members that belongs to this process.
     """
     place = 0
     for path in _shards(inputs, on_problem):
@@ -77,7 +77,7 @@ def official_sample(value: Any, key: str, codes_per_image: int) -> dict[str, Any
     """Turn the value of a pickle into a sample of a store.
 
     Raises:
-        SampleProblem: it is none of the official forms.
+        SampleProblem: the value has none of the official forms.
     """
     if not isinstance(value, dict):
         raise SampleProblem(f"expected a dict, got {type(value).__name__}")

@@ -1,8 +1,8 @@
 """Reading foreign pickles of plain values only: none of their code can run, and none can take for ever.
 
-Python's unpickler runs what a file names, and hashes whatever a file makes a key: sixty shared pairs, a hundred bytes,
-take longer than anybody lives. So it isn't used at all: the opcodes that build None, bool, int, float, str, list, tuple
-and dict are few, and are carried out here, with keys that are plain.
+Python's unpickler calls whatever a file names, and hashes any value that a file uses as a key: sixty nested pairs, a
+hundred bytes, would take years. So it isn't used at all: the few opcodes that build None, bool, int, float, str, list,
+tuple and dict are carried out here, and keys must be plain values.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class PickleRefused(ValueError):
 def plain_unpickle(data: bytes) -> Any:
     """Return the value of a pickle of None, bool, int, float, str, list, tuple and dict.
 
-    Values may be shared, so that a walk over all of them may take for ever: look at what is asked for alone.
+    Values may contain each other many times, so a walk over all of them may never end: read only the fields you need.
 
     Raises:
-        PickleRefused: it names a class or function, holds other values, has keys that are no str, int, float, bool or
-            None, is longer than `limits.MAX_PICKLE_BYTES`, or is damaged.
+        PickleRefused: the pickle names a class or function, holds other values, has keys that are no str, int, float,
+            bool or None, is longer than `limits.MAX_PICKLE_BYTES`, or is damaged.
     """
     if len(data) > limits.MAX_PICKLE_BYTES:
         raise PickleRefused(f"a pickle must have at most {limits.MAX_PICKLE_BYTES} bytes, got {len(data)}")

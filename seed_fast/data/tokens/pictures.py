@@ -31,12 +31,12 @@ def picture_items(
 
     Args:
         tok: the model on its device, or its inference plan.
-        source: `seed_fast.data.sources.open_source` gives one.
+        source: data set, see `seed_fast.data.sources.open_source`.
         processor: resizes pictures; its `image_size` must be the model's.
         batch_size: pictures per forward pass.
         workers: processes that read and decode; 0: none.
-        start: places to pass over.
-        split: which places are this process's.
+        start: number of places to pass over.
+        split: part of the places that belongs to this process.
 
     Raises:
         WorkerDied: a decoding process was killed.

@@ -67,10 +67,10 @@ def fill(
     """Fill a store with all items, or with those that an earlier run has not recorded. The writer is closed at the end.
 
     Args:
-        writer: not opened yet.
+        writer: the store to fill, not opened yet.
         run: description of everything on which the samples depend; a resumed run must have the same.
-        items_from: gives the items from a place on.
-        progress: takes a line for each bad input and skipped item, and how far the run is.
+        items_from: returns the items from a place on.
+        progress: receives a line for each bad input and skipped item, and the number of items done.
         resume: go on with what an earlier run has left, if there is any.
         overwrite: drop what an earlier run has left.
         total: number of places in the input, if it is known.
@@ -78,7 +78,7 @@ def fill(
 
     Raises:
         NoSamples: there is no item at all; nothing has been made or dropped.
-        OSError: the same, because no input could be read; or the store can't be written.
+        OSError: no input could be read, or the store can't be written.
         OutputError: the folder belongs to another run, or another process writes it.
     """
     summary = FillSummary()
@@ -119,10 +119,10 @@ def record(
     """Append every item and finish the store. An exception leaves what was recorded for a resumed run.
 
     Args:
-        writer: opened.
+        writer: the store to fill, opened.
         items: the items from `writer.next_place` on.
-        summary: counts; updated.
-        progress: takes a line for each skipped item, and how far the run is.
+        summary: counts, which are updated.
+        progress: receives a line for each skipped item, and the number of items done.
         block: number of items that are recorded together.
     """
     start = last = time.monotonic()

@@ -1,7 +1,7 @@
 """The format of a token store, and reading it: shards of codes and text behind an index, in constant memory.
 
 docs/lm.md describes the files. A shard is a safetensors file, so anything that reads safetensors reads it; here it is
-mapped into memory, and a sample costs the pages that it lies on.
+mapped into memory, and reading a sample touches its own pages alone.
 """
 
 from __future__ import annotations
@@ -54,10 +54,11 @@ def open_tokens(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]])
 class TokenStore:
     """Samples numbered from 0, in the order in which they were stored; made by `open_tokens`.
 
-    A sample is a dict; `samples` says which fields each kind has. It is read when asked for, without unpickling.
+    A sample is a dict; `seed_fast.data.tokens.samples` lists the fields of each kind. It is read on demand, and
+    nothing is unpickled.
 
-    `tokenizer` says whose codes these are, `kinds` how many samples there are of each kind, `skipped` how many were
-    left out when the store was made.
+    `tokenizer` is the identity of the tokenizer that made the codes, `kinds` the number of samples of each kind,
+    `skipped` the number of inputs that were left out when the store was made.
     """
 
     window = 1 << 18  # samples that training shuffles with each other: few enough for the system to keep in memory
@@ -100,8 +101,8 @@ class TokenStore:
         """Read a sample.
 
         Raises:
-            IndexError: there is none with this number.
-            StoreError: its shard is damaged.
+            IndexError: there is no sample with this number.
+            StoreError: the shard is damaged.
         """
         if not 0 <= number < len(self):
             raise IndexError(f"TokenStore: number must be in 0..{len(self) - 1}, got {number}")
@@ -143,7 +144,7 @@ class Shard:
     """One file, mapped into memory: `arrays` by name, `about` what its writer noted.
 
     Raises:
-        StoreError: it is no such file, or not all of it is there.
+        StoreError: the file is no shard, or is cut off.
     """
 
     def __init__(self, path: Path) -> None:
@@ -203,8 +204,8 @@ def shard_bytes(samples: Sequence[dict[str, Any]], tokenizer: TokenizerIdentity,
     """Return the bytes of the file of one shard.
 
     Args:
-        samples: `kind`, `key` and `parts` (checked: lists of codes and strings) of each.
-        tokenizer: whose codes they are.
+        samples: a dict of `kind`, `key` and `parts` (lists of codes, and strings; already checked) for each sample.
+        tokenizer: the tokenizer that made the codes.
         about: further metadata of the file.
     """
     from safetensors.numpy import save
@@ -291,7 +292,7 @@ def read_index(path: Path) -> dict[str, Any]:
     """Read an index.
 
     Raises:
-        StoreError: it is none, or of a later version.
+        StoreError: the file is no index, or one of a later version.
     """
     try:
         index = read_json(path, limits.MAX_FILE_BYTES)

@@ -1,6 +1,6 @@
 """Writing a token store so that a kill at any moment loses nothing that was recorded.
 
-Blocks of samples go into a journal, one line each, with the place in the input that they lead up to. A journal of
+Blocks of samples go into a journal, one line each, with the place in the input after them. A journal of
 enough samples becomes a shard, and the last shard is followed by the index: a folder with an index is a whole store.
 """
 
@@ -27,13 +27,13 @@ SHARD_SAMPLES = 10_000
 
 
 class TokensWriter:
-    """The store of one process: a folder, or its part of it.
+    """Writes the store of one process: a folder, or this process's part of it.
 
     Args:
         folder: made if it is missing.
-        tokenizer: whose codes will come.
-        split: this process among those that write to the folder.
-        shard_samples: samples after which a shard ends (with the block that reaches them).
+        tokenizer: the tokenizer that makes the codes.
+        split: the part of this process among those that write to the folder.
+        shard_samples: number of samples in a shard; it ends with the block that reaches this number.
 
     `next_place` is the place in the input after the last recorded block, `skipped` counts inputs that gave no sample,
     `samples` those recorded. `complete`: an earlier run has finished it, and it takes no more.
@@ -77,7 +77,7 @@ class TokensWriter:
 
         Args:
             run: description of everything on which the samples depend; a resumed run must have the same.
-            overwrite: False: what another run has left is an error (without `resume`), and stays.
+            overwrite: False: files of another run are an error (without `resume`), and stay.
 
         Raises:
             OutputError: the folder belongs to another run, or another process writes it; nothing is changed.
@@ -124,9 +124,9 @@ class TokensWriter:
         """Record a block of samples: all of it or, after a kill, nothing.
 
         Args:
-            samples: see `samples`; one that can't be stored is left out and counted.
+            samples: dicts as in `seed_fast.data.tokens.samples`; one that can't be stored is left out and counted.
             next_place: place in the input of the item after the block.
-            skipped: inputs among them that gave no sample.
+            skipped: number of inputs in the block that gave no sample.
 
         Returns:
             One line for each sample that can't be stored.
