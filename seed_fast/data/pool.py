@@ -1,7 +1,7 @@
 """Worker processes that map a function over a stream, in order, with bounded memory and bounded time for each item.
 
-The caller puts chunks of items into a queue (`_Line`); one thread per worker process takes them from it, sends
-them, and puts the answers back one by one (`worker` is the other side). A watch kills a worker whose item takes too long.
+The caller puts chunks of items into a queue (`_Line`); one thread per worker process takes them from it, sends them,
+and puts the answers back one by one (`worker` is the other side). A watch kills a worker whose item takes too long.
 """
 
 from __future__ import annotations
