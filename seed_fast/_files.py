@@ -1,6 +1,8 @@
 """Write files and folders so that they are complete or absent, one process at a time, with errors that name them.
 
-Temporary files have fixed names, so that the next process that writes the same output removes those of a killed one.
+`replacing` writes one file, `replace_folder_files` several; every other atomic write in the package goes through them or
+through `publish` and `publish_folder`. What a killed process leaves can be told by its name, and the next one that
+writes there removes it.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 STAGING = ".partial"  # inside a folder: the folder in which its next files are written
-_UNFINISHED = ".seed-fast.tmp"  # ends the name of a file that `replacing` has not finished
+_UNFINISHED = ".seed-fast.tmp"  # end of the name of a file that `replacing` has not finished
 _DAY = 86400.0  # s
 _swept: set[Path] = set()  # folders where this process has looked for leftovers
 
