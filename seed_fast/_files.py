@@ -1,7 +1,7 @@
 """Write files and folders so that they are complete or absent, one process at a time, with errors that name them.
 
-`replacing` writes one file, `replace_folder_files` several; every other atomic write in the package goes through them or
-through `publish` and `publish_folder`. What a killed process leaves can be told by its name, and the next one that
+`replacing` writes one file, `replace_folder_files` several; every other atomic write in the package goes through them
+or through `publish` and `publish_folder`. What a killed process leaves can be told by its name, and the next one that
 writes there removes it.
 """
 
