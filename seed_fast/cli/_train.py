@@ -122,7 +122,7 @@ def pick(kind: Callable[..., T], options: object, **others: Any) -> T:
 
 
 def run_option(options: TrainOptions) -> tuple[torch.device, Run, str]:
-    """The device, how the run is kept and shown, and the name of the type that it computes in."""
+    """Return the device, the settings of saving and logging, and the name of the type that the run computes in."""
     from seed_fast.train.recipe import Run
 
     output = folder_option("--output", options.output)
@@ -143,7 +143,7 @@ def check_not_begun(run: Run) -> None:
 
 
 def messages(ranks: Ranks) -> Callable[[str], None]:
-    """What writes a line on stderr on the first rank, and nothing on the others."""
+    """Return a function that writes a line on stderr; on all ranks but the first it does nothing."""
     return complain if ranks.rank == 0 else lambda text: None
 
 

@@ -151,7 +151,7 @@ def _recipe(options: LmOptions, dtype: str) -> Recipe:
 
 
 def _lora(options: LmOptions) -> Lora | None:
-    """The adapter that is trained: a new one, or that of --model; None with --full."""
+    """Return the settings of the adapter that is trained: a new one, or that of --model; None with --full."""
     from seed_fast.lm.model import Lora
     from seed_fast.lm.pretrained import is_adapter
 
@@ -311,7 +311,7 @@ def _check_tokenizers(options: LmOptions, codes: TokenizerIdentity, note: Callab
 
 
 def estimate_lines(needs: RunEstimate) -> list[str]:
-    """What --estimate prints: parameters, memory by use, and speed."""
+    """Return the lines that --estimate prints: parameters, memory by use, and speed."""
     from seed_fast.lm.estimate import REACHED
 
     kept, other, which = needs.activations, needs.activations_checkpointed, "with"
@@ -329,7 +329,7 @@ def estimate_lines(needs: RunEstimate) -> list[str]:
 
 
 def refusal(needs: RunEstimate) -> str | None:
-    """What doesn't fit the device and which options would help, in one line; None if everything fits."""
+    """Return a line that says how much memory is missing and which options would help; None if everything fits."""
     if needs.fits:
         return None
     saved = "" if needs.checkpointed else ", --checkpoint-activations"

@@ -1,4 +1,4 @@
-"""What a training run will need and how fast it will be, before it starts.
+"""An estimate of a training run's memory and speed, before it starts.
 
 Parameters are counted on a model without storage. Memory is a sum of what is kept: weights, gradients, AdamW's two
 moments, activations per token, and one chunk of logits. Speed is the device's measured rate of matrix products, times

@@ -1,4 +1,4 @@
-"""The language model that a run starts with: read in turn by the ranks, or by the first rank alone and handed out."""
+"""Builds the language model that a run starts with, on every rank: read by each, or by the first and handed out."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def start_task(
         lora: the adapter; None with `full`.
         full: train every weight.
         base: base of the adapter that `model` is, where that is no longer where the adapter says.
-        codebook: [K, d]; codes go in by one linear layer of these.
+        codebook: [K, d]; the embedding of a code is then one linear layer of its entry.
         dtype: of frozen weights.
         checkpoint_activations: see `LanguageModelTask`.
         fsdp: parameters will be sharded over the ranks.
@@ -75,9 +75,9 @@ def start_task(
 
 def _build_in_turn(ranks: Ranks, make: Callable[[], LanguageModel]) -> LanguageModel:
     """Call `make` on the first rank, then on the others: the first may write files that the others read."""
-    made = make() if ranks.rank == 0 else None
+    language = make() if ranks.rank == 0 else None
     ranks.from_first(None)
-    if made is None:
-        made = make()
+    if language is None:
+        language = make()
     ranks.from_first(None)
-    return made
+    return language

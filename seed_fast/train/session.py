@@ -1,4 +1,4 @@
-"""What both stages of training a tokenizer do alike on one rank: open data, cache features, run the loop, save."""
+"""Steps that both stages of training a tokenizer share: open data, cache features, run the loop, save."""
 
 from __future__ import annotations
 

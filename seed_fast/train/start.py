@@ -1,4 +1,4 @@
-"""Where the training of a tokenizer starts from: presets, folders of stage 1, official files, and captions' words."""
+"""Loads what the training of a tokenizer starts from: a preset, a folder of stage 1, official files, a vocabulary."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def initial_tokenizer(name: str, device: torch.device) -> SeedTokenizer:
 
 
 def stage1_folder(name: str) -> Path:
-    """The folder of a tokenizer, downloaded if it is on the hub; for presets and files, a folder that doesn't exist."""
+    """Return the folder of a tokenizer, downloaded if it is on the hub; for presets and files it doesn't exist."""
     return Path(name) if hub_id(name) is None else checkpoint_folder(name)
 
 
@@ -91,7 +91,7 @@ def load_official(model: Stage1Model, path: Path) -> list[str]:
 
 
 def _vocabulary(session: TokenizerSession) -> tuple[str, ...]:
-    """The words of the first captions of a shuffled epoch, kept in the output so that a resumed run has the same."""
+    """Return the words of the first captions of a shuffled epoch, saved in the output for a resumed run."""
     output, pairs = session.run.output, session.pairs
     if not session.fresh and (output / VOCABULARY).is_file():
         return WordTokenizer.load(output).words

@@ -59,7 +59,7 @@ def open_target(
         _check(spec, (1, model.config.projection_dim), config)
         if model.config.image_size != config.image_size:
             size = model.config.image_size
-            raise ValueError(f"target {spec}: its pictures are {size} px, this tokenizer's {config.image_size} px")
+            raise ValueError(f"target {spec}: its images are {size} px, this tokenizer's {config.image_size} px")
         return _ClipImage(model.eval().to(device))
     text = transformers.CLIPTextModel.from_pretrained(folder, local_files_only=True)
     tokenizer = transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)

@@ -69,7 +69,7 @@ def test_bad_targets_are_named(clip):
         ("clip", CONFIG, "must be one of clip-image:FOLDER, clip-text:FOLDER, stage1-text, got 'clip'"),
         ("clip-image:/nowhere", CONFIG, "no such folder"),
         (f"clip-image:{clip / 'vision'}", replace(CONFIG, generation_dim=20), "1 x 20 numbers, got 1 x 16"),
-        (f"clip-image:{clip / 'vision'}", replace(CONFIG, image_size=24), "pictures are 16 px, this tokenizer's 24"),
+        (f"clip-image:{clip / 'vision'}", replace(CONFIG, image_size=24), "images are 16 px, this tokenizer's 24"),
         (f"clip-text:{clip / 'text'}", CONFIG, "1 x 16 numbers, got 7 x 16"),
         ("stage1-text", CONFIG, "target stage1-text needs a folder of stage 1"),
     ):
