@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seed_fast.ops.backends import add_layer_norm as backend
+from seed_fast.testing import check_budget
 from tests.ptx.machine import call, check_coverage
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -97,7 +98,8 @@ def test_the_stream_may_be_x_itself():
 
         x, y = call(in_place, case.delta, case.weight, case.bias)
         assert torch.equal(x, case.x + case.delta)
-        torch.testing.assert_close(y, F.layer_norm(x, (d,), case.weight, case.bias, EPS))
+        exact = F.layer_norm(x.double(), (d,), case.weight.double(), case.bias.double(), EPS)
+        check_budget(y, exact, F.layer_norm(x, (d,), case.weight, case.bias, EPS))
 
 
 def test_constant_rows_have_variance_zero_and_nan_stays_in_its_row():
