@@ -156,7 +156,7 @@ def measure(rank: int, port: int, folder: Path, results) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measured by Linux")
 def test_no_rank_holds_the_model_whole_but_the_first_while_it_hands_it_out(tmp_path):
-    size = {"hidden_size": 768, "word_embed_proj_dim": 768, "ffn_dim": 3072, "num_hidden_layers": 6}
+    size = {"hidden_size": 768, "word_embed_proj_dim": 768, "ffn_dim": 3072, "num_hidden_layers": 9}
     base = tiny.base(tmp_path / "base", **size)
     whole_bytes = (base / "model.safetensors").stat().st_size
     assert whole_bytes > 150e6
