@@ -65,6 +65,7 @@ def answer(
     is_answer: Callable[[Any], bool],
     *,
     again: bool = False,
+    settled: bool = False,
 ) -> dict[str, Any]:
     """Return the table that answers a question on this machine; measure it where it isn't known yet.
 
@@ -73,6 +74,7 @@ def answer(
         measure: measures and returns the answer, as JSON can hold it.
         is_answer: takes what a file holds and returns False if that isn't a valid answer; then it is measured again.
         again: measure now, once in this process, whatever the file says.
+        settled: keep the first answer even if it was disturbed, because codes in half precision depend on it.
 
     Returns:
         What `measure` returned, now or earlier.
@@ -84,7 +86,8 @@ def answer(
         if known not in _known:
             path = folder() / f"{hashlib.blake2b(key.encode(), digest_size=12).hexdigest()}.json"
             kept = None if again else _read(path, about, is_answer)
-            if kept is None or (kept["disturbance"] > QUIET and kept["tries"] < MOST_TRIES):
+            disturbed = kept is not None and kept["disturbance"] > QUIET and kept["tries"] < MOST_TRIES
+            if kept is None or (disturbed and not settled):
                 kept = _measured(measure, kept)
                 _write(path, about | kept)
             found = kept["answer"]

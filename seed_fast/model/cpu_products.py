@@ -265,7 +265,7 @@ def slowdown(dtype: torch.dtype) -> float:
         value = found.get("times float32")
         return isinstance(value, (int, float)) and value > 0
 
-    found = calibration.answer(f"{name} products", measure, is_answer, again=setting() == "measure")
+    found = calibration.answer(f"{name} products", measure, is_answer, again=setting() == "measure", settled=True)
     return float(found["times float32"])
 
 
