@@ -15,24 +15,27 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class ProgressBar:
-    """A progress bar with images/s on a terminal, and a plain line every ten seconds anywhere else.
+    """A progress bar with a speed on a terminal, and a plain line every ten seconds anywhere else.
 
     Args:
         stream: where to write; default: standard error.
-        total: number of images, if it is known.
+        total: number of units, if it is known.
+        unit: name of what is counted. Bytes are shown in thousands, millions and so on.
     """
 
-    def __init__(self, stream: TextIO | None = None, total: int | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, total: int | None = None, unit: str = "images") -> None:
         self._stream = stream  # None: standard error at the time of writing
         self._start = self._last = time.monotonic()
-        self._images, self._total = 0, total
+        self._done, self._total, self._unit = 0, total, unit
         self._bar = None
         shown = stream or sys.stderr
         if shown is not None and shown.isatty():
             self._stream = shown
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, unit=" images", file=self._stream, dynamic_ncols=True)
+            self._bar = tqdm(
+                total=total, unit=f" {unit}", unit_scale=unit == "bytes", file=self._stream, dynamic_ncols=True
+            )
 
     def line(self, text: str) -> None:
         """Print one line of text; undecodable bytes of file names in it are escaped."""
@@ -49,28 +52,36 @@ class ProgressBar:
         else:
             print(text, flush=True)
 
-    def expect(self, images: int) -> None:
-        """Set the number of images in total; it may come late, and change."""
-        self._total = max(images, self._images)
+    def expect(self, total: int) -> None:
+        """Set the number of units in total; it may come late, and change."""
+        self._total = max(total, self._done)
         if self._bar is not None and self._bar.total != self._total:
             self._bar.total = self._total
             self._bar.refresh()
 
-    def advance(self, images: int) -> None:
-        """Count `images` more as done."""
-        self._images += images
+    def advance(self, count: int) -> None:
+        """Count so many more units as done."""
+        self._done += count
         if self._bar is not None:
-            self._bar.update(images)
+            self._bar.update(count)
             return
         now = time.monotonic()
         if now - self._last >= SECONDS_BETWEEN_LINES:
             self._last = now
-            rate = self._images / (now - self._start)
+            rate = self._done / (now - self._start)
             of = left = ""
             if self._total is not None and rate:
-                of, seconds = f" of {self._total}", (self._total - self._images) / rate
+                of, seconds = f" of {self._shown(self._total)}", (self._total - self._done) / rate
                 left = f", {timedelta(seconds=round(seconds))} left"
-            self.line(f"{self._images}{of} images, {rate:.1f} images/s{left}")
+            speed = self._shown(rate) if self._unit == "bytes" else f"{rate:.1f}"
+            self.line(f"{self._shown(self._done)}{of} {self._unit}, {speed} {self._unit}/s{left}")
+
+    def _shown(self, count: float) -> str:
+        if self._unit != "bytes":
+            return str(count)
+        from tqdm import tqdm
+
+        return tqdm.format_sizeof(count)
 
     def close(self) -> None:
         """End the bar."""

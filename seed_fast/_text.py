@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from seed_fast import limits
+from seed_fast._disguise import disguised
 
 # UTF-32 first: its mark begins with that of UTF-16.
 _MARKS = (
@@ -70,6 +71,23 @@ def read_json(path: str | os.PathLike[str], limit: int = limits.MAX_CONFIG_BYTES
     if size > limit:
         raise ValueError(f"expected at most {limit} bytes of JSON, got {size}")
     return parse_json(Path(path).read_bytes())
+
+
+def read_json_object(path: str | os.PathLike[str], *, fields: str = "") -> dict[str, Any]:
+    """Return the object in a JSON file; `fields` says in an error what its fields are, such as "SeedConfig fields".
+
+    Raises:
+        OSError: it can't be read.
+        ValueError: it is too large, not JSON, or another value than an object. The message names the file.
+    """
+    try:
+        value = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: not a JSON file: {disguised(Path(path), text=True) or error}") from None
+    if not isinstance(value, dict):
+        of = f" of {fields}" if fields else ""
+        raise ValueError(f"{path}: must hold a JSON object{of}, got {shown(value)}")
+    return value
 
 
 def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:

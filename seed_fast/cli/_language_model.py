@@ -105,9 +105,7 @@ def check_same_tokenizer(
     from seed_fast.data.tokens import TokenizerIdentity
     from seed_fast.lm.image_tokenizer import check_identity
 
-    learned, codes = lm.vocabulary.codebook_size, tok.config.codebook_size
-    if learned != codes:
-        raise ValueError(f"the language model must have the tokenizer's {codes} codes as words, got {learned}")
+    lm.vocabulary.check_codebook(tok.config.codebook_size)
     with tokenizers_match():
         check_identity(
             folder or options.lm,

@@ -148,24 +148,24 @@ def _for_typer(hint: Any) -> Any:
     A `Literal` is read as any text, so that a wrong one becomes one line like every other error.
     """
     kind, *extras = get_args(hint)
-    for part in (kind, *get_args(kind)):
-        if get_origin(part) is tuple:
-            optional = part is not kind
-            kind = list[get_args(part)[0]] | None if optional else list[get_args(part)[0]]  # type: ignore[misc]
-            break
-        if get_origin(part) is Literal:
-            kind = str if part is kind else str | None
-            extras = [copy.copy(extra) for extra in extras]
-            extras[0].metavar = f"[{'|'.join(get_args(part))}]"
-            break
+    if get_origin(kind) is tuple:
+        kind = list[get_args(kind)[0]]  # type: ignore[misc]
+    elif choices := _choices(hint):
+        kind = str if get_origin(kind) is Literal else str | None
+        extras = [copy.copy(extra) for extra in extras]
+        extras[0].metavar = f"[{'|'.join(choices)}]"
     annotated, arguments = cast(Any, Annotated), (kind, *extras)
     return annotated[arguments]
 
 
 def _check_choice(name: str, value: Any, hint: Any) -> None:
     """Refuse a value that is none of the choices of a `Literal`."""
+    choices = _choices(hint)
+    if choices and value is not None and value not in choices:
+        raise UsageError(f"--{name.replace('_', '-')} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _choices(hint: Any) -> tuple[str, ...]:
+    """Return the values of an option's `Literal` or `Literal | None`; none for another type."""
     kind = get_args(hint)[0]
-    for part in (kind, *get_args(kind)):
-        if get_origin(part) is Literal and value is not None and value not in get_args(part):
-            option = f"--{name.replace('_', '-')}"
-            raise UsageError(f"{option} must be one of {', '.join(get_args(part))}, got {value!r}")
+    return next((get_args(part) for part in (kind, *get_args(kind)) if get_origin(part) is Literal), ())

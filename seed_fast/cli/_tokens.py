@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +13,7 @@ from seed_fast._terminal import ProgressBar
 from seed_fast._text import printable
 from seed_fast.cli import _options
 from seed_fast.cli._checks import check_resumable, folder_option, shard_option
-from seed_fast.cli._run import UsageError
+from seed_fast.cli._run import EXIT_SKIPPED, UsageError
 
 if TYPE_CHECKING:
     from seed_fast.data.shards import Split
@@ -85,9 +85,11 @@ def make_store(
     finally:
         progress.close()
 
+    exit_code = EXIT_SKIPPED if summary.left_out else 0
     about = {"output": str(options.output), "tokenizer": str(identity), "shard": str(shard)}
-    print(json.dumps(about | summary.to_dict()) if options.as_json else _closing_line(summary, options), flush=True)
-    return summary.exit_code
+    about |= asdict(summary) | {"exit_code": exit_code}
+    print(json.dumps(about) if options.as_json else _closing_line(summary, options), flush=True)
+    return exit_code
 
 
 def _closing_line(summary: FillSummary, options: StoreOptions) -> str:

@@ -24,14 +24,6 @@ if TYPE_CHECKING:
 
 MEMORY = "raise --accumulate, or lower --batch-size"
 
-Data = Annotated[
-    str,
-    typer.Option(
-        help="Images with captions: a folder, tar shards ('train-{000..099}.tar'), a list (.json, .jsonl, .tsv), "
-        "or shapes:COUNT, a generated world."
-    ),
-]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for checkpoints, metrics and the trained model.")]
 PairsPerStep = Annotated[int, typer.Option(min=1, help="Pairs per step, over all ranks and micro-batches.")]
 Accumulate = Annotated[int, typer.Option(min=1, help="Micro-batches per step; more of them need less memory.")]
 Epochs = Annotated[int, typer.Option(min=1, help="Epochs of the run.")]
@@ -46,7 +38,9 @@ T = TypeVar("T")
 class TrainOptions:
     """Options of every trainer."""
 
-    output: Output
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for checkpoints, metrics and the trained model.")
+    ]
     validation: Annotated[str | None, typer.Option(help="Data to validate on, as --data.")] = None
     accumulate: Accumulate = 1
     weight_decay: Annotated[
@@ -80,7 +74,13 @@ class TrainOptions:
 class TokenizerOptions(TrainOptions):
     """Options of both stages of training a tokenizer. A stage adds its own, and those whose defaults differ."""
 
-    data: Data
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Images with captions: a folder, tar shards ('train-{000..099}.tar'), a list (.json, .jsonl, .tsv), "
+            "or shapes:COUNT, a generated world."
+        ),
+    ]
     model: str
     validation_split: Annotated[
         str, typer.Option(help="Split of --validation, where it has splits: train, val or test.")

@@ -57,12 +57,16 @@ def caption(options: CaptionOptions) -> int:
       2    the command was wrong
       3    done, but some images or inputs were bad
     """
+    from seed_fast.data.shards import names_anything
+
     # Check everything that can be wrong with the command before anything is loaded.
     if bool(options.inputs) == (options.codes is not None):
         raise UsageError("caption: give images, or --codes FILE, and not both")
     output = file_option("--output", options.output)
     if options.codes is not None:
         input_file_option(options.codes)
+    elif not any(map(names_anything, options.inputs)):
+        raise UsageError(f"no such file or folder: {', '.join(options.inputs)}")
     strategy = strategy_option(options)
     device = device_option(options.device)
     lm = load_language_model(options, device)
@@ -70,6 +74,7 @@ def caption(options: CaptionOptions) -> int:
     from seed_fast.data.counting import Counting
     from seed_fast.generate.captioning import caption_stream
 
+    progress = ProgressBar()
     bad = captioned = 0
 
     def skip(line: str) -> None:
@@ -78,10 +83,9 @@ def caption(options: CaptionOptions) -> int:
         progress.line(f"seed-fast: skipped: {line}")
 
     # Caption batch by batch; the output gets its name when all is done.
-    images = _images(options, lm, device, skip)
-    progress = ProgressBar()
     counting = Counting(options.inputs)
     try:
+        images = _images(options, lm, device, skip)
         with json_lines(output, progress) as write:
             for batch in caption_stream(
                 lm, images, strategy=strategy, batch_size=options.batch_size, max_tokens=options.max_tokens
@@ -104,7 +108,6 @@ def _images(
     options: CaptionOptions, lm: LanguageModel, device: torch.device, skip: Callable[[str], None]
 ) -> Iterable[EncodedImage]:
     """Return the images to caption: lines of --codes, or image files, which need the tokenizer."""
-    from seed_fast.data.shards import names_anything
     from seed_fast.generate.images import encode_images, read_encoded_images
     from seed_fast.lm.image_tokenizer import read_identity
 
@@ -114,6 +117,4 @@ def _images(
         return read_encoded_images(options.codes, lm.vocabulary, num_codes=num_codes, on_problem=skip)
     tok = tokenizer_option(options.model, device, random_weights=None)
     check_same_tokenizer(options, lm, tok)
-    if not any(map(names_anything, options.inputs)):
-        raise UsageError(f"no such file or folder: {', '.join(options.inputs)}")
     return encode_images(tok, options.inputs, batch_size=options.batch_size, workers=options.workers, on_problem=skip)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,7 @@ from typing import Annotated
 import typer
 
 from seed_fast._outputs import output_folder
+from seed_fast._terminal import ProgressBar
 from seed_fast._text import printable
 from seed_fast.cli._checks import usage
 from seed_fast.cli._options import DtypeName, command
@@ -66,18 +66,21 @@ def convert(options: ConvertOptions) -> int:
         print(printable(str(export_official(sources[0], destination))))
         return 0
 
-    # From official files to a folder of this package, with a bar of bytes on a terminal.
-    from tqdm import tqdm
-
+    # From official files to a folder of this package.
     from seed_fast.convert import convert as convert_checkpoint
 
-    with tqdm(unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+    bar, counted = ProgressBar(unit="bytes"), 0
 
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+    def progress(done: int, total: int) -> None:
+        nonlocal counted
+        bar.expect(total)
+        bar.advance(done - counted)
+        counted = done
 
-        source = sources if len(sources) > 1 else sources[0]
+    source = sources if len(sources) > 1 else sources[0]
+    try:
         folder = convert_checkpoint(source, destination, preset=options.preset, dtype=options.dtype, progress=progress)
+    finally:
+        bar.close()
     print(printable(str(folder)))
     return 0

@@ -17,7 +17,6 @@ from seed_fast.cli._run import UsageError
 from seed_fast.cli._train import (
     MEMORY,
     Accumulate,
-    Output,
     Rate,
     TrainOptions,
     check_not_begun,
@@ -44,7 +43,6 @@ class LmOptions(TrainOptions):
     """Options of `seed-fast train lm`. The defaults are those of official SEED-LLaMA's pretraining configs."""
 
     data: Annotated[str, typer.Option(help="Codes and text: a folder that `seed-fast tokens` wrote.")]
-    output: Output
     model: Annotated[
         Path,
         typer.Option(help="Folder or hub id of an OPT or LLaMA with its tokenizer, or of an adapter to train further."),

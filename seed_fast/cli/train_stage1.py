@@ -12,10 +12,8 @@ from seed_fast.cli._options import command
 from seed_fast.cli._run import UsageError
 from seed_fast.cli._train import (
     MEMORY,
-    Data,
     Epochs,
     MinRate,
-    Output,
     PairsPerStep,
     Rate,
     TokenizerOptions,
@@ -32,8 +30,6 @@ if TYPE_CHECKING:
 class Stage1Options(TokenizerOptions):
     """Options of `seed-fast train stage1`."""
 
-    data: Data
-    output: Output
     model: Annotated[
         str,
         typer.Option(help="Initial weights of a preset (seed-tiny, seed-2) or a config.json; or a checkpoint."),

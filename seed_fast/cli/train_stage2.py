@@ -11,10 +11,8 @@ from seed_fast.cli._options import command
 from seed_fast.cli._run import UsageError
 from seed_fast.cli._train import (
     MEMORY,
-    Data,
     Epochs,
     MinRate,
-    Output,
     PairsPerStep,
     Rate,
     TokenizerOptions,
@@ -31,8 +29,6 @@ if TYPE_CHECKING:
 class Stage2Options(TokenizerOptions):
     """Options of `seed-fast train stage2`."""
 
-    data: Data
-    output: Output
     model: Annotated[str, typer.Option(help="Result of stage 1: its folder, or official files separated by commas.")]
     target: Annotated[
         str,

@@ -98,11 +98,7 @@ def evaluate(
         raise ValueError("evaluate: scenes must hold at least one, got none")
     tok = tower.tokenizer
     for each in filter(None, (lm, shuffled)):
-        if each.vocabulary.codebook_size != tok.config.codebook_size:
-            raise ValueError(
-                f"evaluate: the language model must have the tokenizer's {tok.config.codebook_size} codes as words, "
-                f"got {each.vocabulary.codebook_size}"
-            )
+        each.vocabulary.check_codebook(tok.config.codebook_size)
 
     # Render the scenes and tokenise them.
     texts = [shapes.caption(scene) for scene in scenes]

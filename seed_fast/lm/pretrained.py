@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seed_fast._disguise import disguised, refuse_disguised
+from seed_fast._disguise import refuse_disguised
 from seed_fast._hub import hub_id, language_model_folder
-from seed_fast._text import read_json, shown
+from seed_fast._text import read_json_object, shown
 from seed_fast.model.config import MOST
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -132,14 +132,7 @@ def adapter_config(folder: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: the file isn't a JSON object.
     """
-    path = language_model_folder(folder) / ADAPTER_CONFIG
-    try:
-        saved = read_json(path)
-    except ValueError as error:
-        raise ValueError(f"{path}: not a JSON file: {disguised(path, text=True) or error}") from None
-    if not isinstance(saved, dict):
-        raise ValueError(f"{path}: must hold a JSON object, got {shown(saved)}")
-    return saved
+    return read_json_object(language_model_folder(folder) / ADAPTER_CONFIG)
 
 
 def read_config(folder: str | Path, base: str | Path | None = None) -> Any:
@@ -205,12 +198,7 @@ def _check_json(folder: Path) -> None:
     for name in _JSON_FILES:
         path = folder / name
         if path.is_file():
-            try:
-                content = read_json(path)
-            except ValueError as error:
-                raise ValueError(f"{path}: not a JSON file: {disguised(path, text=True) or error}") from None
-            if not isinstance(content, dict):
-                raise ValueError(f"{path}: must hold a JSON object, got {shown(content)}")
+            read_json_object(path)
 
 
 def has_weights(folder: str | Path) -> bool:

@@ -48,6 +48,17 @@ class Vocabulary:
         codes = range(self.first_code, self.first_code + self.codebook_size)
         return sorted([*codes, self.begin_image, self.end_image])
 
+    def check_codebook(self, size: int) -> None:
+        """Check that a tokenizer's codebook has as many codes as there are tokens for.
+
+        Raises:
+            ValueError: it has another number of codes.
+        """
+        if size != self.codebook_size:
+            raise ValueError(
+                f"the language model must have the tokenizer's {size} codes as image tokens, got {self.codebook_size}"
+            )
+
     def image(self, codes: Sequence[int]) -> list[int]:
         """Return the ids of an image: `<img>`, its codes, `</img>`.
 

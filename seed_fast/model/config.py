@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from seed_fast._disguise import disguised
-from seed_fast._text import read_json, shown
+from seed_fast._text import read_json_object, shown
 
 Head = Literal["mlp", "reverse_qformer"]
 Resize = Literal["bicubic", "bilinear", "bilinear_crop"]
@@ -185,12 +184,7 @@ class SeedConfig:
             FileNotFoundError: there is no such file.
             ValueError: the file isn't JSON, or a field is unknown, missing, of the wrong type or out of range.
         """
-        try:
-            values = read_json(path)
-        except ValueError as error:
-            raise ValueError(f"{path}: not a JSON file: {disguised(Path(path), text=True) or error}") from None
-        if not isinstance(values, dict):
-            raise ValueError(f"{path}: must hold a JSON object of SeedConfig fields, got {type(values).__name__}")
+        values = read_json_object(path, fields="SeedConfig fields")
         try:
             return cls.from_dict(values, source=str(path))
         except TypeError as error:  # in a file, a wrong type is a wrong value

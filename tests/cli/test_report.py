@@ -38,6 +38,15 @@ def test_the_table_says_what_overlaps_and_what_a_share_is_of() -> None:
     ]
 
 
+def test_progress_of_bytes_is_in_millions_and_thousands(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, clock = io.StringIO(), iter((100.0, 110.0))
+    monkeypatch.setattr(_terminal.time, "monotonic", lambda: next(clock))
+    progress = _terminal.ProgressBar(stream, unit="bytes")
+    progress.expect(6_000_000_000)
+    progress.advance(2_000_000_000)
+    assert stream.getvalue() == "2.00G of 6.00G bytes, 200M bytes/s, 0:00:20 left\n"
+
+
 def test_a_run_without_a_new_image_has_a_table_too() -> None:
     stages = [Stage("read", "main", 0.0, 0.0)]
     text = closing_table(TokenizeSummary(stages=stages), Job(()), "cpu")

@@ -248,7 +248,7 @@ def test_a_model_for_another_codebook_is_refused(
     lm: LanguageModel, tower: Stage1Model, captions: WordTokenizer
 ) -> None:
     other = lm._replace(vocabulary=replace(lm.vocabulary, codebook_size=8))
-    with pytest.raises(ValueError, match="must have the tokenizer's 16 codes as words, got 8"):
+    with pytest.raises(ValueError, match="must have the tokenizer's 16 codes as image tokens, got 8"):
         evaluation.evaluate(other, tower, captions, SCENES)
     with pytest.raises(ValueError, match="scenes must hold at least one"):
         evaluation.evaluate(lm, tower, captions, [])

@@ -139,7 +139,8 @@ def test_sampled_drawings_differ_from_batch_to_batch_and_repeat(run: Callable, f
         (["draw", "a", "--lm", "LM", "--top-p", "2"], 2, "top_p must be above 0 and at most 1, got 2.0"),
         (["draw", "a", "--lm", "LM", "--pictures", "out"], 2, "--pictures FOLDER and --decoder FOLDER belong together"),
         (["draw", "a", "--lm", "LM", "-o", "."], 2, "--output must be a file name, got a folder"),
-        (["caption", "missing.png", "--lm", "LM"], 1, "must have the tokenizer's 2048 codes as words, got 24"),
+        (["caption", "missing.png", "--lm", "nowhere"], 2, "no such file or folder: missing.png"),
+        (["caption", ".", "--lm", "LM"], 1, "must have the tokenizer's 2048 codes as image tokens, got 24"),
         (["draw", "a " * 60, "--lm", "LM"], 1, "must leave room for 34 of the model's 64 positions"),
     ],
 )

@@ -1,5 +1,5 @@
 // The parser: PTX ISA 8.8, "Syntax", "State Spaces, Types, and Variables" and "Directives", as far as NVRTC and Triton
-// use them.
+// use them. One file, because the rules of a grammar call each other from the first to the last.
 #include "program.h"
 
 #include <algorithm>

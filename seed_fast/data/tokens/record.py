@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -35,7 +35,7 @@ ItemsFrom = Callable[[int, Callable[[str], None]], Items]
 
 @dataclass
 class FillSummary:
-    """Counts of a run that fills a store; `to_dict` is the object that `--json` prints."""
+    """Counts of a run that fills a store; it is what `--json` prints."""
 
     written: int = 0  # samples recorded by this run
     resumed: int = 0  # samples recorded before
@@ -44,13 +44,9 @@ class FillSummary:
     seconds: float = 0.0
 
     @property
-    def exit_code(self) -> int:
-        """Exit code of a command that made the store: 0, or 3 if anything was left out."""
-        return 3 if self.skipped or self.bad_inputs else 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the counts and the exit code, ready for JSON."""
-        return asdict(self) | {"exit_code": self.exit_code}
+    def left_out(self) -> int:
+        """Number of samples and inputs that could not be used."""
+        return self.skipped + self.bad_inputs
 
 
 def fill(
