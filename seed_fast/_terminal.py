@@ -21,12 +21,16 @@ class ProgressBar:
         stream: where to write; default: standard error.
         total: number of units, if it is known.
         unit: name of what is counted. Bytes are shown in thousands, millions and so on.
+        done: number of units that an earlier run has done; the speed leaves them out.
     """
 
-    def __init__(self, stream: TextIO | None = None, total: int | None = None, unit: str = "images") -> None:
+    def __init__(
+        self, stream: TextIO | None = None, total: int | None = None, unit: str = "images", done: int = 0
+    ) -> None:
         self._stream = stream  # None: standard error at the time of writing
         self._start = self._last = time.monotonic()
-        self._done, self._total, self._unit = 0, total, unit
+        self._before, self._done, self._total, self._unit = done, done, total, unit
+        self._note = ""
         self._bar = None
         shown = stream or sys.stderr
         if shown is not None and shown.isatty():
@@ -34,7 +38,7 @@ class ProgressBar:
             from tqdm import tqdm
 
             self._bar = tqdm(
-                total=total, unit=f" {unit}", unit_scale=unit == "bytes", file=self._stream, dynamic_ncols=True
+                total=total, initial=done, unit=f" {unit}", unit_scale=unit == "bytes", file=shown, dynamic_ncols=True
             )
 
     def line(self, text: str) -> None:
@@ -59,6 +63,16 @@ class ProgressBar:
             self._bar.total = self._total
             self._bar.refresh()
 
+    def note(self, text: str) -> None:
+        """Set what is shown after the speed from now on, such as a loss."""
+        self._note = f", {text}"
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+
+    def per_second(self) -> float:
+        """Return the mean speed since this object was made, in units per second."""
+        return (self._done - self._before) / max(1e-9, time.monotonic() - self._start)
+
     def advance(self, count: int) -> None:
         """Count so many more units as done."""
         self._done += count
@@ -68,13 +82,13 @@ class ProgressBar:
         now = time.monotonic()
         if now - self._last >= SECONDS_BETWEEN_LINES:
             self._last = now
-            rate = self._done / (now - self._start)
+            rate = self.per_second()
             of = left = ""
             if self._total is not None and rate:
                 of, seconds = f" of {self._shown(self._total)}", (self._total - self._done) / rate
                 left = f", {timedelta(seconds=round(seconds))} left"
             speed = self._shown(rate) if self._unit == "bytes" else f"{rate:.1f}"
-            self.line(f"{self._shown(self._done)}{of} {self._unit}, {speed} {self._unit}/s{left}")
+            self.line(f"{self._shown(self._done)}{of} {self._unit}, {speed} {self._unit}/s{left}{self._note}")
 
     def _shown(self, count: float) -> str:
         if self._unit != "bytes":

@@ -26,13 +26,14 @@ from torch import Tensor, nn
 
 from seed_fast._files import OutputError
 from seed_fast._stops import stops_handled
+from seed_fast._terminal import ProgressBar
 from seed_fast.distributed import Ranks, is_sharded, sharded_like, synchronise, trainable, whole, wrap
 from seed_fast.model import vit
 from seed_fast.model.cpu_products import TRAINING_ADVICE, warn_of_slow_half
 from seed_fast.model.dtypes import DTYPE_BY_NAME
 from seed_fast.train import checkpoint, sharded
 from seed_fast.train.batches import Batch, Batches, endless
-from seed_fast.train.metrics import MetricsLog, TrainingProgress
+from seed_fast.train.metrics import MetricsLog
 from seed_fast.train.optimizer import MovingAverage, adamw, begin_states
 from seed_fast.train.recipe import Recipe, Run
 
@@ -105,7 +106,8 @@ class Loop:
             log = progress = None
             if self.ranks.rank == 0:
                 log = MetricsLog(self.run.output, self.step, tensorboard=self.run.tensorboard)
-                progress = TrainingProgress(self.step, total, self.recipe.batch_size, self._counted)
+                size = self.recipe.batch_size
+                progress = ProgressBar(total=total * size, unit=self._counted, done=self.step * size)
                 stack.callback(log.close)
                 stack.callback(progress.close)
             stack.enter_context(stops_handled())
@@ -116,13 +118,13 @@ class Loop:
                 # A step, and what is due after it: log, validation, checkpoint.
                 terms = self.train_step(stream)
                 self.step += 1
+                if progress:
+                    progress.advance(self.recipe.batch_size)
                 done, save = self.step == total, self._is_due(self.run.save_every)
                 if done or save or self._is_due(self.run.log_every):
                     self._report(self._values(terms), log, progress)
                 if self.validation is not None and (done or self._is_due(self.run.validate_every)):
                     self._report(self._validate(), log, progress)
-                if progress:
-                    progress.advance(self.step)
                 stop = self.ranks.any(self._stop)
                 if done or save or stop:
                     self.save()
@@ -130,11 +132,19 @@ class Loop:
                     break
         return self.step == total
 
-    def _report(self, values: dict[str, float], log: MetricsLog | None, progress: TrainingProgress | None) -> None:
-        """Write values to the log and show them; only the first rank has a log."""
-        if log and progress:
-            log.write(self.step, {**values, f"{self._counted}_per_s": progress.per_second(self.step)})
-            progress.values(self.step, values)
+    def _report(self, values: dict[str, float], log: MetricsLog | None, progress: ProgressBar | None) -> None:
+        """Write values to the log and show them; only the first rank has a log.
+
+        The loss stands beside the speed, a validation's values in a line of their own.
+        """
+        if log is None or progress is None:
+            return
+        log.write(self.step, {**values, f"{self._counted}_per_s": progress.per_second()})
+        if "loss" in values:
+            tokens = f", {values['tokens_per_s']:.0f} tokens/s" if "tokens_per_s" in values else ""
+            progress.note(f"step {self.step} of {self.recipe.schedule.steps}: loss {values['loss']:.4g}{tokens}")
+        else:
+            progress.line(f"step {self.step}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
 
     def train_step(self, stream: Iterator[Batch]) -> dict[str, Tensor]:
         """Run one optimizer step on the next micro-batches. Returns the terms, averaged over micro-batches."""

@@ -1,18 +1,15 @@
-"""The output of a training run: metrics.jsonl, TensorBoard if asked for, and progress on stderr."""
+"""The numbers that a training run records: metrics.jsonl, and TensorBoard event files if asked for."""
 
 from __future__ import annotations
 
 import json
 import math
-import sys
-import time
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from seed_fast._files import write_beside, writing
 
 METRICS = "metrics.jsonl"
-SECONDS_BETWEEN_LINES = 10.0
 
 
 class MetricsLog:
@@ -64,71 +61,3 @@ def _is_until(line: bytes, step: int) -> bool:
         return line.endswith(b"\n") and json.loads(line)["step"] <= step
     except (ValueError, KeyError, TypeError):
         return False
-
-
-class TrainingProgress:
-    """Shows step, loss, speed and time left: as a bar on a terminal, elsewhere as a line every ten seconds.
-
-    Args:
-        first: step at which this process starts.
-        total: step at which the run ends.
-        per_step: batch size.
-        counted: name of what the batch size counts.
-        stream: where to write; stderr by default.
-    """
-
-    def __init__(
-        self, first: int, total: int, per_step: int, counted: str = "images", stream: TextIO | None = None
-    ) -> None:
-        self._stream = stream or sys.stderr
-        self._first, self._total, self._per_step, self._counted = first, total, per_step, counted
-        self._start = self._last = time.monotonic()
-        self._loss = ""
-        self._bar = None
-        if self._stream.isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=total, initial=first, unit=" steps", file=self._stream, dynamic_ncols=True)
-
-    def per_second(self, step: int) -> float:
-        """Return the speed since the start of this process, per second."""
-        return (step - self._first) * self._per_step / max(1e-9, time.monotonic() - self._start)
-
-    def values(self, step: int, values: dict[str, float]) -> None:
-        """Show values: the loss beside the speed, those of a validation in a line of their own."""
-        if "loss" in values:
-            self._loss = f", loss {values['loss']:.4g}"
-        else:
-            self.line(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
-
-    def advance(self, step: int) -> None:
-        """Move to `step`, the number of steps done."""
-        speed = self.per_second(step)
-        if self._bar is not None:
-            self._bar.set_postfix_str(f"{speed:.1f} {self._counted}/s{self._loss}", refresh=False)
-            self._bar.update(step - self._bar.n)
-            return
-        now = time.monotonic()
-        if now - self._last >= SECONDS_BETWEEN_LINES:
-            self._last = now
-            left = (self._total - step) * self._per_step / max(1e-9, speed)
-            self.line(f"step {step}/{self._total}, {speed:.1f} {self._counted}/s{self._loss}, {_duration(left)} left")
-
-    def line(self, text: str) -> None:
-        """Write one line of text."""
-        if self._bar is not None:
-            self._bar.write(text, file=self._stream)
-        else:
-            print(text, file=self._stream, flush=True)
-
-    def close(self) -> None:
-        """Close the bar."""
-        if self._bar is not None:
-            self._bar.close()
-
-
-def _duration(seconds: float) -> str:
-    """Format a duration as H:MM:SS."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,14 +13,31 @@ from seed_fast.data.pipeline import Job, TokenizeSummary
 from seed_fast.profiling import Stage
 
 
+def set_clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A clock that stands still until a test moves its `now`, in seconds."""
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(_terminal.time, "monotonic", lambda: clock.now)
+    return clock
+
+
 def test_progress_is_plain_lines_with_images_per_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    stream, clock = io.StringIO(), iter((100.0, 104.0, 110.0, 112.0, 125.0))
-    monkeypatch.setattr(_terminal.time, "monotonic", lambda: next(clock))
+    stream, clock = io.StringIO(), set_clock(monkeypatch)
     progress = _terminal.ProgressBar(stream)
-    for _ in range(4):
+    for seconds in (4, 6, 2, 13):
+        clock.now += seconds
         progress.advance(20)
     progress.close()
     assert stream.getvalue() == "40 images, 4.0 images/s\n80 images, 3.2 images/s\n", "one line in ten seconds"
+
+
+def test_a_resumed_run_counts_what_was_done_but_not_in_its_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, clock = io.StringIO(), set_clock(monkeypatch)
+    progress = _terminal.ProgressBar(stream, total=300, done=100)
+    progress.note("step 10 of 30: loss 2.5")
+    clock.now += 10
+    progress.advance(50)
+    assert progress.per_second() == 5
+    assert stream.getvalue() == "150 of 300 images, 5.0 images/s, 0:00:30 left, step 10 of 30: loss 2.5\n"
 
 
 def test_the_table_says_what_overlaps_and_what_a_share_is_of() -> None:
@@ -39,10 +57,10 @@ def test_the_table_says_what_overlaps_and_what_a_share_is_of() -> None:
 
 
 def test_progress_of_bytes_is_in_millions_and_thousands(monkeypatch: pytest.MonkeyPatch) -> None:
-    stream, clock = io.StringIO(), iter((100.0, 110.0))
-    monkeypatch.setattr(_terminal.time, "monotonic", lambda: next(clock))
+    stream, clock = io.StringIO(), set_clock(monkeypatch)
     progress = _terminal.ProgressBar(stream, unit="bytes")
     progress.expect(6_000_000_000)
+    clock.now += 10
     progress.advance(2_000_000_000)
     assert stream.getvalue() == "2.00G of 6.00G bytes, 200M bytes/s, 0:00:20 left\n"
 

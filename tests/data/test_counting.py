@@ -6,6 +6,7 @@ import io
 import os
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -62,13 +63,13 @@ def test_counting_stops_when_it_is_told_to(inputs: Path) -> None:
 
 
 def test_a_known_total_gives_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    stream, clock = io.StringIO(), iter((100.0, 110.0, 120.0))
-    monkeypatch.setattr(_terminal.time, "monotonic", lambda: next(clock))
+    stream, clock = io.StringIO(), SimpleNamespace(now=100.0)
+    monkeypatch.setattr(_terminal.time, "monotonic", lambda: clock.now)
     progress = _terminal.ProgressBar(stream)
-    progress.expect(100)
-    progress.advance(20)
-    progress.expect(60)
-    progress.advance(20)
+    for total in (100, 60):
+        clock.now += 10
+        progress.expect(total)
+        progress.advance(20)
     assert (
         stream.getvalue()
         == "20 of 100 images, 2.0 images/s, 0:00:40 left\n40 of 60 images, 2.0 images/s, 0:00:10 left\n"
