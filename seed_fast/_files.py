@@ -28,6 +28,10 @@ class OutputError(ValueError):
     """Raised when an output exists, belongs to another run, or is in use; the message starts with its path."""
 
 
+class OtherRun(OutputError):
+    """Raised when an output holds what another run has written, which can be replaced but not continued."""
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turn every failure to write within the context into an `OSError` that names `path`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,31 @@ def test_only_the_command_line_imports_typer() -> None:
     parsers = {"typer", "click", "argparse"}
     assert [str(path) for path in others if imported_packages(path.read_text(encoding="utf-8")) & parsers] == []
     assert imported_packages((ROOT / "seed_fast/cli/tokenize.py").read_text(encoding="utf-8")) & parsers
+
+
+SHOWS_COMMANDS = {"seed_fast/lm/card.py"}  # a model card is read by people, who call commands
+
+
+def options_in_texts(source: str) -> list[str]:
+    """The options of commands that the texts of a source name: messages, parts of f-strings, docstrings."""
+    texts = [node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)]
+    return [option for text in texts if isinstance(text, str) for option in re.findall(r"--[a-z][\w-]*", text)]
+
+
+def test_only_the_command_line_names_options() -> None:
+    """The library names the argument; the command, which knows the option, adds its name."""
+    others = {str(path.relative_to(ROOT)): path for path in MODULES if "cli" not in path.relative_to(ROOT).parts}
+    found = {name: options_in_texts(path.read_text(encoding="utf-8")) for name, path in others.items()}
+    assert {name for name, options in found.items() if options} == SHOWS_COMMANDS, found
+
+
+@pytest.mark.parametrize(
+    "source",
+    ['"""Behind `convert --to-official`."""', 'raise ValueError(f"{path}: left by a run; --overwrite drops it")'],
+)
+def test_an_option_in_a_text_is_recognised(source: str) -> None:
+    assert len(options_in_texts(source)) == 1
+
+
+def test_dashes_in_prose_and_comments_are_no_options() -> None:
+    assert not options_in_texts('"a -- b, f32-to-f16"  # as --overwrite does')

@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from seed_fast._files import OtherRun
 from seed_fast._outputs import output_file, output_folder
 from seed_fast._stops import waiting_for_others
 from seed_fast._terminal import complain
@@ -151,6 +152,15 @@ def tokenizer_option(
     if not tok.trained:
         complain(f"{name}: these weights are untrained (the seeded initial ones); the codes mean nothing yet")
     return tok
+
+
+@contextmanager
+def same_run() -> Iterator[None]:
+    """Name --overwrite where the block finds what another run has written."""
+    try:
+        yield
+    except OtherRun as error:
+        raise OtherRun(f"{error}; --overwrite drops it") from None
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import typer
 from seed_fast._terminal import ProgressBar
 from seed_fast._text import printable
 from seed_fast.cli import _options
-from seed_fast.cli._checks import check_resumable, folder_option, shard_option
+from seed_fast.cli._checks import check_resumable, folder_option, same_run, shard_option
 from seed_fast.cli._run import EXIT_SKIPPED, UsageError
 
 if TYPE_CHECKING:
@@ -70,16 +70,11 @@ def make_store(
     writer = TokensWriter(options.output, identity, shard)
     progress = ProgressBar()
     try:
-        summary = fill(
-            writer,
-            run | {"shard": str(shard)},
-            items_from,
-            progress,
-            resume=options.resume,
-            overwrite=options.overwrite,
-            total=total,
-            block=block or BLOCK,
-        )
+        with same_run():
+            summary = fill(
+                writer, run | {"shard": str(shard)}, items_from, progress, resume=options.resume,
+                overwrite=options.overwrite, total=total, block=block or BLOCK,
+            )  # fmt: skip
     except NoSamples as error:
         raise UsageError(str(error)) from None
     finally:

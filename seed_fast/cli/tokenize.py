@@ -15,6 +15,7 @@ from seed_fast._text import printable
 from seed_fast.cli._checks import (
     check_resumable,
     device_option,
+    same_run,
     shard_option,
     together_with_other_ranks,
     tokenizer_option,
@@ -134,7 +135,8 @@ def _tokenize(options: TokenizeOptions, split: Split, device: torch.device) -> i
     model = options.model + (" (random weights)" if options.random_weights else "")
     progress = ProgressBar()
     try:
-        summary = pipeline.tokenize(tok, job, processor, writer, model, progress, weights)
+        with same_run():
+            summary = pipeline.tokenize(tok, job, processor, writer, model, progress, weights)
     except pipeline.NoImages as error:
         raise UsageError(str(error)) from None
     finally:

@@ -1,4 +1,4 @@
-"""`export_official`, behind `seed-fast convert --to-official`: write files that the official code reads.
+"""`export_official`: write a trained tokenizer as files that the official code reads.
 
 seed_quantizer.pt   the tokenizer without its image encoder, like the released file of that name
 eva_vit_g.pth       the image encoder, like the file of LAVIS

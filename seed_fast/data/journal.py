@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from seed_fast._files import OutputError, open_locked, publish, write_all, write_beside, writing
+from seed_fast._files import OtherRun, OutputError, open_locked, publish, write_all, write_beside, writing
 from seed_fast._text import parse_json, read_json
 
 
@@ -102,19 +102,17 @@ def check_run(path: Path, run: dict[str, Any], output: Path) -> None:
     """Compare the description of the run that began an output with that of the run which wants to go on.
 
     Raises:
-        OutputError: they differ; the message says in what.
+        OtherRun: they differ; the message says in what.
     """
     try:
         before = dict(read_json(path))
     except (ValueError, TypeError) as error:
-        raise OutputError(f"{path}: must describe a run, got something else ({error}); use --overwrite") from None
+        raise OtherRun(f"{path}: must describe a run, got something else ({error})") from None
     changes = [
         f"{key} was {_short(before.get(key))}, is {_short(run[key])}" for key in run if before.get(key) != run[key]
     ]
     if changes:
-        raise OutputError(
-            f"{output}: begun by another run: {'; '.join(changes)}. Resume with the same options, or --overwrite it"
-        )
+        raise OtherRun(f"{output}: begun by another run: {'; '.join(changes)}")
 
 
 def write_run(path: Path, run: dict[str, Any]) -> None:

@@ -43,7 +43,7 @@ class Job:
 
 @dataclass
 class TokenizeSummary:
-    """Counts and times of a run; `to_dict` is the object that `--json` prints."""
+    """Counts and times of a run; `to_dict` gives them ready for JSON."""
 
     written: int = 0  # images encoded and recorded by this run
     resumed: int = 0  # images recorded before

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from seed_fast._files import OutputError, OutputLock, write_beside
+from seed_fast._files import OtherRun, OutputError, OutputLock, write_beside
 from seed_fast._outputs import STDOUT
 from seed_fast.data.journal import Journal, check_run, codes_lines, opened, read_journal, write_run
 from seed_fast.data.shards import WHOLE, Split
@@ -248,9 +248,9 @@ class NpzWriter:
             self._lock.release()
 
 
-def left_meanwhile(output: Path) -> OutputError:
+def left_meanwhile(output: Path) -> OtherRun:
     """Return the error for an output that was not there when the command began, and is now."""
-    return OutputError(f"{output}: another run has begun or finished it meanwhile; --overwrite drops that")
+    return OtherRun(f"{output}: another run has begun or finished it meanwhile")
 
 
 def _part_of(split: Split) -> str:

@@ -66,7 +66,7 @@ def check_identity(
     Args:
         folder: folder of the model, and its name in messages.
         given: the tokenizer that is about to be used, or that of a store of codes.
-        what: name of `given` in messages, such as "--model other".
+        what: name of `given` in messages, such as "tokenizer seed-2".
         learned: the tokenizer whose codes the model has learned; None: the one that the folder records.
         anyway: allow a mismatch, with a note.
         note: is called with one line where a mismatch is allowed, or whether there is one isn't known.

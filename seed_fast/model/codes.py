@@ -14,7 +14,7 @@ _INTEGERS = "iu"  # kinds of numpy types
 def as_codes(codes: Any, caller: str) -> Tensor:
     """Convert codes to an int64 tensor.
 
-    Stores and `--format npz` hold codes as uint16, for which torch has hardly any operations.
+    Token stores and `.npz` parts hold codes as uint16, for which torch has hardly any operations.
 
     Args:
         codes: a tensor, an array (in any byte order) or nested lists of integers.

@@ -124,9 +124,7 @@ def _notes(
     notes, count, done = [], len(encoding.files), len(samples.wall)
     if encoding.blocks < encoding.depth or count < asked:
         batch = f"A batch of {asked}" if asked > 1 else "One image"
-        notes.append(
-            f"{batch} takes about {predicted:.0f} s here, too long for a measurement of {seconds:.0f} s (--seconds)."
-        )
+        notes.append(f"{batch} takes about {predicted:.0f} s here, too long for a measurement of {seconds:.0f} s.")
     if count < asked:
         notes.append(f"Batches of {count} were measured.")
     if encoding.blocks < encoding.depth:
@@ -134,7 +132,7 @@ def _notes(
     if samples.warming_up:
         notes.append("The result is the first pass, which reads weights for the first time: no other one fitted.")
     elif rounds is not None and done < rounds:
-        notes.append(f"{done} of {rounds} rounds fitted into {seconds:.0f} s (--seconds).")
+        notes.append(f"{done} of {rounds} rounds fitted into {seconds:.0f} s.")
     return notes
 
 

@@ -31,6 +31,7 @@ def test_resuming_with_other_options_is_refused(change: tuple, many: Path, tmp_p
     result = seed_fast(*command, "--resume", *change)
     assert result.exit_code == 2
     assert "begun by another run: " in result.stderr
+    assert "; --overwrite drops it" in result.stderr
     assert seed_fast(*command, "--resume").exit_code == 0
 
 

@@ -205,7 +205,7 @@ def test_an_unfinished_store_does_not_open_and_says_how_to_go_on(tmp_path):
     writer.open(RUN, resume=False)
     writer.append(captions(1), next_place=1)
     writer.close()
-    with pytest.raises(StoreError, match="unfinished: go on with --resume"):
+    with pytest.raises(StoreError, match="an unfinished one, whose run must be resumed"):
         open_tokens(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(StoreError, match="no token store is here"):
@@ -224,7 +224,7 @@ def test_another_run_may_not_go_on(tmp_path):
     write(tmp_path, [captions(1, 1)])
     with pytest.raises(OutputError, match="made by another run"):
         TokensWriter(tmp_path, TINY).open({"inputs": "others"}, resume=True)
-    (tmp_path / "index.json").unlink()  # as if a kill had come while --overwrite deleted it
+    (tmp_path / "index.json").unlink()  # as if a kill had come while it was being overwritten
     with pytest.raises(OutputError, match="made by another run"):
         TokensWriter(tmp_path, TINY).open({"inputs": "others"}, resume=True)
 

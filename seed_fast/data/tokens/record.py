@@ -35,7 +35,7 @@ ItemsFrom = Callable[[int, Callable[[str], None]], Items]
 
 @dataclass
 class FillSummary:
-    """Counts of a run that fills a store; it is what `--json` prints."""
+    """Counts and time of a run that fills a store."""
 
     written: int = 0  # samples recorded by this run
     resumed: int = 0  # samples recorded before

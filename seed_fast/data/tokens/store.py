@@ -274,8 +274,8 @@ def _indexes(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     names = sorted(name for name in os.listdir(folder) if re.fullmatch(r"index(\.\d{5}-of-\d{5})?\.json", name))
     if not names:
         begun = any(name.endswith(".run.json") for name in os.listdir(folder))
-        why = "it is unfinished: go on with --resume" if begun else "seed-fast tokens makes one"
-        raise StoreError(f"{folder}: no token store is here; {why}")
+        unfinished = ", but an unfinished one, whose run must be resumed" if begun else ""
+        raise StoreError(f"{folder}: no token store is here{unfinished}")
     expected = [index_name()]
     if names != expected:
         count = int(names[-1][-10:-5])

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from seed_fast._files import OutputLock, write_beside
+from seed_fast._files import OtherRun, OutputError, OutputLock, write_beside
 from seed_fast._text import parse_json
-from seed_fast.data.journal import Journal, OutputError, check_run, opened, write_run
+from seed_fast.data.journal import Journal, check_run, opened, write_run
 from seed_fast.data.shards import WHOLE, Split
 from seed_fast.data.tokens.identity import TokenizerIdentity
 from seed_fast.data.tokens.samples import KINDS, SampleProblem, check_parts, to_parts
@@ -108,7 +108,7 @@ class TokensWriter:
             self.complete = True
             index = read_index(self._index)
             if index["run"] != run:
-                raise OutputError(f"{self.folder}: made by another run: {index['run']}; --overwrite replaces it")
+                raise OtherRun(f"{self.folder}: made by another run: {index['run']}")
             self.samples, self.skipped = index["samples"], index["skipped"]
             return
         while self._file(".safetensors").exists():
@@ -193,7 +193,7 @@ class TokensWriter:
     def _take_shard(self, shard: Shard) -> None:
         about = shard.about
         if about.get("run") != self._digest():
-            raise OutputError(f"{shard.path}: made by another run; --overwrite replaces it")
+            raise OtherRun(f"{shard.path}: made by another run")
         self.samples += len(shard)
         self.skipped, self.next_place = int(about["skipped"]), int(about["next"])
         for kind, count in parse_json(about["kinds"]).items():
