@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,6 +55,7 @@ def bench(options: Any) -> int:
 
 
 def _measure_and_save(chosen: list[Any], options: Any) -> dict[str, Any]:
+    _separate_compiled_code()
     threads = options.threads or min(2, os.cpu_count() or 1)
     measured = measure(chosen, threads=threads, quick=options.quick, full=options.full)
     measured["bars"] += unmeasured_bars(chosen, measured["bars"])
@@ -69,6 +71,17 @@ def _measure_and_save(chosen: list[Any], options: Any) -> dict[str, Any]:
         results.save(measured, path)
         print(f"wrote {path}", file=sys.stderr)
     return measured
+
+
+def _separate_compiled_code() -> None:
+    """Give a process with hidden instruction sets a folder of its own for what torch.compile compiles.
+
+    torch 2.13 finds code of another capability in the same folder and runs it: its results are wrong, or it crashes.
+    """
+    capability = os.environ.get("ATEN_CPU_CAPABILITY")
+    if capability:
+        folder = Path(tempfile.gettempdir()) / f"torchinductor-{os.getuid()}-{capability}"
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -34,12 +34,13 @@ SCHEMA = 2
 LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "SEED_FAST_CPU_ISA")
 LEAST_ROUNDS, MOST_ROUNDS = 7, 25
 QUIET = 1.5  # median time / least time of a call, up to which nothing else seems to have disturbed it
+CREDIBLE = 4  # the slowest of several ways takes at most this many times the fastest, unless it was disturbed
 MOST_TRIES = 5  # processes that measure on a machine that is never quiet
 SHORTEST = 2e-4  # s: a quicker call is repeated, so that the clock is no part of its time
 
 _known: dict[str, dict[str, Any]] = {}  # answers of this process
 _lock = threading.RLock()
-_disturbance = 1.0  # the highest median time / least time since `answer` began to measure
+_disturbance = 1.0  # the highest disturbance that `medians` found since `answer` began to measure
 
 
 def machine() -> dict[str, Any]:
@@ -191,6 +192,10 @@ def medians(
     # One call may have two speeds of its own, such as before and after a page fault; a busy machine slows most of them.
     global _disturbance
     _disturbance = max(_disturbance, statistics.median(middle[name] / min(own) for name, own in times.items()))
+    # Two threads that share one core for the whole time make every turn of a call slow, by hundreds of times.
+    gap = max(gains.values()) / min(gains.values())
+    if gap > CREDIBLE:
+        _disturbance = max(_disturbance, gap)
     return middle, gains
 
 

@@ -85,3 +85,14 @@ def test_the_machine_is_named_in_the_results_and_in_the_file(doubling, tmp_path,
     assert [path.name for path in tmp_path.iterdir()] == ["box.json"]
     assert results.load(tmp_path / "box.json")["provenance"]["machine"] == "box"
     assert "wrote" in capsys.readouterr().err
+
+
+def test_code_compiled_under_hidden_instruction_sets_has_a_folder_of_its_own(monkeypatch, tmp_path):
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # restored when the test ends
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    seen = []
+    monkeypatch.setattr(run, "measure", lambda *_, **__: seen.append(run.os.environ["TORCHINDUCTOR_CACHE_DIR"]))
+    with pytest.raises(TypeError):  # nothing was measured, so there is nothing to save
+        run.bench(SimpleNamespace(**asdict(replace(BenchOptions(), quick=True))))
+    assert seen[0].endswith("-avx2")

@@ -72,6 +72,20 @@ def test_a_disturbed_measurement_is_tried_again_and_the_quietest_is_kept(tmp_pat
     assert json.loads(kept(tmp_path).read_text())["tries"] == 4
 
 
+def test_a_way_that_is_slow_in_every_turn_is_measured_again(tmp_path, monkeypatch):
+    slow = iter([74.0, 1.2])
+
+    def measure():
+        factor = next(slow)
+        monkeypatch.setattr(calibration, "_seconds", lambda call, *_: call())
+        _, gains = calibration.medians({"a": lambda: factor, "b": lambda: 1.0}, "a", 0.01)
+        return gains
+
+    for expected in (74.0, 1.2, 1.2):
+        calibration.forget()
+        assert calibration.answer("a question", measure, lambda found: True)["b"] == expected
+
+
 def test_an_answer_that_codes_depend_on_stays_the_first(tmp_path, monkeypatch):
     values = iter([1, 2])
 
