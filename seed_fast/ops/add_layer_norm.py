@@ -26,10 +26,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seed_fast.ops import _dispatch, _native
+from seed_fast.ops._checks import check_dtype, check_tensors
 from seed_fast.ops.backends import add_layer_norm as backends
 from seed_fast.ops.nearest_code import LIBRARY
 
-DTYPES = (*_native.DTYPE_CODES, torch.float64)
 LIBRARY.define(
     "add_layer_norm(Tensor x, Tensor delta, Tensor weight, Tensor bias, float eps, ScalarType out_dtype, "
     "bool post_norm) -> (Tensor stream, Tensor y)"
@@ -201,11 +201,8 @@ def add_layer_norm(
         ([1.0, 1.0, 3.0, 3.0], [-1.0, -1.0, 1.0, 1.0], torch.float16)
     """
     # Types, dtypes and devices first, then the shapes that must match, then the options.
-    for name, tensor in (("x", x), ("delta", delta), ("weight", weight), ("bias", bias)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"add_layer_norm: {name} must be a Tensor, got {type(tensor).__name__}")
-        if tensor.dtype not in DTYPES:
-            raise TypeError(f"add_layer_norm: {name} must be float32, float16, bfloat16 or float64, got {tensor.dtype}")
+    check_tensors("add_layer_norm", x=x, delta=delta, weight=weight, bias=bias)
+    for name, tensor in (("delta", delta), ("weight", weight), ("bias", bias)):
         if tensor.device != x.device:
             raise ValueError(f"add_layer_norm: {name} must be on {x.device} like x, got {tensor.device}")
     if x.dim() == 0 or x.shape[-1] == 0:
@@ -220,8 +217,7 @@ def add_layer_norm(
     if not isinstance(eps, (int, float)) or not 0 <= eps < math.inf:
         raise ValueError(f"add_layer_norm: eps must be a finite number of at least 0, got {eps!r}")
     out_dtype = x.dtype if out_dtype is None else out_dtype
-    if out_dtype not in DTYPES:
-        raise TypeError(f"add_layer_norm: out_dtype must be float32, float16, bfloat16 or float64, got {out_dtype}")
+    check_dtype("add_layer_norm", "out_dtype", out_dtype)
     if not isinstance(post_norm, bool):
         raise TypeError(f"add_layer_norm: post_norm must be True or False, got {type(post_norm).__name__}")
     # The op knows matrices alone: leading axes become rows, and come back at the end.

@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 
 from seed_fast.ops import _dispatch, _native
+from seed_fast.ops._checks import check_tensors
 from seed_fast.ops.backends import attention as backends
 from seed_fast.ops.nearest_code import LIBRARY
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 LIBRARY.define("attention(Tensor q, Tensor k, Tensor v, bool causal, float scale) -> Tensor")
 LIBRARY.define(
     "attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, bool causal, float scale) "
@@ -168,13 +168,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, scale: f
         torch.Size([2, 32, 12, 64])
     """
     # Every tensor by itself and like q, then shapes that must match, then the options.
+    check_tensors("attention", q=q, k=k, v=v)
     for name, x in (("q", q), ("k", k), ("v", v)):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"attention: {name} must be a Tensor, got {type(x).__name__}")
         if x.dim() != 4:
             raise ValueError(f"attention: {name} must be [B, L, H, Dh], got {list(x.shape)}")
-        if x.dtype not in DTYPES:
-            raise TypeError(f"attention: {name} must be float32, float16, bfloat16 or float64, got {x.dtype}")
         if x.dtype != q.dtype:
             raise TypeError(f"attention: {name} must be {q.dtype} like q, got {x.dtype}")
         if x.device != q.device:

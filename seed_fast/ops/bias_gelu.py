@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seed_fast.ops import _dispatch, _native
+from seed_fast.ops._checks import check_tensors
 from seed_fast.ops.backends import bias_gelu as backends
 from seed_fast.ops.nearest_code import LIBRARY
 
-DTYPES = (*_native.DTYPE_CODES, torch.float64)
 LIBRARY.define("bias_gelu(Tensor x, Tensor bias) -> Tensor")
 LIBRARY.define("bias_gelu_(Tensor(a!) x, Tensor bias) -> ()")
 LIBRARY.define("bias_gelu_backward(Tensor grad_y, Tensor x, Tensor bias) -> (Tensor grad_x, Tensor grad_bias)")
@@ -130,11 +130,7 @@ def bias_gelu(x: Tensor, bias: Tensor, *, inplace: bool = False) -> Tensor:
         >>> bias_gelu(torch.zeros(2, 3), torch.tensor([0.0, 1.0, -1.0]))[0]
         tensor([ 0.0000,  0.8413, -0.1587])
     """
-    for name, tensor in (("x", x), ("bias", bias)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"bias_gelu: {name} must be a Tensor, got {type(tensor).__name__}")
-        if tensor.dtype not in DTYPES:
-            raise TypeError(f"bias_gelu: {name} must be float32, float16, bfloat16 or float64, got {tensor.dtype}")
+    check_tensors("bias_gelu", x=x, bias=bias)
     if bias.device != x.device:
         raise ValueError(f"bias_gelu: bias must be on {x.device} like x, got {bias.device}")
     if x.dim() == 0 or x.shape[-1] == 0:

@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 
 from seed_fast.ops import _dispatch, _native
+from seed_fast.ops._checks import check_dtype, check_tensors
 from seed_fast.ops.backends import nearest_code as backends
 
 CHUNK = 64  # rows of z whose scores the reference holds at a time
-DTYPES = (*_native.DTYPE_CODES, torch.float64)
 LIBRARY = torch.library.Library("seed_fast", "FRAGMENT")
 LIBRARY.define("nearest_code(Tensor z, Tensor codebook, Tensor? packed, bool return_margin) -> (Tensor, Tensor)")
 
@@ -190,8 +190,7 @@ def _check_codebook(op: str, codebook: Tensor) -> None:
         raise TypeError(f"{op}: codebook must be a Tensor or a PackedCodebook, got {type(codebook).__name__}")
     if codebook.dim() != 2 or 0 in codebook.shape:
         raise ValueError(f"{op}: codebook must be [K, D] with K, D >= 1, got {list(codebook.shape)}")
-    if codebook.dtype not in DTYPES:
-        raise TypeError(f"{op}: codebook must be float32, float16, bfloat16 or float64, got {codebook.dtype}")
+    check_dtype(op, "codebook", codebook.dtype)
 
 
 def check(op: str, z: Tensor, codebook: Tensor | PackedCodebook) -> tuple[Tensor, Tensor | None]:
@@ -205,13 +204,10 @@ def check(op: str, z: Tensor, codebook: Tensor | PackedCodebook) -> tuple[Tensor
     """
     codebook, packed = codebook if isinstance(codebook, PackedCodebook) else (codebook, None)
     _check_codebook(op, codebook)
-    if not isinstance(z, Tensor):
-        raise TypeError(f"{op}: z must be a Tensor, got {type(z).__name__}")
+    check_tensors(op, z=z)
     if z.dim() < 1 or z.shape[-1] != codebook.shape[1]:
         width = z.shape[-1] if z.dim() else "D"
         raise ValueError(f"{op}: codebook must be [K, {width}] to match z {list(z.shape)}, got {list(codebook.shape)}")
-    if z.dtype not in DTYPES:
-        raise TypeError(f"{op}: z must be float32, float16, bfloat16 or float64, got {z.dtype}")
     if z.device != codebook.device:
         raise ValueError(f"{op}: codebook must be on {z.device} like z, got {codebook.device}")
     return codebook, packed
