@@ -10,8 +10,7 @@ import torch
 from seed_fast.ops import _native, backend, pack_codebook, vector_quantize
 from seed_fast.ops.vector_quantize import reference
 from seed_fast.testing import check_budget
-
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+from tests.ops.contract import DTYPES
 
 
 @pytest.fixture(params=["reference", "cpu"], autouse=True)
