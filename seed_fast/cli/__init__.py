@@ -27,6 +27,7 @@ from seed_fast.cli.tokens_info import tokens_info
 from seed_fast.cli.train_lm import lm
 from seed_fast.cli.train_stage1 import stage1
 from seed_fast.cli.train_stage2 import stage2
+from seed_fast.cli.ui import ui
 
 GROUPS = {
     "eval": "Measure a trained model.",
@@ -37,6 +38,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "tokenize": tokenize,
     "caption": caption,
     "draw": draw,
+    "ui": ui,
     "convert": convert,
     "profile": profile,
     "bench": bench,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
@@ -19,6 +19,21 @@ if TYPE_CHECKING:
     from seed_fast.generate.decoding import DecodingStrategy
     from seed_fast.lm.model import LanguageModel
     from seed_fast.model.tokenizer import SeedTokenizer
+
+
+class LoadingOptions(Protocol):
+    """What is needed to load a language model and to compare it with a tokenizer."""
+
+    @property
+    def lm(self) -> Any: ...
+    @property
+    def base(self) -> Path | None: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def any_tokenizer(self) -> bool: ...
+    @property
+    def dtype(self) -> DtypeName: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +96,7 @@ def strategy_option(options: LanguageModelOptions) -> DecodingStrategy:
         return DecodingStrategy(options.beams)
 
 
-def load_language_model(
-    options: LanguageModelOptions, device: torch.device, folder: Path | None = None
-) -> LanguageModel:
+def load_language_model(options: LoadingOptions, device: torch.device, folder: Path | None = None) -> LanguageModel:
     """Return the language model of a folder, by default that of --lm, on the device and in the type of --dtype."""
     import torch
     from transformers.utils import logging
@@ -95,7 +108,7 @@ def load_language_model(
 
 
 def check_same_tokenizer(
-    options: LanguageModelOptions, lm: LanguageModel, tok: SeedTokenizer, folder: Path | None = None
+    options: LoadingOptions, lm: LanguageModel, tok: SeedTokenizer, folder: Path | None = None
 ) -> None:
     """Check that a language model, by default that of --lm, has learned the codes of the tokenizer of --model.
 
