@@ -18,6 +18,12 @@ from seed_fast.ops import _dispatch
 
 # Element types as csrc/include/dtype.h numbers them.
 DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+# Compute capability from which on Triton uses tensor cores and generates right code; older GPUs have the CUDA kernels.
+TRITON_MINIMUM = (8, 0)
+
+# Notes on backends, for `seed_fast.ops._dispatch.Backend`.
+CUDA_NOTE = "compiled for every architecture, executed on the host by the C++ tests, never yet run on a GPU"
+TRITON_NOTE = "tested under the Triton interpreter, never yet run on a GPU"
 
 
 @lru_cache(maxsize=1)
@@ -70,13 +76,31 @@ def triton_interprets() -> bool:
 
 
 def triton_device_objections(tensor: Tensor) -> list[str]:
-    """Return why a Triton kernel cannot read a tensor on its device; an empty list where it can.
+    """Return why a Triton kernel cannot run on the device of a tensor; an empty list where it can.
 
     The interpreter reads CPU tensors, but only where backend "triton" is forced: it is slow, and meant for tests.
     """
-    if tensor.is_cuda or (triton_interprets() and _dispatch.forced() == "triton"):
-        return []
-    return [f"the tensor is on {tensor.device}"]
+    if tensor.is_cuda:
+        is_old = torch.cuda.get_device_capability(tensor.device) < TRITON_MINIMUM
+        return ["the GPU is older than sm_80"] if is_old else []
+    return [] if triton_interprets() and _dispatch.forced() == "triton" else [f"the tensor is on {tensor.device}"]
+
+
+def device_objections(wanted: str, **tensors: Tensor) -> list[str]:
+    """Return which tensors, given by their names, are not on a device of type `wanted`; an empty list if all are."""
+    return [f"{name} is on {x.device}" for name, x in tensors.items() if x.device.type != wanted]
+
+
+def dtype_objections(**dtypes: torch.dtype) -> list[str]:
+    """Return which arguments, given by their names, have a dtype that no kernel takes; an empty list if all fit."""
+    return [
+        f"{name} is {str(dtype).removeprefix('torch.')}" for name, dtype in dtypes.items() if dtype not in DTYPE_CODES
+    ]
+
+
+def contiguous_rows(x: Tensor) -> Tensor:
+    """Return x [N, D] with contiguous rows, copied only where they are not."""
+    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
 def xformers_unavailable() -> str:

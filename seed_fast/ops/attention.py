@@ -28,6 +28,7 @@ from torch import Tensor
 
 from seed_fast.ops import _dispatch, _native
 from seed_fast.ops._checks import check_tensors
+from seed_fast.ops._native import TRITON_NOTE
 from seed_fast.ops.backends import attention as backends
 from seed_fast.ops.nearest_code import LIBRARY
 
@@ -128,13 +129,7 @@ _dispatch.register(
         backends.sdpa_objections,
         note="torch's scaled_dot_product_attention; what runs on GPUs from sm_80 on",
     ),
-    _dispatch.Backend(
-        "triton",
-        backends.triton,
-        _native.triton_unavailable,
-        backends.triton_objections,
-        note="tested under the Triton interpreter, never yet run on a GPU",
-    ),
+    _dispatch.Backend("triton", backends.triton, _native.triton_unavailable, backends.triton_objections, TRITON_NOTE),
     _dispatch.Backend(
         "xformers",
         backends.xformers,

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from seed_fast.ops import _dispatch, _native
 from seed_fast.ops._checks import check_tensors
+from seed_fast.ops._native import CUDA_NOTE, TRITON_NOTE
 from seed_fast.ops.backends import bias_gelu as backends
 from seed_fast.ops.nearest_code import LIBRARY
 
@@ -91,20 +92,8 @@ torch.library.register_autograd("seed_fast::bias_gelu", _backward, setup_context
 
 _dispatch.register(
     "bias_gelu",
-    _dispatch.Backend(
-        "cuda",
-        backends.cuda,
-        _native.cuda_unavailable,
-        backends.cuda_objections,
-        note="compiled for every architecture, executed on the host by the C++ tests, never yet run on a GPU",
-    ),
-    _dispatch.Backend(
-        "triton",
-        backends.triton,
-        _native.triton_unavailable,
-        backends.triton_objections,
-        note="tested under the Triton interpreter, never yet run on a GPU",
-    ),
+    _dispatch.Backend("cuda", backends.cuda, _native.cuda_unavailable, backends.cuda_objections, CUDA_NOTE),
+    _dispatch.Backend("triton", backends.triton, _native.triton_unavailable, backends.triton_objections, TRITON_NOTE),
     _dispatch.Backend("cpu", backends.cpu, _native.cpu_unavailable, backends.cpu_objections),
     _dispatch.Backend("reference", backends.composite, lambda: "", lambda *arguments: []),
 )

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from seed_fast.ops import _dispatch, _native
 from seed_fast.ops._checks import check_dtype, check_tensors
+from seed_fast.ops._native import CUDA_NOTE, TRITON_NOTE
 from seed_fast.ops.backends import nearest_code as backends
 
 CHUNK = 64  # rows of z whose scores the reference holds at a time
@@ -142,20 +143,8 @@ LIBRARY.impl("nearest_code", _run, "CompositeExplicitAutograd")
 
 _dispatch.register(
     "nearest_code",
-    _dispatch.Backend(
-        "cuda",
-        backends.cuda,
-        _native.cuda_unavailable,
-        backends.cuda_objections,
-        note="compiled for every architecture, executed on the host by the C++ tests, never yet run on a GPU",
-    ),
-    _dispatch.Backend(
-        "triton",
-        backends.triton,
-        _native.triton_unavailable,
-        backends.triton_objections,
-        note="tested under the Triton interpreter, never yet run on a GPU",
-    ),
+    _dispatch.Backend("cuda", backends.cuda, _native.cuda_unavailable, backends.cuda_objections, CUDA_NOTE),
+    _dispatch.Backend("triton", backends.triton, _native.triton_unavailable, backends.triton_objections, TRITON_NOTE),
     _dispatch.Backend("cpu", backends.cpu, _native.cpu_unavailable, backends.cpu_objections),
     _dispatch.Backend("reference", _run_reference, lambda: "", lambda *arguments: []),
 )

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 from seed_fast.ops import _dispatch, _native
+from seed_fast.ops._native import CUDA_NOTE, TRITON_NOTE
+from seed_fast.ops.backends import nearest_code as nearest
 from seed_fast.ops.backends import vector_quantize as backends
 from seed_fast.ops.nearest_code import LIBRARY, PackedCodebook, check
 from seed_fast.ops.nearest_code import reference as nearest_code_reference
@@ -95,22 +97,20 @@ def _backward(
 
 torch.library.register_autograd("seed_fast::vector_quantize", _backward, setup_context=_setup_context, lib=LIBRARY)
 
-CUDA_NOTE = "compiled for every architecture, executed on the host by the C++ tests, never yet run on a GPU"
-TRITON_NOTE = "tested under the Triton interpreter, never yet run on a GPU"
 _dispatch.register(
     "vector_quantize",
-    _dispatch.Backend("cuda", backends.cuda, _native.cuda_unavailable, backends.cuda_objections, CUDA_NOTE),
-    _dispatch.Backend("triton", backends.triton, _native.triton_unavailable, backends.triton_objections, TRITON_NOTE),
-    _dispatch.Backend("cpu", backends.cpu, _native.cpu_unavailable, backends.cpu_objections),
+    _dispatch.Backend("cuda", backends.cuda, _native.cuda_unavailable, nearest.cuda_objections, CUDA_NOTE),
+    _dispatch.Backend("triton", backends.triton, _native.triton_unavailable, nearest.triton_objections, TRITON_NOTE),
+    _dispatch.Backend("cpu", backends.cpu, _native.cpu_unavailable, nearest.cpu_objections),
     _dispatch.Backend("reference", backends.composite, lambda: "", lambda *arguments: []),
 )
 _dispatch.register(
     "vector_quantize_backward",
-    _dispatch.Backend("cuda", backends.cuda_backward, _native.cuda_unavailable, backends.cuda_objections, CUDA_NOTE),
+    _dispatch.Backend("cuda", backends.cuda_backward, _native.cuda_unavailable, nearest.cuda_objections, CUDA_NOTE),
     _dispatch.Backend(
-        "triton", backends.triton_backward, _native.triton_unavailable, backends.triton_objections, TRITON_NOTE
+        "triton", backends.triton_backward, _native.triton_unavailable, nearest.triton_objections, TRITON_NOTE
     ),
-    _dispatch.Backend("cpu", backends.cpu_backward, _native.cpu_unavailable, backends.cpu_objections),
+    _dispatch.Backend("cpu", backends.cpu_backward, _native.cpu_unavailable, nearest.cpu_objections),
     _dispatch.Backend("reference", backends.composite_backward, lambda: "", lambda *arguments: []),
 )
 

@@ -13,16 +13,14 @@ from torch import Tensor
 
 from seed_fast.ops import _native
 
-# Triton generates wrong or slow code for GPUs older than sm_80.
-TRITON_MINIMUM = (8, 0)
-
 
 def cpu(
     x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor, eps: float, post_norm: bool, stream: Tensor | None,
     y: Tensor,
 ) -> None:  # fmt: skip
     """Launch the kernel of csrc/cpu/add_layer_norm.cpp."""
-    x, delta, weight, bias = _rows(x), _rows(delta), _floats(weight), _floats(bias)
+    x, delta = _native.contiguous_rows(x), _native.contiguous_rows(delta)
+    weight, bias = _floats(weight), _floats(bias)
     _native.module().add_layer_norm_cpu(
         _matrix(x), _matrix(delta), weight.data_ptr(), bias.data_ptr(), eps, post_norm, _matrix(stream, like=x),
         _matrix(y), *x.shape, _native.threads(), _native.isa(),
@@ -31,7 +29,7 @@ def cpu(
 
 def cpu_objections(x: Tensor, *others: Any) -> list[str]:
     """Return why the C++ kernel cannot run on these arguments; an empty list where it can."""
-    return ([] if x.device.type == "cpu" else [f"x is on {x.device}"]) + _dtype_objections(x, *others)
+    return _native.device_objections("cpu", x=x) + _dtype_objections(x, *others)
 
 
 def cuda(
@@ -40,7 +38,8 @@ def cuda(
 ) -> None:  # fmt: skip
     """Launch the kernel of csrc/cuda/add_layer_norm.cu."""
     with torch.cuda.device(x.device):
-        x, delta, weight, bias = _rows(x), _rows(delta), _floats(weight), _floats(bias)
+        x, delta = _native.contiguous_rows(x), _native.contiguous_rows(delta)
+        weight, bias = _floats(weight), _floats(bias)
         _native.module().add_layer_norm_cuda(
             _matrix(x), _matrix(delta), weight.data_ptr(), bias.data_ptr(), eps, post_norm, _matrix(stream, like=x),
             _matrix(y), *x.shape, _native.stream(x),
@@ -49,7 +48,7 @@ def cuda(
 
 def cuda_objections(x: Tensor, *others: Any) -> list[str]:
     """Return why the CUDA kernels cannot run on these arguments; an empty list where they can."""
-    return ([] if x.is_cuda else [f"x is on {x.device}"]) + _dtype_objections(x, *others)
+    return _native.device_objections("cuda", x=x) + _dtype_objections(x, *others)
 
 
 def triton(
@@ -64,10 +63,7 @@ def triton(
 
 def triton_objections(x: Tensor, *others: Any) -> list[str]:
     """Return why the Triton kernel cannot run on these arguments; an empty list where it can."""
-    reasons = _native.triton_device_objections(x) + _dtype_objections(x, *others)
-    if x.is_cuda and torch.cuda.get_device_capability(x.device) < TRITON_MINIMUM:
-        reasons.append("the GPU is older than sm_80")
-    return reasons
+    return _native.triton_device_objections(x) + _dtype_objections(x, *others)
 
 
 def composite(
@@ -86,13 +82,9 @@ def composite(
 def _dtype_objections(
     x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor, eps: float, out_dtype: torch.dtype, *others: object
 ) -> list[str]:
-    dtypes = {"x": x.dtype, "delta": delta.dtype, "weight": weight.dtype, "bias": bias.dtype, "out_dtype": out_dtype}
-    return [f"{name} is {str(dtype)[6:]}" for name, dtype in dtypes.items() if dtype not in _native.DTYPE_CODES]
-
-
-def _rows(x: Tensor) -> Tensor:
-    """Return x with contiguous rows, copied only where they are not."""
-    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
+    return _native.dtype_objections(
+        x=x.dtype, delta=delta.dtype, weight=weight.dtype, bias=bias.dtype, out_dtype=out_dtype
+    )
 
 
 def _floats(x: Tensor) -> Tensor:

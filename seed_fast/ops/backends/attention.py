@@ -13,8 +13,6 @@ from torch import Tensor
 from seed_fast.ops import _dispatch, _native
 
 HEAD_WIDTHS = range(16, 129, 8)  # widths that our kernels are written for
-# Triton uses tensor cores, and generates right code, from sm_80 on.
-TRITON_MINIMUM = (8, 0)
 # From sm_80 on torch has a fused kernel for every shape and dtype, as good as ours.
 SDPA_MINIMUM = (8, 0)
 # xFormers: its kernels begin with Volta; bfloat16 with sm_80. The last release with a V100 is 0.0.30.
@@ -89,7 +87,7 @@ def cpu_backward_objections(grad_out: Tensor, q: Tensor, *others: object) -> lis
 
 def cpu_objections(q: Tensor, *others: object) -> list[str]:
     """Return why the C++ kernel cannot run on these arguments; an empty list where it can."""
-    return ([] if q.device.type == "cpu" else [f"q is on {q.device}"]) + _kernel_objections(q)
+    return _native.device_objections("cpu", q=q) + _kernel_objections(q)
 
 
 def cuda(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Tensor:
@@ -142,10 +140,7 @@ def triton(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Tenso
 
 def triton_objections(q: Tensor, *others: object) -> list[str]:
     """Return why the Triton kernel cannot run on these arguments; an empty list where it can."""
-    reasons = _native.triton_device_objections(q) + _kernel_objections(q)
-    if q.is_cuda and torch.cuda.get_device_capability(q.device) < TRITON_MINIMUM:
-        reasons.append("the GPU is older than sm_80")
-    return reasons
+    return _native.triton_device_objections(q) + _kernel_objections(q)
 
 
 def xformers(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Tensor:
@@ -190,9 +185,7 @@ def _aligned(x: Tensor) -> bool:
 
 def _kernel_objections(q: Tensor) -> list[str]:
     """Return why none of our own kernels, C++, CUDA or Triton, takes q's dtype or head width."""
-    reasons = []
-    if q.dtype not in _native.DTYPE_CODES:
-        reasons.append(f"q is {str(q.dtype).removeprefix('torch.')}")
+    reasons = _native.dtype_objections(q=q.dtype)
     if q.shape[3] not in HEAD_WIDTHS:
         reasons.append(f"the head width {q.shape[3]} is not a multiple of 8 from 16 to 128")
     return reasons

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from seed_fast.ops import _native
 
-# Triton uses tensor cores, and generates right code, from sm_80 on; older GPUs have the CUDA kernel.
-TRITON_MINIMUM = (8, 0)
 OVERFLOW = "nearest_code: the squared norm of every {what} must be finite in float32, {what} {index} is not"
 
 
@@ -32,7 +30,7 @@ def cpu(z: Tensor, codebook: Tensor, packed: Tensor | None, return_margin: bool)
 
 def cpu_objections(z: Tensor, codebook: Tensor, *options: object) -> list[str]:
     """Return why the C++ kernel cannot run on these arguments; an empty list where it can."""
-    return _device_objections("cpu", z) + _dtype_objections(z, codebook)
+    return _native.device_objections("cpu", z=z) + _dtype_objections(z, codebook)
 
 
 def pack_cpu(codebook: Tensor) -> Tensor:
@@ -57,7 +55,7 @@ def cuda(z: Tensor, codebook: Tensor, packed: Tensor | None, return_margin: bool
     module = _native.module()
     with torch.cuda.device(z.device):
         packed = pack_cuda(codebook) if packed is None else packed
-        z = z if z.stride(1) == 1 else z.contiguous()
+        z = _native.contiguous_rows(z)
         ids, margin = _outputs(z, return_margin)
         multiprocessors = torch.cuda.get_device_properties(z.device).multi_processor_count
         size = module.nearest_code_cuda_workspace_bytes(z.shape[0], codebook.shape[0], z.shape[1], multiprocessors)
@@ -72,7 +70,7 @@ def cuda(z: Tensor, codebook: Tensor, packed: Tensor | None, return_margin: bool
 
 def cuda_objections(z: Tensor, codebook: Tensor, *options: object) -> list[str]:
     """Return why the CUDA kernel cannot run on these arguments; an empty list where it can."""
-    return _device_objections("cuda", z) + _dtype_objections(z, codebook)
+    return _native.device_objections("cuda", z=z) + _dtype_objections(z, codebook)
 
 
 def pack_cuda(codebook: Tensor) -> Tensor:
@@ -81,7 +79,7 @@ def pack_cuda(codebook: Tensor) -> Tensor:
     Its first int32 is the index of an entry whose squared norm is not finite in float32, or -1.
     """
     module = _native.module()
-    codebook = codebook if codebook.stride(1) == 1 else codebook.contiguous()
+    codebook = _native.contiguous_rows(codebook)
     packed = torch.empty(
         module.nearest_code_cuda_packed_bytes(*codebook.shape), dtype=torch.uint8, device=codebook.device
     )
@@ -103,10 +101,7 @@ def triton(z: Tensor, codebook: Tensor, packed: Tensor | None, return_margin: bo
 
 def triton_objections(z: Tensor, codebook: Tensor, *options: object) -> list[str]:
     """Return why the Triton kernel cannot run on these arguments; an empty list where it can."""
-    reasons = _native.triton_device_objections(z) + _dtype_objections(z, codebook)
-    if z.is_cuda and torch.cuda.get_device_capability(z.device) < TRITON_MINIMUM:
-        reasons.append("the GPU is older than sm_80")
-    return reasons
+    return _native.triton_device_objections(z) + _dtype_objections(z, codebook)
 
 
 def _outputs(z: Tensor, return_margin: bool) -> tuple[Tensor, Tensor]:
@@ -115,13 +110,5 @@ def _outputs(z: Tensor, return_margin: bool) -> tuple[Tensor, Tensor]:
     return z.new_empty(n, dtype=torch.int64), z.new_empty(n if return_margin else 0, dtype=torch.float32)
 
 
-def _device_objections(wanted: str, z: Tensor) -> list[str]:
-    return [] if z.device.type == wanted else [f"z is on {z.device}"]
-
-
 def _dtype_objections(z: Tensor, codebook: Tensor) -> list[str]:
-    return [
-        f"{name} is {str(tensor.dtype).removeprefix('torch.')}"
-        for name, tensor in (("z", z), ("codebook", getattr(codebook, "codebook", codebook)))
-        if tensor.dtype not in _native.DTYPE_CODES
-    ]
+    return _native.dtype_objections(z=z.dtype, codebook=getattr(codebook, "codebook", codebook).dtype)

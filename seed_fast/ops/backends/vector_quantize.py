@@ -36,11 +36,6 @@ def cpu(z: Tensor, codebook: Tensor, packed: Tensor | None) -> Outputs:
     return z_q, ids, loss, loss.clone()
 
 
-def cpu_objections(z: Tensor, codebook: Tensor, *others: object) -> list[str]:
-    """Return why the C++ kernels cannot run on these arguments; an empty list where they can."""
-    return nearest.cpu_objections(z, codebook)
-
-
 def cpu_backward(
     z: Tensor, codebook: Tensor, ids: Tensor, grad_z_q: Tensor, grad_commit: Tensor, grad_codebook_loss: Tensor,
     need_z: bool, need_codebook: bool,
@@ -61,7 +56,7 @@ def cuda(z: Tensor, codebook: Tensor, packed: Tensor | None) -> Outputs:
     """Launch csrc/cuda/nearest_code.cu, then csrc/cuda/vector_quantize.cu, which sums both losses in a fixed order."""
     module = _native.module()
     with torch.cuda.device(z.device):
-        z, codebook = _contiguous_rows(z), _contiguous_rows(codebook)
+        z, codebook = _native.contiguous_rows(z), _native.contiguous_rows(codebook)
         ids, _ = nearest.cuda(z, codebook, packed, False)
         z_q = z.new_empty(z.shape)
         commit, codebook_loss = (z.new_empty((), dtype=torch.float32) for _ in range(2))
@@ -74,18 +69,13 @@ def cuda(z: Tensor, codebook: Tensor, packed: Tensor | None) -> Outputs:
     return z_q, ids, commit, codebook_loss
 
 
-def cuda_objections(z: Tensor, codebook: Tensor, *others: object) -> list[str]:
-    """Return why the CUDA kernels cannot run on these arguments; an empty list where they can."""
-    return nearest.cuda_objections(z, codebook)
-
-
 def cuda_backward(
     z: Tensor, codebook: Tensor, ids: Tensor, grad_z_q: Tensor, grad_commit: Tensor, grad_codebook_loss: Tensor,
     need_z: bool, need_codebook: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Launch csrc/cuda/vector_quantize.cu: each entry sums its rows in order, in float64, without sort or atomics."""
     with torch.cuda.device(z.device):
-        z, codebook = _contiguous_rows(z), _contiguous_rows(codebook)
+        z, codebook = _native.contiguous_rows(z), _native.contiguous_rows(codebook)
         grad_z = z.new_empty(z.shape if need_z else 0)
         grad_codebook = codebook.new_empty(codebook.shape if need_codebook else 0)
         _native.module().vector_quantize_backward_cuda(
@@ -106,11 +96,6 @@ def triton(z: Tensor, codebook: Tensor, packed: Tensor | None) -> Outputs:
     return z_q, ids, loss, loss.clone()
 
 
-def triton_objections(z: Tensor, codebook: Tensor, *others: object) -> list[str]:
-    """Return why the Triton kernels cannot run on these arguments; an empty list where they can."""
-    return nearest.triton_objections(z, codebook)
-
-
 def triton_backward(
     z: Tensor, codebook: Tensor, ids: Tensor, grad_z_q: Tensor, grad_commit: Tensor, grad_codebook_loss: Tensor,
     need_z: bool, need_codebook: bool,
@@ -125,11 +110,6 @@ def triton_backward(
     if need_codebook:
         vector_quantize_bwd_codebook(z, codebook, ids, grad_codebook_loss, grad_codebook)
     return grad_z, grad_codebook
-
-
-def _contiguous_rows(x: Tensor) -> Tensor:
-    """Return x with contiguous rows, copied only where they are not."""
-    return x if x.stride(1) == 1 else x.contiguous()
 
 
 def _device_matrix(x: Tensor) -> tuple[int, int, int, int]:
