@@ -30,9 +30,9 @@ from seed_fast.cli.train_stage2 import stage2
 from seed_fast.cli.ui import ui
 
 GROUPS = {
-    "eval": "Measure a trained model.",
-    "tokens": "Data sets as codes and text: tokenised once, read by every training.",
-    "train": "Train a tokenizer: stage1 (causal Q-Former, by contrast), then stage2 (quantizer, decoders). Or lm.",
+    "eval": "Measure how good a trained tokenizer or language model is.",
+    "tokens": "Make stores of codes and text, which are tokenised once and read by every training.",
+    "train": "Train a tokenizer (stage1, then stage2), or a language model on its codes (lm).",
 }
 COMMANDS: dict[str, Callable[..., Any]] = {
     "tokenize": tokenize,

@@ -27,7 +27,10 @@ Model = Annotated[
 ]
 RandomWeights = Annotated[
     bool,
-    typer.Option("--random-weights", help="Use a preset (seed-2, ...) without weights: for measuring speed only."),
+    typer.Option(
+        "--random-weights",
+        help="Fill a preset (seed-2, ...) with random weights, to measure speed without a checkpoint.",
+    ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 DtypeName = Literal["float32", "bfloat16", "float16"]
@@ -36,7 +39,7 @@ Dtype = Annotated[
 ]
 Plan = Annotated[
     Literal["fast", "plain"],
-    typer.Option(help="fast: tok.fast(), the inference plan. plain: the modules, for comparison."),
+    typer.Option(help="fast: the optimised form of the model, tok.fast(). plain: its modules, for comparison."),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per forward pass. Doesn't change the codes.")]
 Workers = Annotated[
@@ -62,7 +65,9 @@ class ResumableOptions:
         str | None,
         typer.Option(help="Part i/n of the work, such as 0/4, for n processes. torchrun sets it by itself."),
     ] = None
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where a killed run stopped, or start.")] = False
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where an earlier run stopped, or start if there was none.")
+    ] = False
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run wrote.")] = False
 
 

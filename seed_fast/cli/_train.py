@@ -41,7 +41,7 @@ class TrainOptions:
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for checkpoints, metrics and the trained model.")
     ]
-    validation: Annotated[str | None, typer.Option(help="Data to validate on, as --data.")] = None
+    validation: Annotated[str | None, typer.Option(help="Data to validate on, in any form that --data takes.")] = None
     accumulate: Accumulate = 1
     weight_decay: Annotated[
         float, typer.Option(min=0.0, help="AdamW's weight decay of matrices; biases, norms and scalars have none.")
@@ -50,7 +50,7 @@ class TrainOptions:
         Literal["auto", "float32", "float16", "bfloat16"],
         typer.Option(
             help="Type of a step's computations; what is trained is float32. "
-            "auto: float16 on a GPU, as official, and float32 on a CPU."
+            "auto: float16 on a GPU, as in the official code, and float32 on a CPU."
         ),
     ] = "auto"
     seed: Annotated[int, typer.Option(help="Seed of initial weights, data order and dropout.")] = 42
@@ -60,7 +60,7 @@ class TrainOptions:
     validate_every: Annotated[
         int, typer.Option(min=0, help="Steps between validations; 0: only after the last step.")
     ] = 0
-    keep: Annotated[int, typer.Option(min=1, help="Checkpoints to keep.")] = 3
+    keep: Annotated[int, typer.Option(min=1, help="Number of checkpoints to keep: the newest.")] = 3
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue from the newest checkpoint, or start if there is none.")
     ] = False
@@ -86,19 +86,24 @@ class TokenizerOptions(TrainOptions):
         str, typer.Option(help="Split of --validation, where it has splits: train, val or test.")
     ] = "val"
     epoch_steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps that count as an epoch. Default: as many as the data has.")
+        int | None,
+        typer.Option(min=1, help="Optimizer steps per epoch. Default: as many as it takes to see all data once."),
     ] = None
     warmup_steps: Annotated[int, typer.Option(min=0, help="Steps in which the learning rate rises to the highest.")] = (
         2000
     )
     cosine: Annotated[
         Literal["epoch", "step"],
-        typer.Option(help="How often the learning rate falls: once per epoch, as official, or at every step."),
+        typer.Option(
+            help="How often the learning rate falls: once per epoch, as in the official code, or at every step."
+        ),
     ] = "epoch"
     clip: Annotated[float | None, typer.Option(help="Largest norm of the gradient. Default: no limit.")] = None
     ema: Annotated[
         float | None,
-        typer.Option(help="Decay of a moving average of the weights, which then is the result. Default: none."),
+        typer.Option(
+            help="Decay of a moving average of the weights, which is then saved as the result. Default: none."
+        ),
     ] = None
     dropout: Annotated[float, typer.Option(min=0.0, max=0.99, help="Dropout of the BERT parts that are trained.")] = 0.1
     workers: Annotated[int, typer.Option(min=0, help="Processes per rank that read and decode.")] = 2
@@ -106,12 +111,12 @@ class TokenizerOptions(TrainOptions):
         bool | None,
         typer.Option(
             "--augment/--no-augment",
-            help="Random crops and flips, as official. Default: yes, but not with --cache-features.",
+            help="Random crops and flips, as in the official code. Default: yes, but not with --cache-features.",
         ),
     ] = None
     cache_features: Annotated[
         Path | None,
-        typer.Option(help="Folder that keeps the features of frozen parts, so that they are computed once."),
+        typer.Option(help="Folder in which the output of frozen parts is kept, so that it is computed once per image."),
     ] = None
 
 

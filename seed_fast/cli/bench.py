@@ -61,9 +61,9 @@ class BenchOptions:
 
 @command()
 def bench(options: BenchOptions) -> int:
-    """Measure ops against the official formula, FAISS, SDPA and others; and the whole against the official computation.
+    """Compare the speed of seed_fast with the official code and other libraries, by op and as a whole.
 
-    Needs the source tree.
+    The benchmarks are no part of the installed package: run this in a clone of the repository.
 
     \b
     Examples:
@@ -87,12 +87,12 @@ def bench(options: BenchOptions) -> int:
 
 
 def _portable(value: Any) -> Any:
-    """Paths as absolute strings, because the process that reads them has another working folder."""
+    """Return paths as absolute strings, because the process that reads them has another working folder."""
     return str(value.absolute()) if isinstance(value, Path) else value
 
 
 def source_tree() -> Path | None:
-    """The folder that holds benchmarks/run.py: the current one, or that of an editable installation. None: neither."""
+    """Return the folder that holds benchmarks/run.py: the current one, or that of an editable installation, or None."""
     return next((place for place in _places() if (place / "benchmarks" / "run.py").is_file()), None)
 
 

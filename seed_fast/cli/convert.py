@@ -43,7 +43,7 @@ class ConvertOptions:
 
 @command(memory="it takes about twice the largest tensor")
 def convert(options: ConvertOptions) -> int:
-    """Convert an official checkpoint to a folder that loads anywhere, or such a folder to official files.
+    """Convert an official checkpoint to a folder that --model takes, or such a folder to official files.
 
     \b
     Examples:

@@ -10,16 +10,7 @@ import typer
 
 from seed_fast._terminal import ProgressBar, complain
 from seed_fast.cli._checks import device_option, usage, workers_option
-from seed_fast.cli._options import (
-    AsJson,
-    Device,
-    DtypeName,
-    ImageRoot,
-    Split,
-    TrainedModel,
-    Workers,
-    command,
-)
+from seed_fast.cli._options import AsJson, Device, DtypeName, ImageRoot, Split, TrainedModel, Workers, command
 from seed_fast.cli._run import EXIT_SKIPPED
 
 
@@ -34,7 +25,9 @@ class RetrievalOptions:
     model: TrainedModel = "seed-tiny"
     split: Split = "test"
     images: ImageRoot = None
-    codes: Annotated[bool, typer.Option(help="Also measure reconstructed codes; needs stage 2.")] = True
+    codes: Annotated[
+        bool, typer.Option(help="Also measure embeddings reconstructed from codes; needs a tokenizer of stage 2.")
+    ] = True
     device: Device = "auto"
     dtype: Annotated[DtypeName, typer.Option(help="Type of the model's weights and computation.")] = "float32"
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 64
@@ -46,8 +39,8 @@ class RetrievalOptions:
 def eval_retrieval(options: RetrievalOptions) -> int:
     """Measure zero-shot image-text retrieval: R@1, R@5, R@10 both ways, and their mean.
 
-    Measured once for the causal embeddings and once for what the decoder reconstructs from the codes (Table 1 of the
-    paper).
+    It is measured for the causal embeddings, from which codes are made, and for the embeddings that the decoder
+    reconstructs from codes (Table 1 of the paper).
 
     \b
     Examples:

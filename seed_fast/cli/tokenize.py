@@ -12,28 +12,7 @@ import typer
 from seed_fast._outputs import STDOUT, output_file, output_folder
 from seed_fast._terminal import ProgressBar, tell
 from seed_fast._text import printable
-from seed_fast.cli._checks import (
-    check_resumable,
-    device_option,
-    same_run,
-    shard_option,
-    together_with_other_ranks,
-    tokenizer_option,
-    usage,
-    workers_option,
-)
-from seed_fast.cli._options import (
-    AsJson,
-    BatchSize,
-    Device,
-    Dtype,
-    Model,
-    Plan,
-    RandomWeights,
-    ResumableOptions,
-    Workers,
-    command,
-)
+from seed_fast.cli import _checks, _options
 from seed_fast.cli._run import EXIT_SKIPPED, UsageError
 
 if TYPE_CHECKING:
@@ -45,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizeOptions(ResumableOptions):
+class TokenizeOptions(_options.ResumableOptions):
     """Options of `seed-fast tokenize`."""
 
     inputs: Annotated[
@@ -69,21 +48,21 @@ class TokenizeOptions(ResumableOptions):
             help='jsonl: lines {"path", "codes"}. npz: numbered parts holding arrays paths and codes (uint16).'
         ),
     ] = "jsonl"
-    model: Model = "seed-tiny"
-    device: Device = "auto"
-    dtype: Dtype = "float32"
-    plan: Plan = "fast"
-    batch_size: BatchSize = 32
-    workers: Workers = None
+    model: _options.Model = "seed-tiny"
+    device: _options.Device = "auto"
+    dtype: _options.Dtype = "float32"
+    plan: _options.Plan = "fast"
+    batch_size: _options.BatchSize = 32
+    workers: _options.Workers = None
     resize: Annotated[
         Literal["bicubic", "bilinear", "bilinear_crop"] | None,
         typer.Option(help="How images are resized; codes depend on it. Default: what the model's config says."),
     ] = None
-    random_weights: RandomWeights = False
-    as_json: AsJson = False
+    random_weights: _options.RandomWeights = False
+    as_json: _options.AsJson = False
 
 
-@command(stopped="what is done is kept, go on with --resume")
+@_options.command(stopped="what is done is kept, go on with --resume")
 def tokenize(options: TokenizeOptions) -> int:
     """Turn images into codes.
 
@@ -106,10 +85,10 @@ def tokenize(options: TokenizeOptions) -> int:
       130  interrupted (143: terminated); resume with --resume
     """
     options = replace(options, output=_output(options))
-    split = shard_option(options.shard)
-    check_resumable(options.resume, options.overwrite, _writer(options, split).leftovers())
-    device = device_option(options.device)
-    with together_with_other_ranks():
+    split = _checks.shard_option(options.shard)
+    _checks.check_resumable(options.resume, options.overwrite, _writer(options, split).leftovers())
+    device = _checks.device_option(options.device)
+    with _checks.together_with_other_ranks():
         return _tokenize(options, split, device)
 
 
@@ -123,19 +102,19 @@ def _tokenize(options: TokenizeOptions, split: Split, device: torch.device) -> i
     # The plan rounds the weights of its products itself, and keeps the others in float32.
     fast = options.plan == "fast"
     dtype = "float32" if fast else options.dtype
-    plain = tokenizer_option(options.model, device, dtype, random_weights=options.random_weights)
+    plain = _checks.tokenizer_option(options.model, device, dtype, random_weights=options.random_weights)
     weights = fingerprint(plain)
     tok = plain.fast(dtype=getattr(torch, options.dtype)) if fast else plain
 
     # The run itself, with a progress bar.
     writer = _writer(options, split, tok.config.codebook_size)
-    workers = workers_option(options.workers)
+    workers = _checks.workers_option(options.workers)
     job = pipeline.Job(options.inputs, options.batch_size, workers, split, options.resume, options.overwrite)
     processor = ImageProcessor(tok.config.image_size, options.resize or tok.config.resize)
     model = options.model + (" (random weights)" if options.random_weights else "")
     progress = ProgressBar()
     try:
-        with same_run():
+        with _checks.same_run():
             summary = pipeline.tokenize(tok, job, processor, writer, model, progress, weights)
     except pipeline.NoImages as error:
         raise UsageError(str(error)) from None
@@ -163,7 +142,7 @@ def _tokenize(options: TokenizeOptions, split: Split, device: torch.device) -> i
 
 def _output(options: TokenizeOptions) -> Path:
     """Return the file or folder to write, with links followed."""
-    with usage():
+    with _checks.usage():
         if options.format == "npz":
             output = output_folder(options.output, "must be a folder with --format npz")
         else:

@@ -45,7 +45,7 @@ class TokensImportOptions(StoreOptions):
 
 @command(stopped="what is done is kept, go on with --resume", memory="import fewer inputs at once")
 def tokens_import(options: TokensImportOptions) -> int:
-    """Turn codes that exist already into a store.
+    """Turn codes that were made earlier into a store of codes and captions.
 
     Official shards hold pickles, which can run any code when they are loaded as usual. Here they can't: a pickle with
     anything else than dict, list, tuple, str, int, float, bool and None is refused. Such a member, or a damaged one,

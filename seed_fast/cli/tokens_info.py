@@ -22,7 +22,7 @@ class TokensInfoOptions:
     stores: Annotated[
         tuple[str, ...], typer.Argument(metavar="STORES...", help="Folders of stores, taken together as one.")
     ]
-    verify: Annotated[bool, typer.Option("--verify", help="Also read every sample.")] = False
+    verify: Annotated[bool, typer.Option("--verify", help="Also read every sample, to find damage.")] = False
     as_json: AsJson = False
 
 

@@ -14,16 +14,7 @@ import typer
 from seed_fast.cli._checks import tokenizers_match, usage
 from seed_fast.cli._options import AsJson, command, command_line
 from seed_fast.cli._run import UsageError
-from seed_fast.cli._train import (
-    MEMORY,
-    Accumulate,
-    Rate,
-    TrainOptions,
-    check_not_begun,
-    messages,
-    pick,
-    run_option,
-)
+from seed_fast.cli._train import MEMORY, Accumulate, Rate, TrainOptions, check_not_begun, messages, pick, run_option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,31 +41,44 @@ class LmOptions(TrainOptions):
     base: Annotated[
         Path | None,
         typer.Option(
-            help="Base of the adapter that --model is, as a folder or hub id; default: what the adapter says."
+            help="Base of the adapter that --model is, as a folder or hub id; default: the one that the adapter names."
         ),
     ] = None
-    tasks: Annotated[str, typer.Option(help="Uses of captions, as ratios: caption, drawing, pretraining.")] = (
-        "caption:1,drawing:1"
-    )
+    tasks: Annotated[
+        str,
+        typer.Option(
+            help="What captioned images are used for, as ratios. caption: from image to text. drawing: from text to "
+            "image. pretraining: either order, without a prompt."
+        ),
+    ] = "caption:1,drawing:1"
     full: Annotated[
-        bool, typer.Option("--full", help="Train every weight, from scratch if the folder has a config alone.")
+        bool,
+        typer.Option(
+            "--full",
+            help="Train every weight instead of an adapter; from scratch if --model is a folder without weights.",
+        ),
     ] = False
     rank: Annotated[int, typer.Option(min=1, help="Rank of a new LoRA.")] = 16
     alpha: Annotated[float, typer.Option(help="Scale of a new LoRA, whose output is multiplied by alpha / rank.")] = 32
     lora_dropout: Annotated[float, typer.Option(min=0.0, max=0.99, help="Dropout of LoRA's input.")] = 0.05
     targets: Annotated[
         str | None,
-        typer.Option(help="Linear layers that LoRA adapts, by name, with commas. Default: all of a block."),
+        typer.Option(
+            help="Names of the linear layers that LoRA adapts, separated by commas. Default: all in each block."
+        ),
     ] = None
     norms: Annotated[
         bool | None,
-        typer.Option("--norms/--no-norms", help="Train the norms. Default: as SEED-LLaMA for LLaMA, not for OPT."),
+        typer.Option(
+            "--norms/--no-norms",
+            help="Train the norms too. Default: yes for LLaMA, as SEED-LLaMA does, and no for OPT.",
+        ),
     ] = None
     codebook: Annotated[
         str | None,
         typer.Option(
-            help="SEED tokenizer. The input embedding of a code is then one linear layer of its codebook vector, as in "
-            "the paper."
+            help="SEED tokenizer whose codebook gives the input embeddings of codes, through one trained linear layer, "
+            "as in the paper. Default: the embedding of each code is trained by itself."
         ),
     ] = None
     any_tokenizer: Annotated[
@@ -84,7 +88,9 @@ class LmOptions(TrainOptions):
         ),
     ] = False
     length: Annotated[int, typer.Option(min=8, help="Tokens of a row; longer samples are left out.")] = 1024
-    packing: Annotated[bool, typer.Option("--packing/--padding", help="Several samples to a row, or one.")] = True
+    packing: Annotated[
+        bool, typer.Option("--packing/--padding", help="Put several samples into a row, or one and padding.")
+    ] = True
     batch_size: Annotated[int, typer.Option(min=1, help="Rows per step, over all ranks and micro-batches.")] = 64
     accumulate: Accumulate = 4
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of the run.")] = 30_000
@@ -98,7 +104,11 @@ class LmOptions(TrainOptions):
     ] = None
     clip: Annotated[float, typer.Option(min=0.0, help="Largest norm of the gradient; 0: no limit.")] = 1.0
     checkpoint_activations: Annotated[
-        bool, typer.Option("--checkpoint-activations", help="Less memory for a third more work; see --estimate.")
+        bool,
+        typer.Option(
+            "--checkpoint-activations",
+            help="Recompute activations in the backward pass: less memory, a third more work.",
+        ),
     ] = False
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Print how much memory the run needs and how fast it will be, and end.")
@@ -114,8 +124,8 @@ class NoRoom(ValueError):
 def lm(options: LmOptions) -> int:
     """Train a language model to see and draw: LoRA and image tokens on a frozen model. The defaults are SEED-LLaMA's.
 
-    The output is a plain adapter of peft, with its tokenizer. SIGTERM saves and exits 0; after any end, --resume goes
-    on.
+    The output is a plain adapter of peft, with its tokenizer. SIGTERM and Ctrl-C save a checkpoint and end with exit
+    code 0; --resume goes on from the newest checkpoint.
 
     \b
     Examples:

@@ -8,35 +8,29 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from seed_fast.cli import _train
 from seed_fast.cli._options import command
 from seed_fast.cli._run import UsageError
-from seed_fast.cli._train import (
-    MEMORY,
-    Epochs,
-    MinRate,
-    PairsPerStep,
-    Rate,
-    TokenizerOptions,
-    WarmupRate,
-    tokenizer_session,
-    train_and_tell,
-)
 
 if TYPE_CHECKING:
     from seed_fast.train.session import TokenizerSession
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage1Options(TokenizerOptions):
+class Stage1Options(_train.TokenizerOptions):
     """Options of `seed-fast train stage1`."""
 
     model: Annotated[
         str,
-        typer.Option(help="Initial weights of a preset (seed-tiny, seed-2) or a config.json; or a checkpoint."),
+        typer.Option(
+            help="Preset (seed-tiny, seed-2) or config.json, for new weights; or a trained tokenizer, to train further."
+        ),
     ]
     init: Annotated[
         tuple[Path, ...],
-        typer.Option(help="Official file to start from: eva_vit_g.pth, blip2_pretrained.pth. May be given again."),
+        typer.Option(
+            help="Official file to take weights from: eva_vit_g.pth, blip2_pretrained.pth. Give it once per file."
+        ),
     ] = ()
     bert: Annotated[
         Path | None,
@@ -55,21 +49,25 @@ class Stage1Options(TokenizerOptions):
         float, typer.Option(min=0.0, max=0.99, help="Share of the contrastive target that is spread over all pairs.")
     ] = 0.1
     official_gather: Annotated[
-        bool, typer.Option("--official-gather", help="Gather the other ranks' features without gradients, as official.")
+        bool,
+        typer.Option(
+            "--official-gather",
+            help="Compare with features of other ranks without gradients through them, as in the official code.",
+        ),
     ] = False
     train_vision: Annotated[bool, typer.Option("--train-vision", help="Train the image encoder too.")] = False
-    batch_size: PairsPerStep = 4096
-    epochs: Epochs = 10
-    lr: Rate = 3e-5
-    min_lr: MinRate = 3e-6
-    warmup_lr: WarmupRate = 3e-7
+    batch_size: _train.PairsPerStep = 4096
+    epochs: _train.Epochs = 10
+    lr: _train.Rate = 3e-5
+    min_lr: _train.MinRate = 3e-6
+    warmup_lr: _train.WarmupRate = 3e-7
 
 
-@command(memory=MEMORY)
+@command(memory=_train.MEMORY)
 def stage1(options: Stage1Options) -> int:
     """Train the causal Q-Former by image-text contrast. The defaults are the official recipe.
 
-    SIGTERM saves and exits 0; after any end, --resume goes on.
+    SIGTERM and Ctrl-C save a checkpoint and end with exit code 0; --resume goes on from the newest checkpoint.
 
     \b
     Examples:
@@ -79,12 +77,12 @@ def stage1(options: Stage1Options) -> int:
     """
     if options.cache_features and options.train_vision:
         raise UsageError("--cache-features needs a frozen image encoder: it can't be used with --train-vision")
-    with tokenizer_session(options) as session:
-        _train(session, options)
+    with _train.tokenizer_session(options) as session:
+        _train_stage1(session, options)
     return 0
 
 
-def _train(session: TokenizerSession, options: Stage1Options) -> None:
+def _train_stage1(session: TokenizerSession, options: Stage1Options) -> None:
     from seed_fast.distributed import gather_with_gradient, gather_without_gradient
     from seed_fast.train.stage1 import Stage1
     from seed_fast.train.start import initial_contrast, initial_tokenizer, load_official
@@ -108,7 +106,7 @@ def _train(session: TokenizerSession, options: Stage1Options) -> None:
         train_vision=options.train_vision, features=cache,
     )  # fmt: skip
 
-    if train_and_tell(
+    if _train.train_and_tell(
         session, task, stage=1, dropout=options.dropout, train_vision=options.train_vision,
         label_smoothing=options.label_smoothing, official_gather=options.official_gather,
         max_tokens=captions.max_tokens,

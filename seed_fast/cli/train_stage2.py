@@ -7,26 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from seed_fast.cli import _train
 from seed_fast.cli._options import command
 from seed_fast.cli._run import UsageError
-from seed_fast.cli._train import (
-    MEMORY,
-    Epochs,
-    MinRate,
-    PairsPerStep,
-    Rate,
-    TokenizerOptions,
-    WarmupRate,
-    tokenizer_session,
-    train_and_tell,
-)
 
 if TYPE_CHECKING:
     from seed_fast.train.session import TokenizerSession
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage2Options(TokenizerOptions):
+class Stage2Options(_train.TokenizerOptions):
     """Options of `seed-fast train stage2`."""
 
     model: Annotated[str, typer.Option(help="Result of stage 1: its folder, or official files separated by commas.")]
@@ -45,18 +35,18 @@ class Stage2Options(TokenizerOptions):
         bool,
         typer.Option("--official-dropout", help="Dropout in the frozen Q-Former too, as in the official code."),
     ] = False
-    batch_size: PairsPerStep = 16384
-    epochs: Epochs = 500
-    lr: Rate = 1e-4
-    min_lr: MinRate = 1e-5
-    warmup_lr: WarmupRate = 1e-6
+    batch_size: _train.PairsPerStep = 16384
+    epochs: _train.Epochs = 500
+    lr: _train.Rate = 1e-4
+    min_lr: _train.MinRate = 1e-5
+    warmup_lr: _train.WarmupRate = 1e-6
 
 
-@command(memory=MEMORY)
+@command(memory=_train.MEMORY)
 def stage2(options: Stage2Options) -> int:
     """Train quantizer, decoders and generation head behind the frozen Q-Former. The defaults are the official recipe.
 
-    SIGTERM saves and exits 0; after any end, --resume goes on.
+    SIGTERM and Ctrl-C save a checkpoint and end with exit code 0; --resume goes on from the newest checkpoint.
 
     \b
     Examples:
@@ -67,12 +57,12 @@ def stage2(options: Stage2Options) -> int:
     """
     if options.cache_features and options.official_dropout:
         raise UsageError("--cache-features needs a Q-Former without dropout: it can't be used with --official-dropout")
-    with tokenizer_session(options) as session:
-        _train(session, options)
+    with _train.tokenizer_session(options) as session:
+        _train_stage2(session, options)
     return 0
 
 
-def _train(session: TokenizerSession, options: Stage2Options) -> None:
+def _train_stage2(session: TokenizerSession, options: Stage2Options) -> None:
     from seed_fast.convert.contrast import has_contrast, load_contrast
     from seed_fast.train.codebook import codebook_from_data
     from seed_fast.train.stage2 import FROZEN, Stage2
@@ -93,7 +83,7 @@ def _train(session: TokenizerSession, options: Stage2Options) -> None:
     if options.codebook_init == "data" and session.fresh:
         codebook_from_data(tok, batches, session.ranks, seed=options.seed, causal=cache)
 
-    if train_and_tell(
+    if _train.train_and_tell(
         session, task, stage=2, dropout=options.dropout, target=options.target, codebook_init=options.codebook_init,
         official_dropout=options.official_dropout,
     ):  # fmt: skip
