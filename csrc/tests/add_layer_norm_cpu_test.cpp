@@ -9,15 +9,17 @@ using namespace seed_fast::add_layer_norm::testing;
 
 const DType kTypes[] = {DType::float32, DType::float16, DType::bfloat16};
 
+// Calls check(launch) for every instruction set and for 1 and 3 threads; launch(problem) runs the op that way. An
+// instruction set that this CPU lacks falls back to the best one it has.
 template <class Check>
-void everywhere(const Check& check) {
+void on_every_isa(const Check& check) {
   for (const Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512})
     for (const int threads : {1, 3})
       check([=](const AddLayerNorm& problem) { add_layer_norm_cpu(problem, threads, isa); });
 }
 
 TEST(every_width_and_type_gives_the_sum_and_its_norm) {
-  everywhere([](const auto& launch) {
+  on_every_isa([](const auto& launch) {
     const struct {
       int rows, columns;
     } sizes[] = {{0, 8}, {1, 1}, {5, 31}, {9, 96}, {70, 768}, {3, 1408}, {2, 3001}};
@@ -31,7 +33,7 @@ TEST(every_width_and_type_gives_the_sum_and_its_norm) {
 }
 
 TEST(large_tiny_and_far_from_zero) {
-  everywhere([](const auto& launch) {
+  on_every_isa([](const auto& launch) {
     for (const float magnitude : {1e-4f, 1e4f, 1e15f})
       compare({3, 97, DType::float32, DType::float32, DType::float32, false, 0, 0, magnitude}, launch);
     compare({3, 1408, DType::float32, DType::float32, DType::float32, false, 0, 0, 1, 4096}, launch);
@@ -39,16 +41,16 @@ TEST(large_tiny_and_far_from_zero) {
 }
 
 TEST(constant_rows_have_variance_zero) {
-  everywhere([](const auto& launch) { constant_rows_have_variance_zero(launch); });
+  on_every_isa([](const auto& launch) { constant_rows_have_variance_zero(launch); });
 }
-TEST(the_stream_may_be_x_itself) {
-  everywhere([](const auto& launch) { the_stream_may_be_x_itself(launch); });
+TEST(the_stream_may_overwrite_x) {
+  on_every_isa([](const auto& launch) { the_stream_may_overwrite_x(launch); });
 }
-TEST(no_stream_is_written_where_none_is_wanted) {
-  everywhere([](const auto& launch) { no_stream_is_written_where_none_is_wanted(launch); });
+TEST(a_null_stream_is_not_written) {
+  on_every_isa([](const auto& launch) { a_null_stream_is_not_written(launch); });
 }
-TEST(rows_with_nan_spoil_no_other) {
-  everywhere([](const auto& launch) { rows_with_nan_spoil_no_other(launch); });
+TEST(rows_with_nan_change_no_other_row) {
+  on_every_isa([](const auto& launch) { rows_with_nan_change_no_other_row(launch); });
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// The kernels of csrc/cuda/add_layer_norm.cu, executed on the host, against the definition in float64. The plan of the
-// launcher says which one runs, and on which grid.
+// The kernels of csrc/cuda/add_layer_norm.cu, executed on the host (device_host.h), against the definition in float64.
+// As in the launcher, add_layer_norm_plan.h picks kernel and grid.
 #include <map>
 #include <string>
 
@@ -23,6 +23,7 @@ const std::map<std::string, void (*)(Problem)> kKernels = {
     {"add_layer_norm_any_kernel", add_layer_norm_any_kernel},
 };
 
+// Runs the problem as the launcher would, with the order of threads that the seed determines.
 void launch_in_order(const AddLayerNorm& problem, unsigned seed) {
   const Plan plan(problem);
   const auto kernel = kKernels.at(plan.kernel);
@@ -32,7 +33,8 @@ void launch(const AddLayerNorm& problem) { launch_in_order(problem, 1); }
 
 const DType kTypes[] = {DType::float32, DType::float16, DType::bfloat16};
 
-std::string planned(const Case& c) {
+// The name of the kernel that the plan picks.
+std::string planned_kernel(const Case& c) {
   Run run(c);
   return Plan(run.problem()).kernel;
 }
@@ -71,16 +73,18 @@ TEST(rows_need_not_be_aligned_or_adjoining) {
 }
 
 TEST(each_problem_gets_its_kernel) {
-  CHECK_EQUAL(planned({4, 1408, DType::float32, DType::float16, DType::float16}), "add_layer_norm_float16_kernel");
-  CHECK_EQUAL(planned({4, 768, DType::float32, DType::bfloat16, DType::bfloat16}), "add_layer_norm_bfloat16_kernel");
-  CHECK_EQUAL(planned({4, 2048}), "add_layer_norm_float32_kernel");
-  CHECK_EQUAL(planned({4, 2052}), "add_layer_norm_wide_float32_kernel");
-  CHECK_EQUAL(planned({4, 8192}), "add_layer_norm_wide_float32_kernel");
+  CHECK_EQUAL(planned_kernel({4, 1408, DType::float32, DType::float16, DType::float16}),
+              "add_layer_norm_float16_kernel");
+  CHECK_EQUAL(planned_kernel({4, 768, DType::float32, DType::bfloat16, DType::bfloat16}),
+              "add_layer_norm_bfloat16_kernel");
+  CHECK_EQUAL(planned_kernel({4, 2048}), "add_layer_norm_float32_kernel");
+  CHECK_EQUAL(planned_kernel({4, 2052}), "add_layer_norm_wide_float32_kernel");
+  CHECK_EQUAL(planned_kernel({4, 8192}), "add_layer_norm_wide_float32_kernel");
   for (const Case& c : {Case{4, 8196}, Case{4, 97}, Case{4, 96, DType::float16, DType::float16, DType::float16},
                         Case{4, 96, DType::float32, DType::float16, DType::float32},
                         Case{4, 96, DType::float32, DType::float32, DType::float32, false, 1},
                         Case{4, 96, DType::float32, DType::float32, DType::float32, false, 0, 1}}) {
-    CHECK_EQUAL(planned(c), "add_layer_norm_any_kernel");
+    CHECK_EQUAL(planned_kernel(c), "add_layer_norm_any_kernel");
   }
 }
 
@@ -89,15 +93,16 @@ TEST(large_tiny_and_far_from_zero) {
     for (const float magnitude : {1e-4f, 1e4f, 1e15f}) {
       compare({3, columns, DType::float32, DType::float32, DType::float32, false, 0, 0, magnitude}, launch);
     }
-    // The offset costs no digit: the values are exact multiples of their spacing.
+    // Rows with mean 4096: differences from the mean are exact in float32, so the norm must be as precise as without
+    // the offset.
     compare({3, columns, DType::float32, DType::float32, DType::float32, false, 0, 0, 1, 4096}, launch);
   }
 }
 
 TEST(constant_rows_have_variance_zero) { testing::constant_rows_have_variance_zero(launch); }
-TEST(the_stream_may_be_x_itself) { testing::the_stream_may_be_x_itself(launch); }
-TEST(no_stream_is_written_where_none_is_wanted) { testing::no_stream_is_written_where_none_is_wanted(launch); }
-TEST(rows_with_nan_spoil_no_other) { testing::rows_with_nan_spoil_no_other(launch); }
+TEST(the_stream_may_overwrite_x) { testing::the_stream_may_overwrite_x(launch); }
+TEST(a_null_stream_is_not_written) { testing::a_null_stream_is_not_written(launch); }
+TEST(rows_with_nan_change_no_other_row) { testing::rows_with_nan_change_no_other_row(launch); }
 
 TEST(no_order_of_threads_changes_a_bit) {
   for (const int columns : {97, 1408, 2560}) {

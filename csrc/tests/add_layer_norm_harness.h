@@ -1,5 +1,5 @@
-// Problems of add_layer_norm with their results in float64, for the tests of both devices. Buffers have the exact size,
-// so that ASan sees every byte too many; what no kernel has written is NaN.
+// Problems of add_layer_norm with their expected results in float64, for the CPU and CUDA tests. Buffers have the exact
+// size, so that ASan reports every access beyond them; outputs are filled with NaN before a kernel runs.
 #pragma once
 
 #include <algorithm>
@@ -17,7 +17,8 @@ namespace seed_fast::add_layer_norm::testing {
 
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
-// [rows, columns] of one dtype: `offset` elements before the first row, `gap` after each but the last.
+// A matrix [rows, columns] of one dtype in a buffer with `offset` unused elements before the first row and `gap` unused
+// elements after each row but the last.
 struct Operand {
   DType dtype;
   int64_t rows, columns, stride, offset;
@@ -46,11 +47,12 @@ struct Operand {
 struct Case {
   int rows, columns;
   DType x_type = DType::float32, delta_type = DType::float32, y_type = DType::float32;
-  bool post_norm = false;
-  int gap = 0, offset = 0;
-  float magnitude = 1, centre = 0;
+  bool post_norm = false;           // the stream receives the norm instead of the sum
+  int gap = 0, offset = 0;          // of x and delta, see Operand
+  float magnitude = 1, centre = 0;  // standard deviation of x and delta, mean of x
 };
 
+// A case with random inputs, its output buffers, and the expected values.
 struct Run {
   Case c;
   Operand x, delta, stream, y;
@@ -82,13 +84,14 @@ struct Run {
             c.post_norm, stream.matrix(), y.matrix(),    c.rows,      c.columns};
   }
 
-  // What the stream holds after the sum.
+  // x + delta, rounded to the dtype of the stream.
   float sum(int64_t row, int64_t at) const {
     unsigned char bytes[4];
     store_from_float(bytes, 0, c.x_type, x.get(row, at) + delta.get(row, at));
     return load_as_float(bytes, 0, c.x_type);
   }
 
+  // The layer norm of a row of sums, in float64.
   std::vector<double> norm(int64_t row) const {
     double mean = 0, variance = 0;
     for (int at = 0; at < c.columns; ++at) mean += static_cast<double>(sum(row, at)) / c.columns;
@@ -102,12 +105,13 @@ struct Run {
   }
 };
 
+// Largest relative error of rounding to the dtype.
 inline double unit(DType dtype) {
   return dtype == DType::float32 ? 0x1p-24 : dtype == DType::float16 ? 0x1p-11 : 0x1p-8;
 }
 
-// Runs the problem and compares: the sum to the last bit, the norm within eight float32 roundings of the largest
-// element and the one of its own type.
+// Runs the case and checks its outputs: the sum must be bit-equal, the norm within eight float32 roundings of the row's
+// largest element plus one rounding to its dtype.
 inline void compare(const Case& c, const std::function<void(const AddLayerNorm&)>& launch) {
   Run run(c);
   launch(run.problem());
@@ -127,7 +131,7 @@ inline void compare(const Case& c, const std::function<void(const AddLayerNorm&)
   }
 }
 
-// Tests that hold on any device; `launch` runs one problem.
+// The bodies of tests that hold on both devices; `launch` runs one problem.
 inline void constant_rows_have_variance_zero(const std::function<void(const AddLayerNorm&)>& launch) {
   for (const int columns : {1, 7, 96, 768, 1408, 3000}) {
     for (const float value : {0.1f, -3.3f, 1e4f / 3, 1e30f, 1e-30f}) {
@@ -146,7 +150,7 @@ inline void constant_rows_have_variance_zero(const std::function<void(const AddL
   }
 }
 
-inline void the_stream_may_be_x_itself(const std::function<void(const AddLayerNorm&)>& launch) {
+inline void the_stream_may_overwrite_x(const std::function<void(const AddLayerNorm&)>& launch) {
   for (const bool post_norm : {false, true}) {
     for (const int columns : {33, 96, 2500, 2560}) {
       Run apart({5, columns}), same({5, columns});
@@ -161,7 +165,7 @@ inline void the_stream_may_be_x_itself(const std::function<void(const AddLayerNo
   }
 }
 
-inline void no_stream_is_written_where_none_is_wanted(const std::function<void(const AddLayerNorm&)>& launch) {
+inline void a_null_stream_is_not_written(const std::function<void(const AddLayerNorm&)>& launch) {
   for (const int columns : {33, 96, 2560}) {
     for (const bool post_norm : {false, true}) {
       Run with({3, columns}), without({3, columns});
@@ -176,7 +180,7 @@ inline void no_stream_is_written_where_none_is_wanted(const std::function<void(c
   }
 }
 
-inline void rows_with_nan_spoil_no_other(const std::function<void(const AddLayerNorm&)>& launch) {
+inline void rows_with_nan_change_no_other_row(const std::function<void(const AddLayerNorm&)>& launch) {
   for (const int columns : {33, 96, 2560}) {
     for (const float bad : {kNan, std::numeric_limits<float>::infinity()}) {
       Run run({6, columns});

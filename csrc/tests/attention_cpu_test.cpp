@@ -1,5 +1,5 @@
-// attention on the CPU against the definition in double, on buffers of the exact size so that ASan sees every byte too
-// many, and on every instruction set of this CPU.
+// attention on the CPU against the definition in float64, on every instruction set of this CPU. Buffers have the exact
+// size, so that ASan reports every access beyond them.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -21,6 +21,7 @@ constexpr Isa kIsas[] = {Isa::scalar, Isa::avx2, Isa::avx512, Isa::avx512bf16};
 constexpr Shape kShapes[] = {{2, 32, 32, 2, 64}, {1, 32, 257, 1, 64}, {1, 45, 45, 1, 88},   {1, 1, 1, 1, 16},
                              {1, 5, 7, 2, 24},   {1, 3, 1030, 1, 16}, {1, 33, 530, 1, 128}, {0, 3, 4, 2, 16}};
 
+// `count` normally distributed numbers.
 std::vector<float> draw(int64_t count, unsigned seed) {
   std::mt19937 random(seed);
   std::normal_distribution<float> normal;
@@ -29,7 +30,7 @@ std::vector<float> draw(int64_t count, unsigned seed) {
   return values;
 }
 
-// One query's output, from contiguous float32 tensors.
+// The attention output of query i of head h in batch b, [D], in float64, from contiguous tensors [B, L, H, D].
 std::vector<double> expected_row(const Shape& s, const std::vector<float>& q, const std::vector<float>& k,
                                  const std::vector<float>& v, int64_t b, int64_t i, int64_t h, bool causal) {
   const auto at = [&](int64_t l, int64_t L) { return size_t(((b * L + l) * s.H + h) * s.D); };
@@ -46,11 +47,13 @@ std::vector<double> expected_row(const Shape& s, const std::vector<float>& q, co
   return out;
 }
 
+// Runs every shape on every instruction set and checks each output element against the definition.
 void compare(DType dtype, double tolerance) {
   for (const Shape& s : kShapes)
     for (const bool causal : {false, true}) {
       std::vector<float> tensors[3] = {draw(s.B * s.Lq * s.H * s.D, 1), draw(s.B * s.Lk * s.H * s.D, 2),
                                        draw(s.B * s.Lk * s.H * s.D, 3)};
+      // Round the inputs to the dtype, so that the definition sees the same values as the op.
       std::vector<uint16_t> narrow[3];
       AttentionTensor operands[3];
       for (int n = 0; n < 3; ++n) {
@@ -63,12 +66,13 @@ void compare(DType dtype, double tolerance) {
         const void* data = narrow[n].empty() ? static_cast<const void*>(tensors[n].data()) : narrow[n].data();
         operands[n] = {data, L * s.H * s.D, s.H * s.D, s.D, 1};
       }
+      // Run into a buffer of NaN and compare.
       for (const Isa isa : kIsas) {
         std::vector<float> wide(tensors[0].size(), std::numeric_limits<float>::quiet_NaN());
         std::vector<uint16_t> half(dtype == DType::float32 ? 0 : wide.size(), 0x7fff);
         void* out = half.empty() ? static_cast<void*>(wide.data()) : half.data();
-        attention_cpu(operands[0], operands[1], operands[2], out, nullptr, dtype, s.B, s.Lq, s.Lk, s.H, s.D, causal, 0.125f, 2,
-                      isa);
+        attention_cpu(operands[0], operands[1], operands[2], out, nullptr, dtype, s.B, s.Lq, s.Lk, s.H, s.D, causal,
+                      0.125f, 2, isa);
         for (int64_t row = 0; row < s.B * s.Lq * s.H; ++row) {
           const int64_t h = row % s.H, i = row / s.H % s.Lq, b = row / s.H / s.Lq;
           const auto expected = expected_row(s, tensors[0], tensors[1], tensors[2], b, i, h, causal);
@@ -89,7 +93,7 @@ TEST(halves_survive_the_way_to_float32_and_back) {
     if (half == half) CHECK_EQUAL(float_to_half(half), bits);
     if (brain == brain) CHECK_EQUAL(float_to_bfloat16(brain), bits);
   }
-  CHECK_EQUAL(float_to_half(65519.0f), 0x7bff);  // the last that does not round to infinity
+  CHECK_EQUAL(float_to_half(65519.0f), 0x7bff);  // the largest integer that does not round to infinity
   CHECK_EQUAL(float_to_half(65520.0f), 0x7c00);
   CHECK_EQUAL(float_to_half(1.0f + 0x1p-11f), 0x3c00);  // ties to even
   CHECK_EQUAL(float_to_bfloat16(1.0f + 0x3p-8f), 0x3f82);

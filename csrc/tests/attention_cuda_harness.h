@@ -1,4 +1,4 @@
-// Runs the kernels of csrc/cuda/attention*.cu on the host (device_host.h), and computes what they should find.
+// Runs the kernels of csrc/cuda/attention*.cu on the host (device_host.h), and computes the expected outputs.
 #pragma once
 
 #include <algorithm>
@@ -26,8 +26,9 @@ struct Shape {
   int B, Lq, Lk, H, D;
 };
 
-// [B, L, H, D] of float32 or float16 in a buffer whose other elements are NaN: `gap` of them after every row, and
-// `offset` before the first. Its size is exact, so that ASan sees every byte too many.
+// A tensor [B, L, H, D] of float32 or float16 with `gap` unused elements after every head's D elements and `offset`
+// before the first; unused elements are NaN. The buffer has the exact size, so that ASan reports every access beyond
+// it.
 struct Operand {
   DType dtype;
   int64_t L, H, D, stride_l, stride_h, stride_b, offset;
@@ -67,9 +68,9 @@ struct Case {
   DType dtype = DType::float16;
   bool causal = false;
   float scale = 0.125f;
-  float magnitude = 1;  // of q
+  float magnitude = 1;  // standard deviation of q
   int gap = 0, offset = 0;
-  unsigned seed = 0;  // order of threads
+  unsigned seed = 0;  // order of threads, see device_host.h
 };
 
 inline Operand random_operand(const Case& c, int L, unsigned seed, float magnitude) {
@@ -91,6 +92,7 @@ struct Inputs {
         v(random_operand(c, c.shape.Lk, 3, 1)) {}
 };
 
+// Every kernel by its name.
 #define SEED_FAST_KERNELS(prefix, width) \
   {"attention_fwd_" #prefix "_w" #width "_kernel", attention_fwd_##prefix##_w##width##_kernel}
 #define SEED_FAST_WIDTHS(prefix, odd)                                                           \
@@ -107,7 +109,7 @@ inline const std::map<std::string, void (*)(Problem)>& kernels() {
 #undef SEED_FAST_WIDTHS
 #undef SEED_FAST_KERNELS
 
-// Runs what the launcher would: out is all NaN before.
+// Runs the kernel that the launcher would pick, on an output filled with NaN. `kernel`, if given, receives its name.
 inline Operand attend(const Case& c, const Inputs& in, std::string* kernel = nullptr) {
   const Shape& s = c.shape;
   Operand out(c.dtype, s.B, s.Lq, s.H, s.D);
@@ -119,13 +121,15 @@ inline Operand attend(const Case& c, const Inputs& in, std::string* kernel = nul
   return out;
 }
 
-// The definition in double, or as plain torch computes it: scores, weights and output rounded to the dtype.
+// The attention output of one query, [D]. plain = false: the definition in float64. plain = true: with the rounding of
+// plain torch, which rounds scores, weights and output to the dtype and accumulates in float32.
 inline std::vector<double> softmax_row(const Case& c, const Inputs& in, bool plain, int b, int i, int h) {
   const Shape& s = c.shape;
   const auto round = [&](double x) {
     return !plain ? x : c.dtype == DType::float32 ? static_cast<float>(x) : half_to_float(float_to_half(float(x)));
   };
   const int visible = c.causal ? std::min(s.Lk, i + 1) : s.Lk;
+  // Scores and their maximum.
   std::vector<double> weights(static_cast<size_t>(visible)), out(static_cast<size_t>(s.D), 0.0);
   double largest = -kInf, total = 0;
   for (int j = 0; j < visible; ++j) {
@@ -137,6 +141,7 @@ inline std::vector<double> softmax_row(const Case& c, const Inputs& in, bool pla
     weights[j] = round(round(score) * c.scale);
     largest = std::max(largest, weights[j]);
   }
+  // Softmax, then the weighted sum of the values.
   for (double& weight : weights) total += weight = std::exp(weight - largest);
   for (int j = 0; j < visible; ++j) {
     const double weight = round(weights[j] / total);
@@ -149,8 +154,9 @@ inline std::vector<double> softmax_row(const Case& c, const Inputs& in, bool pla
   return out;
 }
 
-// The error against the definition is at most twice what plain arithmetic of the dtype makes, and no output is left
-// out. `edit` changes the random inputs. Returns the name of the kernel.
+// Runs one case and fails unless every output is written and the largest error against the definition is at most twice
+// that of plain torch in the same dtype. `edit`, if given, changes the random inputs first. Returns the name of the
+// kernel that ran.
 inline std::string check_case(const Case& c, const std::function<void(Inputs&)>& edit = nullptr) {
   const Shape& s = c.shape;
   Inputs in(c);
@@ -170,7 +176,7 @@ inline std::string check_case(const Case& c, const std::function<void(Inputs&)>&
           largest = std::max(largest, std::abs(exact[d]));
         }
       }
-  // A single key gives plain arithmetic no error at all: then one rounding is allowed.
+  // With a single key plain torch has no error at all; one rounding is allowed in any case.
   const double rounding = largest * (c.dtype == DType::float32 ? 0x1p-23 : 0x1p-11);
   if (!(error <= std::max(2 * plain_error, rounding))) {
     throw check::Failure(kernel + ": error " + std::to_string(error * 1e6) + "e-6, plain " +

@@ -1,4 +1,4 @@
-// The kernels of csrc/cuda/attention*.cu, executed on the host, against the definition in double.
+// The kernels of csrc/cuda/attention*.cu, executed on the host (device_host.h), against the definition in float64.
 #include "attention_cuda_harness.h"
 
 #include <set>
@@ -64,6 +64,8 @@ TEST(alignment_decides_about_tensor_cores_alone) {
 
 TEST(one_unaligned_stride_of_one_operand_is_enough_unless_its_axis_has_one_element) {
   for (DType dtype : kDtypes) {
+    // True if the plan picks a kernel for unaligned operands, where `operand` (0: q, 1: k, 2: v) has this address and
+    // these strides, and both others are aligned.
     const auto loose = [&](int64_t B, int64_t L, int64_t H, int operand, int64_t data, int64_t b, int64_t l,
                            int64_t h) {
       AttentionTensor x[3];
@@ -89,7 +91,7 @@ TEST(large_and_tiny_scores) {
   check_case({{1, 20, 300, 1, 32}, DType::float32, false, 0.125f, 1e30f});
 }
 
-// All of q and k is 0 but the first column, so that scores are what is set here, without rounding.
+// Sets q and k to 0 except for their first column, so that the score of query i and key l is exactly query * key(l).
 void set_scores(Inputs& in, float query, const std::function<float(int64_t)>& key) {
   for (Operand* x : {&in.q, &in.k})
     for (int64_t l = 0; l < x->L; ++l)
@@ -102,7 +104,8 @@ constexpr std::pair<int, int> kLengths[] = {{32, 32}, {32, 257}, {97, 130}};
 TEST(large_scores_that_differ_by_little_lose_no_bits) {
   for (DType dtype : kDtypes)
     for (const auto& [lq, lk] : kLengths) {
-      // Scaled scores of 1024 and more, -4 .. 3 apart; then 512 and 8 apart; then negative ones.
+      // Scaled scores of 1020 .. 1027; then 512 .. 568 in steps of 8; then negative ones, by the sign of q and of the
+      // scale.
       const auto near = [](int64_t l) { return static_cast<float>(1024 + l * 5 % 8 - 4); };
       check_case({{1, lq, lk, 1, 32}, dtype, true, 0x1p-10f}, [&](Inputs& in) { set_scores(in, 1024, near); });
       check_case({{1, lq, lk, 1, 64}, dtype, false, 0.125f},
@@ -145,6 +148,7 @@ TEST(long_rows_of_values_of_one_sign) {
 
 TEST(any_shape_and_scale) {
   std::mt19937 random(5);
+  // A random integer of low .. high.
   const auto draw = [&](int low, int high) {
     return low + static_cast<int>(random() % static_cast<unsigned>(high - low + 1));
   };
@@ -178,7 +182,7 @@ TEST(no_order_of_threads_changes_a_bit) {
     }
 }
 
-// Which queries give NaN when one element is replaced.
+// Indices of the queries whose output is NaN; fails if an output is NaN only in part.
 std::vector<int> nan_rows(const Case& c, const Inputs& in) {
   const Operand out = attend(c, in);
   std::vector<int> rows;
@@ -214,7 +218,8 @@ TEST(keys_that_causality_hides_never_matter) {
     }
 }
 
-// A key with score -inf has weight 0, also where it is the first that a query sees.
+// Every key but the last has score -inf and so weight 0, also when it is the first that a query meets: the output is
+// the last key's value.
 TEST(scores_of_minus_infinity_weigh_nothing) {
   for (DType dtype : kDtypes)
     for (int lk : {20, 100, 300}) {

@@ -1,5 +1,5 @@
-// The kernels of csrc/cuda/bias_gelu.cu, executed on the host, against the definition in float64. The plan of the
-// launcher says which one runs, and on which grid.
+// The kernels of csrc/cuda/bias_gelu.cu, executed on the host (device_host.h), against the definition in float64. As in
+// the launcher, bias_gelu_plan.h picks kernel and grid.
 #include <map>
 #include <string>
 
@@ -20,6 +20,7 @@ const std::map<std::string, void (*)(Problem)> kKernels = {
     {"bias_gelu_any_kernel", bias_gelu_any_kernel},
 };
 
+// Runs the problem as the launcher would.
 void launch(const BiasGelu& problem) {
   const Plan plan(problem);
   const auto kernel = kKernels.at(plan.kernel);
@@ -27,7 +28,8 @@ void launch(const BiasGelu& problem) {
                        [&] { kernel(plan.problem); });
 }
 
-std::string planned(const Case& c) {
+// The name of the kernel that the plan picks.
+std::string planned_kernel(const Case& c) {
   Run run(c);
   return Plan(run.problem()).kernel;
 }
@@ -52,13 +54,13 @@ TEST(rows_need_not_be_aligned_or_adjoining) {
 }
 
 TEST(each_problem_gets_its_kernel) {
-  CHECK_EQUAL(planned({4, 96}), "bias_gelu_float32_kernel");
-  CHECK_EQUAL(planned({4, 96, DType::float16, DType::float16}), "bias_gelu_float16_kernel");
-  CHECK_EQUAL(planned({4, 96, DType::bfloat16, DType::bfloat16}), "bias_gelu_bfloat16_kernel");
+  CHECK_EQUAL(planned_kernel({4, 96}), "bias_gelu_float32_kernel");
+  CHECK_EQUAL(planned_kernel({4, 96, DType::float16, DType::float16}), "bias_gelu_float16_kernel");
+  CHECK_EQUAL(planned_kernel({4, 96, DType::bfloat16, DType::bfloat16}), "bias_gelu_bfloat16_kernel");
   for (const Case& c :
        {Case{4, 97}, Case{4, 100, DType::float16, DType::float16}, Case{4, 96, DType::float16},
         Case{4, 96, DType::float32, DType::float32, 1}, Case{4, 96, DType::float32, DType::float32, 0, 1}}) {
-    CHECK_EQUAL(planned(c), "bias_gelu_any_kernel");
+    CHECK_EQUAL(planned_kernel(c), "bias_gelu_any_kernel");
   }
 }
 
@@ -79,8 +81,8 @@ TEST(large_and_tiny_numbers) {
 }
 
 TEST(every_number_from_minus_13_to_13_is_precise) { testing::every_number_from_minus_13_to_13_is_precise(launch); }
-TEST(numbers_without_end_keep_to_themselves) { testing::numbers_without_end_keep_to_themselves(launch); }
-TEST(y_may_be_x_itself) { testing::y_may_be_x_itself(launch); }
+TEST(nan_and_infinity_change_no_other_element) { testing::nan_and_infinity_change_no_other_element(launch); }
+TEST(y_may_overwrite_x) { testing::y_may_overwrite_x(launch); }
 
 }  // namespace
 

@@ -1,5 +1,5 @@
-// Problems of bias_gelu with their results in float64, for the tests of both devices. Buffers have the exact size, so
-// that ASan sees every byte too many; what no kernel has written is NaN.
+// Problems of bias_gelu with their expected results in float64, for the CPU and CUDA tests. Buffers have the exact
+// size, so that ASan reports every access beyond them; outputs are filled with NaN before a kernel runs.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +15,7 @@
 
 namespace seed_fast::bias_gelu::testing {
 
-using Launch = std::function<void(const BiasGelu&)>;
+using Launch = std::function<void(const BiasGelu&)>;  // runs one problem on the device under test
 constexpr DType kTypes[] = {DType::float32, DType::float16, DType::bfloat16};
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
@@ -26,7 +26,7 @@ struct Case {
   float magnitude = 1;
 };
 
-// Numbers of one type in memory of the exact size.
+// An array of one dtype in a buffer of exactly its size, filled with NaN.
 struct Numbers {
   DType dtype;
   std::vector<uint32_t> floats;
@@ -45,6 +45,7 @@ struct Numbers {
   void set(int64_t i, float value) { store_from_float(at(i), 0, dtype, value); }
 };
 
+// A case with random inputs, its output buffer, and the expected values.
 struct Run {
   Case c;
   int64_t stride;
@@ -72,17 +73,19 @@ struct Run {
   }
 };
 
+// Largest relative error of rounding to the dtype.
 inline double unit(DType dtype) {
   return dtype == DType::float32 ? 0x1p-24 : dtype == DType::float16 ? 0x1p-11 : 0x1p-8;
 }
 
-// Within a few float32 roundings of its own size, and the one of its type; in the tail, exp(-x^2 / 2) has as many more
-// as its exponent is large.
+// Fails unless `got` is within 16 float32 roundings plus one rounding to the dtype of `expected`. The relative error of
+// exp(-x^2 / 2), which decides for large negative sums, grows with its exponent; hence sum^2 more roundings.
 inline void check_value(float got, double expected, double sum, DType dtype) {
   const double error = std::abs(got - expected), smallest = dtype == DType::float16 ? 0x1p-25 : 0x1p-125;
   CHECK(error <= ((16 + sum * sum) * 0x1p-24 + unit(dtype)) * std::abs(expected) + smallest);
 }
 
+// Runs the case and checks every element of the output.
 inline void compare(const Case& c, const Launch& launch) {
   Run run(c);
   launch(run.problem());
@@ -91,6 +94,7 @@ inline void compare(const Case& c, const Launch& launch) {
       check_value(run.y.get(int64_t(row) * c.columns + at), run.expected(row, at), run.sum(row, at), c.type);
 }
 
+// The bodies of tests that hold on both devices.
 inline void every_number_from_minus_13_to_13_is_precise(const Launch& launch) {
   const int columns = 26 * 128 + 1;
   Run run({1, columns});
@@ -102,7 +106,7 @@ inline void every_number_from_minus_13_to_13_is_precise(const Launch& launch) {
   for (int at = 0; at < columns; ++at) check_value(run.y.get(at), run.expected(0, at), run.sum(0, at), DType::float32);
 }
 
-inline void numbers_without_end_keep_to_themselves(const Launch& launch) {
+inline void nan_and_infinity_change_no_other_element(const Launch& launch) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   for (const int columns : {9, 64}) {
     Run run({2, columns});
@@ -120,7 +124,7 @@ inline void numbers_without_end_keep_to_themselves(const Launch& launch) {
   }
 }
 
-inline void y_may_be_x_itself(const Launch& launch) {
+inline void y_may_overwrite_x(const Launch& launch) {
   for (const DType type : kTypes)
     for (const int columns : {33, 64}) {
       Run apart({21, columns, type, type}), same({21, columns, type, type});

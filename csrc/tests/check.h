@@ -1,5 +1,6 @@
-// A test framework in a page. TEST(what_it_pins) { CHECK(condition); CHECK_EQUAL(got, expected); } and, at the end of
-// the file, `int main() { return check::run(); }`. A failed check ends its test; the others still run.
+// A minimal test framework. A test file defines
+//   TEST(name_of_the_behaviour) { CHECK(condition); CHECK_EQUAL(got, expected); }
+// and ends with `int main() { return check::run(); }`. A failed check ends its test; the other tests still run.
 #pragma once
 
 #include <cstdio>
@@ -11,6 +12,7 @@
 
 namespace check {
 
+// Thrown by a failed CHECK; the message names file, line and condition.
 struct Failure : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -20,16 +22,18 @@ struct Test {
   void (*body)();
 };
 
+// All tests of the program, in the order of their definition.
 inline std::vector<Test>& tests() {
   static std::vector<Test> all;
   return all;
 }
 
+// Adds a test to the list when it is constructed, which happens before main.
 struct Registration {
   Registration(const char* name, void (*body)()) { tests().push_back({name, body}); }
 };
 
-// Exit status for main.
+// Runs every test and prints one line for each. Returns the exit status of main: 1 if a test failed or none exists.
 inline int run() {
   int failed = 0;
   for (const Test& test : tests()) {
@@ -48,6 +52,7 @@ inline int run() {
   return failed || tests().empty() ? 1 : 0;
 }
 
+// CHECK_EQUAL: throws Failure with both values unless got == expected. `text` is the source text of `got`.
 template <class A, class B>
 void equal(const A& got, const B& expected, const char* text, const char* file, int line) {
   if (got == expected) return;
@@ -56,14 +61,15 @@ void equal(const A& got, const B& expected, const char* text, const char* file, 
   throw Failure(message.str());
 }
 
+// CHECK: throws Failure unless the condition holds. `text` is the condition's source text.
 inline void that(bool condition, const char* text, const char* file, int line) {
   if (!condition) throw Failure(std::string(file) + ":" + std::to_string(line) + ": not so: " + text);
 }
 
 }  // namespace check
 
-#define TEST(name)                                                     \
-  static void test_##name();                                           \
+#define TEST(name)                                                          \
+  static void test_##name();                                                \
   static const check::Registration registration_##name(#name, test_##name); \
   static void test_##name()
 #define CHECK(condition) check::that(static_cast<bool>(condition), #condition, __FILE__, __LINE__)

@@ -26,10 +26,11 @@
 namespace seed_fast::device::host {
 namespace {
 
-constexpr std::size_t kStackBytes = 256 << 10;  // address sanitizer's frames are large
-constexpr std::size_t kSlotBytes = 8;           // of one lane in a shuffle
+constexpr std::size_t kStackBytes = 256 << 10;  // per fiber; AddressSanitizer makes stack frames large
+constexpr std::size_t kSlotBytes = 8;           // the largest value that a lane can pass in a shuffle
 
-// AddressSanitizer follows one stack, so it is told of every switch to another.
+// AddressSanitizer has to be told of every switch to another stack: before_switch on the old stack, after_switch on the
+// new one. Without it both do nothing.
 void before_switch(void** own_fake_stack, const void* bottom, std::size_t size) {
 #ifdef SEED_FAST_ASAN
   __sanitizer_start_switch_fiber(own_fake_stack, bottom, size);
@@ -47,31 +48,42 @@ void after_switch(void* own_fake_stack, const void** from_bottom, std::size_t* f
 
 enum class State { ready, at_barrier, at_shuffle, at_product, returned };
 
+// One thread of the block: its stack, and what it waits for.
 struct Fiber {
   ucontext_t context;
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
   void* fake_stack = nullptr;
   State state = State::ready;
-  int line = 0;      // where it waits
-  int shuffles = 0, products = 0;  // so far; parity picks the slots, so that a fast lane can't overwrite what a slow
-                                   // one will read
+  int line = 0;  // of the call at which it waits
+  // How many shuffles and products it has executed. They alternate between two sets of slots (count % 2), so that a
+  // lane that is one shuffle ahead doesn't overwrite a value that a slower lane has still to read.
+  int shuffles = 0, products = 0;
 };
 
+// Where the lanes of a warp leave their values for each other: shuffled values, fragments of matrix products.
 struct Warp {
   unsigned char slots[2][kWarp][kSlotBytes];
   Fragment fragments[2][kWarp];
 };
 
-// The blocks of one launch, run one after another on the same fibers.
+// One launch: its blocks run one after another on the same fibers. A scheduler picks a ready fiber, lets it run until
+// it waits or returns, and makes waiting fibers ready again once all that they wait for have arrived.
 class Launch {
  public:
   Launch(int threads, unsigned seed, const std::function<void()>& kernel)
-      : fibers_(static_cast<std::size_t>(threads)), warps_(static_cast<std::size_t>(threads / kWarp)), kernel_(kernel),
-        random_(seed), shuffled_(seed % 2 != 0), ahead_(seed != 0 && seed % 2 == 0), priorities_(warps_.size()) {
+      : fibers_(static_cast<std::size_t>(threads)),
+        warps_(static_cast<std::size_t>(threads / kWarp)),
+        kernel_(kernel),
+        random_(seed),
+        shuffled_(seed % 2 != 0),
+        ahead_(seed != 0 && seed % 2 == 0),
+        priorities_(warps_.size()) {
     std::iota(priorities_.begin(), priorities_.end(), 0);
   }
 
+  // Runs all threads of block (x, y) to their end. Throws KernelError if the remaining threads wait for ever.
   void run_block(int x, int y) {
+    // Start every thread anew, with fresh shared memory and, with an even seed, a new order of warps.
     block_x = x;
     block_y = y;
     shared_.clear();
@@ -81,6 +93,7 @@ class Launch {
       prepare(fibers_[i]);
       make_ready(static_cast<int>(i));
     }
+    // Run one ready thread at a time.
     for (std::size_t returned = 0; returned < fibers_.size();) {
       if (ready_.empty()) throw KernelError(describe_stall());
       thread = take_ready();
@@ -137,6 +150,7 @@ class Launch {
     ready_.push_back(index);
   }
 
+  // Removes and returns the thread that runs next, in the order that the seed asks for (see `launch`).
   int take_ready() {
     auto pick = ready_.begin();
     if (shuffled_) pick += static_cast<std::ptrdiff_t>(random_() % ready_.size());
@@ -149,8 +163,8 @@ class Launch {
     return index;
   }
 
-  // Blocks the running fiber until all of [first, first + count) wait in this state at this line; the last one to come
-  // does what they wait for.
+  // Suspends the running fiber until all of [first, first + count) wait in this state at this line; the last to arrive
+  // executes `work` for all of them.
   void wait(State state, int line, int first, int count, const std::function<void()>& work = [] {}) {
     Fiber& self = current();
     self.state = state;
@@ -165,21 +179,21 @@ class Launch {
     after_switch(self.fake_stack, &main_bottom_, &main_size_);
   }
 
+  // Switches from the scheduler to the fiber; returns when the fiber waits or ends.
   void resume(Fiber& fiber) {
     before_switch(&main_fake_stack_, fiber.stack.get(), kStackBytes);
     swapcontext(&main_, &fiber.context);
     after_switch(main_fake_stack_, nullptr, nullptr);
   }
 
+  // The message of a deadlock: how many threads wait at which line, or have returned.
   std::string describe_stall() const {
     std::map<std::string, int> where;
     for (const Fiber& fiber : fibers_) {
-      ++where[fiber.state == State::returned ? "have returned"
-              : fiber.state == State::at_barrier
-                  ? "wait at the barrier in line " + std::to_string(fiber.line)
-              : fiber.state == State::at_shuffle
-                  ? "wait at the shuffle in line " + std::to_string(fiber.line)
-                  : "wait at the matrix product in line " + std::to_string(fiber.line)];
+      ++where[fiber.state == State::returned     ? "have returned"
+              : fiber.state == State::at_barrier ? "wait at the barrier in line " + std::to_string(fiber.line)
+              : fiber.state == State::at_shuffle ? "wait at the shuffle in line " + std::to_string(fiber.line)
+                                                 : "wait at the matrix product in line " + std::to_string(fiber.line)];
     }
     std::string text = "block (" + std::to_string(block_x) + ", " + std::to_string(block_y) + ") is stuck:";
     for (const auto& [what, count] : where) text += " " + std::to_string(count) + " threads " + what + ";";
@@ -190,19 +204,20 @@ class Launch {
   std::vector<Warp> warps_;
   const std::function<void()>& kernel_;
   std::mt19937 random_;
-  const bool shuffled_, ahead_;
-  std::vector<int> priorities_;  // of warps: whose threads go first
-  std::vector<int> ready_;
-  std::vector<void*> shared_;
-  std::exception_ptr failure_;
-  ucontext_t main_;
+  const bool shuffled_, ahead_;  // odd and even seeds
+  std::vector<int> priorities_;  // per warp: with an even seed, ready threads of the lowest number run first
+  std::vector<int> ready_;       // threads that could run
+  std::vector<void*> shared_;    // shared arrays that the block has already filled with NaN
+  std::exception_ptr failure_;   // what the kernel threw
+  ucontext_t main_;              // the scheduler
   void* main_fake_stack_ = nullptr;
   const void* main_bottom_ = nullptr;
   std::size_t main_size_ = 0;
 };
 
-Launch* running = nullptr;
+Launch* running = nullptr;  // the launch in progress, or null
 
+// Entry point of every fiber. An exception must not leave the fiber's stack, so it is kept for run_block to rethrow.
 void Launch::start() {
   Launch& launch = *running;
   after_switch(nullptr, &launch.main_bottom_, &launch.main_size_);

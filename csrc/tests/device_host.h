@@ -1,9 +1,12 @@
-// Host version of csrc/cuda/device.h, for tests: the threads of a block are fibers of one thread, so that a kernel runs
-// under sanitizers and a debugger, and mistakes that a GPU would let pass are errors here:
-//   - a barrier or shuffle that some thread of the block or warp doesn't reach, or reaches at another line
-//   - shared memory read before it is written: it starts as NaN in every block
-//   - a missing barrier: threads run in order or, with a seed, in others, up to their next barrier or shuffle
-// Tensor cores take their fragments from the lanes that the PTX ISA names, and cut sums off as Volta's do.
+// Host version of csrc/cuda/device.h, for tests. The threads of a block are fibers (user-level contexts) of one host
+// thread, so a kernel runs under sanitizers and in a debugger, and mistakes that may go unnoticed on a GPU are
+// detected:
+//   - a barrier or shuffle that some thread of the block or warp doesn't reach, or reaches at another source line:
+//     KernelError
+//   - shared memory read before it is written: every block starts with all of it NaN, so the results are NaN
+//   - a missing barrier: each thread runs until its next barrier or shuffle, in an order that the seed permutes, so the
+//     results change with the seed
+// The emulated tensor cores place fragments in lanes as the PTX ISA describes, and truncate sums as Volta's do.
 #pragma once
 
 #include <cmath>
@@ -41,30 +44,36 @@ constexpr bool kHasM16n8k16 = true;
 
 namespace host {
 
-// What a kernel did that no GPU defines.
+// A kernel did something whose result CUDA leaves undefined, such as a barrier that some threads never reach.
 class KernelError : public std::logic_error {
   using std::logic_error::logic_error;
 };
 
-// Runs the kernel once per thread of a grid of grid_x * grid_y blocks, one block after another. Seed 0: threads take
-// turns in order; odd: in an order drawn from the seed; even: a warp runs ahead until it has to wait for the block,
-// then another one, in an order of warps drawn from the seed. Throws KernelError, or what the kernel throws.
+// Runs `kernel` once per thread of a grid of grid_x * grid_y blocks of `threads` threads, one block after another.
+// The seed determines the order in which threads run between barriers and shuffles:
+//   0:     in the order of their indices
+//   odd:   in a random order of threads
+//   even:  whole warps in a random order; each runs ahead until it has to wait at a barrier of the block
+// Throws KernelError, or whatever the kernel throws.
 void launch(int grid_x, int grid_y, int threads, unsigned seed, const std::function<void()>& kernel);
 
-// What the running thread asks for.
+// The functions below are called by the running thread; `line` is the source line of the call, for error messages.
 int thread_index();
 int block_index_x();
 int block_index_y();
+// Fills the shared array with NaN when the first thread of a block reaches its declaration.
 void enter_shared(void* address, std::size_t bytes);
+// Barrier of the block.
 void wait_for_block(int line);
+// Shuffle: copies `bytes` bytes of `mine` of lane (own lane ^ mask) to `theirs`.
 void exchange(const void* mine, void* theirs, std::size_t bytes, int mask, int line);
 
-// One lane's part of a matrix product: registers of a and b, and c.
+// One lane's registers in a matrix product c += a b.
 struct Fragment {
   unsigned a[4], b[2];
   float c[8];
 };
-// Waits for all lanes of the warp, then runs `compute` once on the 32 fragments.
+// Waits for all lanes of the warp, then runs `compute` once on their 32 fragments; `mine` receives this lane's result.
 void multiply_matrices(Fragment& mine, void (*compute)(Fragment* lanes), int line);
 void compute_m8n8k4(Fragment* lanes);
 void compute_m8n8k4_row_row(Fragment* lanes);
@@ -93,7 +102,7 @@ inline unsigned ballot(bool vote, int line = __builtin_LINE()) {
 }
 inline int lowest_bit(unsigned bits) { return __builtin_ctz(bits); }
 
-// Fibers of one thread need no atomic instruction.
+// Plain arithmetic is atomic here: all fibers share one host thread and switch only at barriers and shuffles.
 inline void atomic_min(unsigned* address, unsigned value) {
   if (value < *address) *address = value;
 }
@@ -130,12 +139,12 @@ inline float minimum(float a, float b) { return std::fmin(a, b); }
 inline float maximum(float a, float b) { return std::fmax(a, b); }
 inline float square_root(float a) { return std::sqrt(a); }
 inline double square_root(double a) { return std::sqrt(a); }
-// Errs, by up to what is documented for the GPU's instruction: differently for neighbouring values, the same for the
-// same.
+// 2^value with a pseudo-random relative error within the bound documented for the GPU's instruction. The error is a
+// function of the value, so equal values give equal results.
 inline float power_of_two(float value) {
   if (value < -126) return 0;
-  const unsigned mixed = float_bits(value) * 2654435761u;
-  const double error = (mixed >> 8) * 0x1p-23 - 1;  // in -1 .. 1; leaves room for the rounding to float
+  const unsigned hash = float_bits(value) * 2654435761u;
+  const double error = (hash >> 8) * 0x1p-23 - 1;  // in [-1, 1); the factor 0.75 leaves room for rounding to float
   return static_cast<float>(std::exp2(static_cast<double>(value)) * (1 + 0.75 * 0x1p-22 * error));
 }
 

@@ -1,5 +1,5 @@
-// Tensor cores of device_host.h. Where each element lies is written as the PTX ISA writes it, in its words: a map from
-// (lane, element of the fragment) to (row, column).
+// The emulated tensor cores of device_host.h. The layout of each fragment is a function from (lane, element of the
+// fragment) to (row, column) of the matrix, in the notation of the PTX ISA ("Matrix Fragments for mma...").
 #include <algorithm>
 #include <cmath>
 
@@ -8,23 +8,27 @@
 namespace seed_fast::device::host {
 namespace {
 
+// Where an element of a fragment lies in its matrix.
 struct Place {
   int row, column;
 };
 
+// Element i of a fragment of binary16 numbers, two in each register.
 float half_of(const unsigned* registers, int i) {
   return half_to_float(static_cast<unsigned short>(registers[i / 2] >> (i % 2 * 16)));
 }
 
-// Towards zero to a multiple of unit, a power of two.
-double cut(double value, double unit) { return std::trunc(value / unit) * unit; }
+// The value rounded towards zero to a multiple of `unit`, a power of two.
+double truncate(double value, double unit) { return std::trunc(value / unit) * unit; }
 
+// The last place of a 24-bit significand of this magnitude, not below the smallest subnormal float32.
 double unit_of(double magnitude) {
   return magnitude == 0 ? 0x1p-149 : std::max(0x1p-149, std::ldexp(1.0, std::ilogb(magnitude) - 23));
 }
 
-// One step of a tensor core: c and four products, aligned to the largest of them, cut off at 24 bits, summed and cut off
-// once more. (Newer generations align more terms at once and keep a bit or two more, and stay within the same bound.)
+// c plus four products, as a Volta tensor core adds them: all terms are aligned to the largest and truncated to 24
+// bits, and their sum is truncated to 24 bits again. (Newer generations align more terms at once and keep one or two
+// bits more; their error stays within the same bound.)
 float add_products(float c, const double (&products)[4]) {
   double largest = std::fabs(static_cast<double>(c)), plain = c;
   for (double product : products) {
@@ -33,11 +37,12 @@ float add_products(float c, const double (&products)[4]) {
   }
   if (!std::isfinite(plain)) return static_cast<float>(plain);
   const double unit = unit_of(largest);
-  double sum = cut(c, unit);
-  for (double product : products) sum += cut(product, unit);
-  return static_cast<float>(cut(sum, unit_of(std::fabs(sum))));
+  double sum = truncate(c, unit);
+  for (double product : products) sum += truncate(product, unit);
+  return static_cast<float>(truncate(sum, unit_of(std::fabs(sum))));
 }
 
+// c += a b, four products at a time.
 template <int kRows, int kDepth>
 void multiply(const float (&a)[kRows][kDepth], const float (&b)[kDepth][8], float (&c)[kRows][8]) {
   for (int row = 0; row < kRows; ++row) {
@@ -51,8 +56,10 @@ void multiply(const float (&a)[kRows][kDepth], const float (&b)[kDepth][8], floa
   }
 }
 
+// .m8n8k4: four independent 8x8x4 products, each held by a quad pair (4 lanes of the lower half of the warp and 4 of
+// the upper half). kRowMajorB: the .row layout of B instead of .col.
 template <bool kRowMajorB>
-void quad_pairs(Fragment* lanes) {
+void multiply_quad_pairs(Fragment* lanes) {
   const auto a_place = [](int laneid, int i) { return Place{laneid < 16 ? laneid % 4 : laneid % 4 + 4, i}; };
   const auto b_place = [](int laneid, int i) {
     if (kRowMajorB) return Place{laneid % 4, laneid < 16 ? i : i + 4};
@@ -63,6 +70,7 @@ void quad_pairs(Fragment* lanes) {
     return Place{laneid < 16 ? x : x + 4, (i & 4) + (laneid & 2) + (i & 1)};
   };
   for (int computation = 0; computation < 4; ++computation) {
+    // Gather the matrices from the eight lanes of the quad pair, multiply, and hand back the elements of c.
     float a[8][4], b[4][8], c[8][8];
     const auto each = [&](auto&& visit) {
       for (int laneid = 0; laneid < kWarp; ++laneid) {
@@ -84,9 +92,10 @@ void quad_pairs(Fragment* lanes) {
   }
 }
 
-// .m16n8k8 and .m16n8k16, whose fragments are the same but for their length.
+// .m16n8k8 and .m16n8k16 (kDepth 8 and 16): one product held by the whole warp. The two shapes differ only in how many
+// registers of a and b each lane holds.
 template <int kDepth>
-void whole_warp(Fragment* lanes) {
+void multiply_warp(Fragment* lanes) {
   const auto a_place = [](int laneid, int i) {
     const int group = laneid >> 2, thread_in_group = laneid % 4;
     return Place{i % 4 < 2 ? group : group + 8, thread_in_group * 2 + (i & 1) + (i < 4 ? 0 : 8)};
@@ -114,9 +123,9 @@ void whole_warp(Fragment* lanes) {
 
 }  // namespace
 
-void compute_m8n8k4(Fragment* lanes) { quad_pairs<false>(lanes); }
-void compute_m8n8k4_row_row(Fragment* lanes) { quad_pairs<true>(lanes); }
-void compute_m16n8k8(Fragment* lanes) { whole_warp<8>(lanes); }
-void compute_m16n8k16(Fragment* lanes) { whole_warp<16>(lanes); }
+void compute_m8n8k4(Fragment* lanes) { multiply_quad_pairs<false>(lanes); }
+void compute_m8n8k4_row_row(Fragment* lanes) { multiply_quad_pairs<true>(lanes); }
+void compute_m16n8k8(Fragment* lanes) { multiply_warp<8>(lanes); }
+void compute_m16n8k16(Fragment* lanes) { multiply_warp<16>(lanes); }
 
 }  // namespace seed_fast::device::host

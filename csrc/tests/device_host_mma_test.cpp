@@ -1,5 +1,5 @@
-// Tensor cores on the host: fragments filled by the formulas in device.h give the plain matrix product; a fragment held
-// by another lane does not; and sums are cut off, not rounded.
+// The emulated tensor cores of device_host.h: fragments filled by the formulas in device.h give the matrix product,
+// fragments in the wrong lanes do not, and sums are truncated rather than rounded.
 #include <cmath>
 #include <random>
 #include <string>
@@ -20,7 +20,7 @@ struct Matrix {
   float& operator()(int row, int column) { return values[static_cast<std::size_t>(row * columns + column)]; }
 };
 
-// Small integers: every product and sum is exact, and no two lanes hold the same.
+// Random integers of -30 .. 30: every product and sum of them is exact in binary16 and float32.
 Matrix integers(int rows, int columns, unsigned seed) {
   Matrix matrix(rows, columns);
   std::mt19937 random(seed);
@@ -28,6 +28,7 @@ Matrix integers(int rows, int columns, unsigned seed) {
   return matrix;
 }
 
+// c + a b.
 Matrix product(Matrix a, Matrix b, Matrix c) {
   for (int row = 0; row < a.rows; ++row) {
     for (int column = 0; column < b.columns; ++column) {
@@ -37,7 +38,8 @@ Matrix product(Matrix a, Matrix b, Matrix c) {
   return c;
 }
 
-// The four 8x4 by 4x8 products of m8n8k4, with lanes' fragments of b rotated by `wrong_lanes`.
+// True if m8n8k4 gives the four products of 8x4 by 4x8 matrices. Each lane takes the fragment of b that belongs to lane
+// (own lane + wrong_lanes) % 32, so that any value but 0 must give a wrong product.
 bool quad_pairs_multiply(bool row_major_b, int wrong_lanes, unsigned seed) {
   Matrix a[4] = {integers(8, 4, 1), integers(8, 4, 2), integers(8, 4, 3), integers(8, 4, 4)};
   Matrix b[4] = {integers(4, 8, 5), integers(4, 8, 6), integers(4, 8, 7), integers(4, 8, 8)};
@@ -65,6 +67,7 @@ bool quad_pairs_multiply(bool row_major_b, int wrong_lanes, unsigned seed) {
   return true;
 }
 
+// The same for m16n8k8 and m16n8k16; `depth` is 8 or 16.
 bool warp_multiplies(int depth, int wrong_lanes) {
   Matrix a = integers(16, depth, 1), b = integers(depth, 8, 2), c = integers(16, 8, 3), out = c;
   host::launch(1, 1, kWarp, 0, [&] {
@@ -86,7 +89,7 @@ bool warp_multiplies(int depth, int wrong_lanes) {
   return out.values == product(a, b, c).values;
 }
 
-// What one lane gets of c + the sum of a[k] b[k], k < 4.
+// c + the sum of a[k] b[k], k < 4, as the emulated m8n8k4 computes it.
 float accumulate(float c, const std::vector<float>& a, const std::vector<float>& b) {
   float result = 0;
   host::launch(1, 1, kWarp, 0, [&] {
@@ -99,23 +102,23 @@ float accumulate(float c, const std::vector<float>& a, const std::vector<float>&
   return result;
 }
 
-TEST(m8n8k4_is_the_matrix_product_and_no_other_lane_will_do) {
+TEST(m8n8k4_is_the_matrix_product_only_with_fragments_in_their_lanes) {
   for (bool row_major_b : {false, true}) {
     for (unsigned seed : {0u, 1u, 2u}) CHECK(quad_pairs_multiply(row_major_b, 0, seed));
     for (int wrong : {1, 2, 16}) CHECK(!quad_pairs_multiply(row_major_b, wrong, 0));
   }
 }
 
-TEST(m16n8k8_and_m16n8k16_are_the_matrix_product_and_no_other_lane_will_do) {
+TEST(m16n8k8_and_m16n8k16_are_the_matrix_product_only_with_fragments_in_their_lanes) {
   for (int depth : {8, 16}) {
     CHECK(warp_multiplies(depth, 0));
     for (int wrong : {4, 8, 16}) CHECK(!warp_multiplies(depth, wrong));
   }
 }
 
-TEST(sums_are_cut_off_where_float32_would_round) {
+TEST(sums_are_truncated_where_float32_would_round) {
   CHECK_EQUAL(accumulate(1, {0x1.8p-12f, 0, 0, 0}, {0x1p-12f, 0, 0, 0}), 1.0f);
-  CHECK_EQUAL(accumulate(0x1p24f, {1, 1, 1, 1}, {1, 1, 1, 1}), 0x1p24f);  // 2^24 + 4, but each part is lost alone
+  CHECK_EQUAL(accumulate(0x1p24f, {1, 1, 1, 1}, {1, 1, 1, 1}), 0x1p24f);  // not 2^24 + 4: each 1 is truncated to 0
   CHECK_EQUAL(accumulate(-1, {0x1p-12f, 0, 0, 0}, {0x1p-12f, 0, 0, 0}), -1.0f);
   CHECK_EQUAL(accumulate(0, {0x1p-24f, 3, 0, 0}, {0x1p-24f, 0, 0, 0}), 0x1p-48f);  // subnormal binary16 is kept
 }

@@ -1,5 +1,5 @@
-// The host version of the device header finds what it promises to find: each defect below is caught, and its repaired
-// twin is not.
+// device_host.h detects the defects that it promises to detect: each kernel below exists with a defect, which must be
+// detected, and without, which must pass.
 #include "device_host.h"
 
 #include <string>
@@ -14,6 +14,7 @@ namespace {
 
 constexpr int kThreads = 64;
 
+// Kernel: reverses an array through shared memory. Without the barrier a thread reads an element too early.
 template <bool kWithBarrier>
 void reverse(const float* in, float* out) {
   SEED_FAST_SHARED(float, tile, [kThreads]);
@@ -22,6 +23,7 @@ void reverse(const float* in, float* out) {
   out[thread_index()] = tile[kThreads - 1 - thread_index()];
 }
 
+// True if the kernel gives the reversed array with this order of threads.
 template <bool kWithBarrier>
 bool reverses(unsigned seed) {
   std::vector<float> in(kThreads), out(kThreads), expected(kThreads);
@@ -30,7 +32,8 @@ bool reverses(unsigned seed) {
   return out == expected;
 }
 
-// Each step writes the tile that the step before has read; the barrier between them can be left out.
+// True if three rotations of the tile by one element give the right values with this order of threads. Each step
+// overwrites the tile that the previous step has read; the template parameter says whether a barrier separates them.
 template <bool kWithBarrier>
 bool rotates(unsigned seed) {
   std::vector<float> out(kThreads);
@@ -51,6 +54,7 @@ bool rotates(unsigned seed) {
   return true;
 }
 
+// The message of the KernelError that the kernel ends with, or "".
 template <class Kernel>
 std::string error_of(const Kernel& kernel) {
   try {
@@ -70,8 +74,8 @@ TEST(missing_barrier_after_a_write_is_caught_in_every_order) {
   }
 }
 
-// A warp that needs many steps until it reads what another one overwrites after as many: only a warp that runs ahead
-// finds out.
+// True if every thread reads the first value of its element. 50 shuffles lie between the write and the end of the read,
+// and 50 more before the overwrite: without a barrier only a warp that runs far ahead of another overwrites too early.
 template <bool kWithBarrier>
 bool keeps_step(unsigned seed) {
   std::vector<int> out(kThreads);
@@ -123,9 +127,9 @@ TEST(barriers_in_both_branches_are_an_error) {
 
 TEST(shuffle_of_part_of_a_warp_is_an_error) {
   CHECK(mentions(error_of([] {
-          if (thread_index() != 5) shuffle_xor(1, 1);
-        }),
-        "31 threads wait at the shuffle"));
+                   if (thread_index() != 5) shuffle_xor(1, 1);
+                 }),
+                 "31 threads wait at the shuffle"));
   CHECK_EQUAL(error_of([] {
                 if (thread_index() < kWarp) shuffle_xor(1, 1);
               }),

@@ -1,5 +1,6 @@
-// The kernels of csrc/cuda/nearest_code*.cu on ties and near ties, split into any number of shares: ids in exact
-// arithmetic, and margins. `nearest_code_cuda_fuzz_test SEED SECONDS` goes on for that long.
+// Random tests of the kernels of csrc/cuda/nearest_code*.cu on ties and near ties, with the codebook split into any
+// number of shares: ids against exact arithmetic, margins against float64. Without arguments it runs 25 small problems;
+// `nearest_code_cuda_fuzz_test SEED SECONDS` runs larger ones for that long.
 #include <chrono>
 #include <cstdlib>
 
@@ -13,6 +14,7 @@ using namespace seed_fast::nearest_code::testing;
 
 using Random = std::mt19937;
 
+// A random one of the values.
 int one_of(Random& random, std::initializer_list<int> values) { return values.begin()[random() % values.size()]; }
 
 // Small integers, so that most scores tie.
@@ -25,7 +27,8 @@ void fill_with_integers(Random& random, Matrix& matrix) {
   }
 }
 
-// Ones and zeros far above differences of 2^-30 to 2^-120 (float32) that decide.
+// Elements of -1, 0 and 1, half of them multiplied by a tiny factor, one per row: 2^-30 .. 2^-120, or 2^-10 in float16.
+// The large parts often cancel, and differences that float64 loses decide.
 void fill_with_cancelling_parts(Random& random, Matrix& matrix) {
   const int lowest = matrix.dtype == DType::float16 ? 10 : 120;
   for (int r = 0; r < matrix.rows; ++r) {
@@ -48,14 +51,15 @@ void copy_row(const Matrix& from, int row, Matrix& to, int at) {
   for (int c = 0; c < from.columns; ++c) to.set(at, c, from(row, c));
 }
 
-// Entries over and over, more than the tables of packing find.
+// Keeps a random number of entries and overwrites all others with copies of them, so that most entries are duplicates;
+// packing may miss some of them.
 void repeat_entries(Random& random, Matrix& codes) {
   const int kept = 1 + static_cast<int>(random() % static_cast<unsigned>(codes.rows));
   for (int k = kept; k < codes.rows; ++k) copy_row(codes, static_cast<int>(random() % kept), codes, k);
 }
 
-// All entries far away in the last dimension but two to four, anywhere: one with other signs, equally far from rows of
-// zeros, so that the bounds of their groups are equal too.
+// Moves all entries far away in the last dimension, except two to four at random places. Those few differ only in the
+// signs of their elements, so they are equally far from z = 0 and the score bounds of their groups are equal too.
 void leave_a_few(Random& random, Matrix& codes, Matrix& z) {
   for (int k = 0; k < codes.rows; ++k) {
     for (int c = 0; c < codes.columns; ++c) codes.set(k, c, c == codes.columns - 1 ? 50.0f : 0.0f);
@@ -63,7 +67,7 @@ void leave_a_few(Random& random, Matrix& codes, Matrix& z) {
   const int few = one_of(random, {2, 2, 2, 3, 4});
   int k = 0;
   for (int i = 0; i < few; ++i) {
-    // Anywhere, or eight tiles on: in shares whose results meet late.
+    // At a random index, or eight tiles after the previous one: in a share whose result is merged late with its own.
     k = random() % 2 ? (k + 8 * kTileCodes) % codes.rows
                      : static_cast<int>(random() % static_cast<unsigned>(codes.rows));
     codes.set(k, codes.columns - 1, 0);
@@ -75,8 +79,8 @@ void leave_a_few(Random& random, Matrix& codes, Matrix& z) {
   }
 }
 
-// The definition again: ids by exact comparison of whatever float64 can't separate, the gap to the second best
-// likewise.
+// Draws a problem, runs it and compares with the reference: ids must be equal, margins within float64 rounding of the
+// scores, and 0 where another code ties exactly. `small`: sizes for the test suite.
 void check_problem(Random& random, bool small) {
   const DType dtypes[] = {DType::float32, DType::float16, DType::bfloat16};
   const int d = one_of(random, {1, 2, 3, 5, 8, 31, 32, 33, 64});
@@ -85,6 +89,7 @@ void check_problem(Random& random, bool small) {
   const int n = small ? one_of(random, {1, 2, 5, 33}) : one_of(random, {1, 2, 3, 5, 31, 32, 33, 64});
   Matrix codes(k, d, dtypes[random() % 3], static_cast<int>(random() % 3));
   Matrix z(n, d, dtypes[random() % 3], static_cast<int>(random() % 3));
+  // Fill both matrices, then duplicate entries, put some rows exactly on an entry, and set up ties of few candidates.
   const int kind = static_cast<int>(random() % 4);
   if (kind < 2) fill_with_integers(random, codes), fill_with_integers(random, z);
   if (kind == 2) fill_with_cancelling_parts(random, codes), fill_with_cancelling_parts(random, z);
@@ -96,6 +101,7 @@ void check_problem(Random& random, bool small) {
 
   if (random() % 3) leave_a_few(random, codes, z);
 
+  // Run with random tensor cores, number of shares and order of threads, and compare.
   const Cores cores[] = {Cores::sm70, Cores::sm75, Cores::sm80};
   const int wanted = small ? one_of(random, {1, 2, 3, 12, 12, 36}) : one_of(random, {1, 2, 3, 5, 12, 24, 60, 120});
   const Options options{cores[random() % 3], wanted, static_cast<unsigned>(random() % 9)};
@@ -123,6 +129,7 @@ TEST(ties_and_near_ties_in_any_number_of_shares) {
   for (int i = 0; i < 25; ++i) check_problem(random, true);
 }
 
+// Runs random problems until the time is over; a failure prints seed and problem and exits.
 void run_for(unsigned seed, double seconds) {
   using Clock = std::chrono::steady_clock;
   const auto begin = Clock::now();

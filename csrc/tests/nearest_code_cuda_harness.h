@@ -1,4 +1,5 @@
-// Runs the kernels of csrc/cuda/nearest_code*.cu on the host (device_host.h), and computes what they should find.
+// Runs the kernels of csrc/cuda/nearest_code*.cu on the host (device_host.h), and computes the expected ids and
+// margins.
 #pragma once
 
 #include <algorithm>
@@ -20,23 +21,26 @@ namespace seed_fast::nearest_code::testing {
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-constexpr long long kPoison = -77;
+constexpr long long kPoison = -77;  // fills id buffers before a kernel runs
 
-// A matrix of one of the dtypes with a row stride; the gaps between rows hold NaN.
+// A matrix of one of the dtypes with `gap` unused elements, which are NaN, between rows.
 struct Matrix {
   int rows, columns, stride;
   DType dtype;
   std::vector<unsigned char> bytes;
 
   Matrix(int rows, int columns, DType dtype = DType::float32, int gap = 0)
-      : rows(rows), columns(columns), stride(columns + gap), dtype(dtype),
+      : rows(rows),
+        columns(columns),
+        stride(columns + gap),
+        dtype(dtype),
         bytes(static_cast<std::size_t>(rows * stride - gap) * size(), 0xff) {}
 
   std::size_t size() const { return dtype == DType::float32 ? 4 : 2; }
   float operator()(int row, int column) const {
     return load_as_float(bytes.data(), static_cast<int64_t>(row) * stride + column, dtype);
   }
-  // Truncates to the dtype; halves only in the range of normal halves.
+  // Stores the value truncated towards zero to the dtype. float16: magnitudes below the smallest normal become 0.
   void set(int row, int column, float value) {
     unsigned char* const at = &bytes[static_cast<std::size_t>(row * stride + column) * size()];
     uint32_t bits;
@@ -63,8 +67,9 @@ inline Matrix random_matrix(int rows, int columns, unsigned seed, float scale = 
   return matrix;
 }
 
-// Sign of score(a) - score(b) from a floating-point expansion without zeros (Shewchuk 1997), which shares nothing with
-// the kernel: its last component outweighs all others together.
+// The exact sign (-1, 0 or 1) of score(a) - score(b) for row `row`, where score(k) = ||e_k||^2 - 2 z.e_k. The
+// difference is summed exactly as a floating-point expansion without zeros (Shewchuk 1997), whose last component is
+// larger than all others together. It shares no code with the kernel.
 inline int exact_order(const Matrix& z, int row, const Matrix& codes, int a, int b) {
   std::vector<double> sum;
   const auto add = [&](double x) {
@@ -86,6 +91,7 @@ inline int exact_order(const Matrix& z, int row, const Matrix& codes, int a, int
   return sum.empty() ? 0 : sum.back() > 0 ? 1 : -1;
 }
 
+// ||e_k||^2 - 2 z.e_k in float64.
 inline double score64(const Matrix& z, int row, const Matrix& codes, int k) {
   double score = 0;
   for (int d = 0; d < z.columns; ++d) score += codes(k, d) * (codes(k, d) - 2.0 * z(row, d));
@@ -97,6 +103,7 @@ struct Result {
   std::vector<float> margin;
 };
 
+// The largest magnitude that a score of this row can have; rounding errors of scores are proportional to it.
 inline double magnitude64(const Matrix& z, int row, const Matrix& codes) {
   double z_norm = 0, code_norm = 0;
   for (int d = 0; d < z.columns; ++d) z_norm += static_cast<double>(z(row, d)) * z(row, d);
@@ -108,7 +115,8 @@ inline double magnitude64(const Matrix& z, int row, const Matrix& codes) {
   return code_norm + 2 * std::sqrt(z_norm * code_norm);
 }
 
-// The definition. Scores further apart than any float64 rounding are compared in float64, all others exactly.
+// The definition: the code with the lowest score, the first of equal ones; the margin is the gap to the second lowest
+// score in float64. Scores further apart than float64 rounding errors are compared in float64, all others exactly.
 inline Result reference(const Matrix& z, const Matrix& codes) {
   Result result;
   std::vector<double> scores(static_cast<std::size_t>(codes.rows));
@@ -130,28 +138,33 @@ inline Result reference(const Matrix& z, const Matrix& codes) {
   return result;
 }
 
+// The instruction of the binary16 screen: m8n8k4, m16n8k8 or m16n8k16.
 enum class Cores { sm70, sm75, sm80 };
 
 struct Options {
   Cores cores = Cores::sm70;
-  int wanted_blocks = 1;  // more split the codebook
-  unsigned seed = 0;
+  int wanted_blocks = 1;  // with more blocks than rows need, the codebook is split into shares
+  unsigned seed = 0;      // order of threads, see device_host.h
 };
 
+// Everything that a search leaves in memory.
 struct Search {
   std::vector<unsigned char> packed;
-  std::vector<Partial> half, single;   // [shares, N], [shares, listed]
-  std::vector<unsigned> listed;        // rows that the binary16 screen left to the float32 screen
+  std::vector<Partial> half,
+      single;                    // results of the binary16 screen, [shares, N], and float32 screen, [shares, listed]
+  std::vector<unsigned> listed;  // rows that the binary16 screen could not decide
   Result result;
 
   const PackedHeader& header() const { return *reinterpret_cast<const PackedHeader*>(packed.data()); }
-  // Rows that the float32 screen left to the scan, where it ran in one share.
+  // The number of rows that the float32 screen left with more than two groups, which are scanned code by code. Only
+  // valid if the screen ran in one share.
   int scanned() const {
     return static_cast<int>(std::count_if(single.begin(), single.end(),
                                           [](const Partial& found) { return !(found.upper[2] < found.lower); }));
   }
 };
 
+// Runs the three packing kernels, as the launcher does.
 inline std::vector<unsigned char> pack(const Matrix& codes, Options options = {}) {
   using device::host::launch;
   const int k = codes.rows, d = codes.columns, tiles = code_tiles(k), dtype = static_cast<int>(codes.dtype);
@@ -167,6 +180,8 @@ inline std::vector<unsigned char> pack(const Matrix& codes, Options options = {}
   return packed;
 }
 
+// Packs the codebook and runs the kernels of a search, as the launcher does. Fails if a kernel writes beyond the ids,
+// or if the kernel that computes margins gives other ids.
 inline Search search(const Matrix& z, const Matrix& codes, Options options = {}) {
   using device::host::launch;
   const int d = z.columns, k = codes.rows, n = z.rows, dtype = static_cast<int>(z.dtype);
@@ -178,6 +193,7 @@ inline Search search(const Matrix& z, const Matrix& codes, Options options = {})
   done.packed = pack(codes, options);
   const unsigned char* const packed = done.packed.data();
 
+  // Screen all rows in binary16.
   const Plan plan(n, k, wanted);
   done.half.assign(static_cast<std::size_t>(plan.shares * n), poison);
   launch(static_cast<int>(plan.blocks()), 1, kThreads, options.seed, [&] {
@@ -190,6 +206,7 @@ inline Search search(const Matrix& z, const Matrix& codes, Options options = {})
     }
   });
 
+  // Decide the rows for which the screen left at most two groups of codes, and list the others.
   unsigned count = 0;
   done.listed.assign(static_cast<std::size_t>(n), ~0u);
   done.result.ids.assign(static_cast<std::size_t>(n + 1), kPoison);
@@ -198,6 +215,7 @@ inline Search search(const Matrix& z, const Matrix& codes, Options options = {})
     nearest_code_finish_kernel(from, dtype, n, d, z.stride, packed, k, plan.shares, done.half.data(), &count,
                                done.listed.data(), ids);
   });
+  // Screen the listed rows in float32, and decide them; where float32 is not enough, the kernel scans all codes.
   const Workspace workspace(n, wanted);
   done.single.assign(static_cast<std::size_t>(workspace.blocks * kBlockRows), poison);
   launch(static_cast<int>(workspace.blocks), 1, kThreads, options.seed, [&] {
@@ -213,6 +231,7 @@ inline Search search(const Matrix& z, const Matrix& codes, Options options = {})
   CHECK_EQUAL(done.result.ids.back(), kPoison);
   done.result.ids.pop_back();
 
+  // Run the kernel that computes ids and margins without a screen.
   std::vector<long long> again(static_cast<std::size_t>(n), kPoison);
   done.result.margin.assign(static_cast<std::size_t>(n), -7.0f);
   launch(warps, 1, kThreads, options.seed, [&] {

@@ -1,4 +1,5 @@
-// The parts that nearest_code on CUDA is made of: the packed codebook, the bounds of its screens, the plan of a search.
+// The parts of nearest_code on CUDA: the packed codebook, the score bounds of its screens, the merging of partial
+// results, and the plan of a search.
 #include "nearest_code_cuda_harness.h"
 
 namespace {
@@ -49,7 +50,8 @@ TEST(every_code_has_its_own_place) {
   }
 }
 
-// Upper and lower bounds of every row and group hold for exact scores, and aren't idle.
+// Runs the binary16 screen and checks for every row that its bounds of the best score and of the two best groups
+// enclose the exact scores, and that the bounds of the best score are close to each other.
 void check_bounds(const Matrix& z, const Matrix& codes, Options options) {
   const Search done = search(z, codes, options);
   const Codes all(done.packed.data(), codes.rows, codes.columns);
@@ -91,7 +93,7 @@ bool equal(const Partial& a, const Partial& b) {
   return a.lower == b.lower && uppers && a.group[0] == b.group[0] && a.group[1] == b.group[1];
 }
 
-// Some groups of a codebook, with few different bounds, so that most of them tie.
+// One partial result for each of `count` groups, with so few different bounds that most of them tie.
 std::vector<Partial> tied_groups(std::mt19937& random, int count) {
   std::vector<Partial> groups;
   for (int group = 0; group < count; ++group) {
@@ -142,7 +144,7 @@ TEST(partial_results_are_the_best_groups_by_bound_then_index) {
   }
 }
 
-// Each lane of a warp brings groups of its own; after the butterfly all 32 hold the same ones.
+// Each lane of a warp merges groups of its own; after a butterfly of shuffles all 32 lanes hold the same result.
 TEST(all_lanes_merge_to_one_result) {
   std::mt19937 random(87);
   for (int trial = 0; trial < 20; ++trial) {

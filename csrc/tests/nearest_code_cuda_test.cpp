@@ -1,4 +1,4 @@
-// The kernels of csrc/cuda/nearest_code*.cu, executed on the host, against an exact reference.
+// The kernels of csrc/cuda/nearest_code*.cu, executed on the host (device_host.h), against an exact reference.
 #include "nearest_code_cuda_harness.h"
 
 namespace {
@@ -7,7 +7,7 @@ using namespace seed_fast;
 using namespace seed_fast::nearest_code;
 using namespace seed_fast::nearest_code::testing;
 
-// Ids are exact; margins come from float64 scores.
+// Runs a search and compares with the reference: ids must be equal, margins within float64 rounding of the scores.
 void check_search(const Matrix& z, const Matrix& codes, Options options = {}) {
   const Result expected = reference(z, codes), got = search(z, codes, options).result;
   for (int row = 0; row < z.rows; ++row) {
@@ -23,9 +23,10 @@ void check_search(const Matrix& z, const Matrix& codes, Options options = {}) {
 }
 
 TEST(ids_are_exact_for_odd_sizes) {
-  const struct { int n, k, d; } sizes[] = {{1, 1, 1},     {31, 300, 1}, {65, 129, 1}, {32, 128, 8}, {33, 127, 31},
-                                           {65, 300, 32}, {32, 1, 32},  {1, 600, 32},  {33, 257, 33}, {31, 130, 64},
-                                           {65, 64, 100}, {3, 129, 256}, {70, 2, 256}};
+  const struct {
+    int n, k, d;
+  } sizes[] = {{1, 1, 1},    {31, 300, 1},  {65, 129, 1},  {32, 128, 8},  {33, 127, 31}, {65, 300, 32}, {32, 1, 32},
+               {1, 600, 32}, {33, 257, 33}, {31, 130, 64}, {65, 64, 100}, {3, 129, 256}, {70, 2, 256}};
   int turn = 0;
   for (const auto& size : sizes) {
     const Matrix z = random_matrix(size.n, size.d, 1), codes = random_matrix(size.k, size.d, 2);
@@ -99,8 +100,10 @@ TEST(collapsed_codebook_of_neighbouring_floats_stays_exact) {
 TEST(gaps_that_float64_cannot_see_are_decided) {
   // With z = (1, t) and codes (1, 0), (1, s): score(1) - score(0) = s^2 - 2 s t, at a score of about -1.
   const float s = 0x1p-60f;
-  const struct { float t; long long id; } cases[] = {{0, 0}, {s, 1}, {s / 2, 0}, {std::nextafter(s / 2, 1.0f), 1},
-                                                    {std::nextafter(s / 2, 0.0f), 0}, {-s, 0}};
+  const struct {
+    float t;
+    long long id;
+  } cases[] = {{0, 0}, {s, 1}, {s / 2, 0}, {std::nextafter(s / 2, 1.0f), 1}, {std::nextafter(s / 2, 0.0f), 0}, {-s, 0}};
   for (const auto& c : cases) {
     for (bool swapped : {false, true}) {
       Matrix z(1, 2), codes(2, 2);
@@ -127,7 +130,9 @@ TEST(exact_ties_between_different_codes_give_the_lowest_index) {
 }
 
 TEST(exact_ties_that_float64_rounds_apart_give_the_lowest_index) {
-  constexpr int kFirst = 37;  // permutations of one code, seen from the diagonal; those before are far away
+  // Codes before kFirst are far away; all others are permutations of one code, which have the same distance to any z
+  // whose elements are all equal, but float64 adds their terms in different orders.
+  constexpr int kFirst = 37;
   Matrix z(3, 32), codes = random_matrix(250, 32, 32);
   std::mt19937 random(33);
   for (int k = 0; k < 250; ++k) {
@@ -144,8 +149,8 @@ TEST(exact_ties_that_float64_rounds_apart_give_the_lowest_index) {
   CHECK(reference(z, codes).ids == std::vector<long long>(3, kFirst));
 }
 
-// Two groups of codes tie for the best bound, in different shares of the codebook.
-TEST(two_groups_that_tie_are_both_looked_at) {
+// Two groups of codes have the same upper bound of the score and lie in different shares of the codebook.
+TEST(two_groups_with_equal_bounds_are_both_examined) {
   for (int wanted : {2, 4, 12}) {
     for (Cores cores : {Cores::sm70, Cores::sm80}) {
       Matrix z = random_matrix(1, 2, 1, 0), codes = random_matrix(1025, 2, 1, 0);
@@ -183,7 +188,7 @@ TEST(sums_that_overflow_on_the_way_are_still_decided) {
   for (int row = 0; row < 9; ++row) z.set(row, row % 4, row % 2 ? big : -big), z.set(row, (row + 1) % 4, 0x1p40f);
   for (int k = 0; k < 130; ++k) codes.set(k, k % 4, k % 3 ? big : -big), codes.set(k, (k + 1) % 4, 0x1p35f * k);
   check_search(z, codes);
-  // The first code is the best by far, but adding its terms in turn passes the largest float32 and can't come back.
+  // The first code is the best by far, but a partial sum of its float32 score overflows to infinity and stays there.
   const float side = 0x1.4p63f;
   Matrix corner(1, 2), pair(2, 2);
   corner.set(0, 0, -side), corner.set(0, 1, side);

@@ -1,4 +1,4 @@
-// The kernels of csrc/cuda/vector_quantize.cu, executed on the host, against their formulas in float64.
+// The kernels of csrc/cuda/vector_quantize.cu, executed on the host (device_host.h), against their formulas in float64.
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -17,14 +17,17 @@ using device::host::launch;
 
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
-// A matrix of one of the dtypes; the gaps between rows hold NaN.
+// A matrix of one of the dtypes with `gap` unused elements, which are NaN, after each row.
 struct Matrix {
   int rows, columns, stride;
   DType dtype;
   std::vector<unsigned char> bytes;
 
   Matrix(int rows, int columns, DType dtype, int gap = 0)
-      : rows(rows), columns(columns), stride(columns + gap), dtype(dtype),
+      : rows(rows),
+        columns(columns),
+        stride(columns + gap),
+        dtype(dtype),
         bytes(static_cast<std::size_t>(rows * stride) * (dtype == DType::float32 ? 4 : 2), 0xff) {}
   int type() const { return static_cast<int>(dtype); }
   double operator()(int64_t row, int64_t column) const {
@@ -43,15 +46,17 @@ Matrix random_matrix(int rows, int columns, unsigned seed, DType dtype, int gap 
   return matrix;
 }
 
-// To the dtype and back.
+// The value rounded to the dtype.
 double rounded(double value, DType dtype) {
   unsigned char bytes[4];
   store_from_float(bytes, 0, dtype, static_cast<float>(value));
   return load_as_float(bytes, 0, dtype);
 }
 
+// Equal, or both NaN.
 bool same(double a, double b) { return a == b || (std::isnan(a) && std::isnan(b)); }
 
+// Random z [n, d], codebook [k, d] and the id of a code for each row of z.
 struct Problem {
   Matrix z, codebook;
   std::vector<long long> ids;
@@ -68,6 +73,7 @@ struct Forward {
   float commit = -7, codebook_loss = -7;
 };
 
+// Runs the two forward kernels.
 Forward forward(const Problem& p, unsigned seed = 0) {
   Forward out{Matrix(p.z.rows, p.z.columns, p.z.dtype)};
   const int blocks = (p.z.rows + kRowsPerBlock - 1) / kRowsPerBlock;
@@ -83,9 +89,10 @@ Forward forward(const Problem& p, unsigned seed = 0) {
   return out;
 }
 
+// The gradient of z, from the gradients of z_q (with any strides) and of the commitment loss.
 Matrix backward_z(const Problem& p, const Matrix& grad_z_q, int stride_row, int stride_column, float grad_commit) {
   Matrix out(p.z.rows, p.z.columns, p.z.dtype);
-  const int blocks = 2;  // fewer than elements / threads, so that threads take several
+  const int blocks = 2;  // so few that each thread processes several elements
   launch(blocks, 1, kThreads, 0, [&] {
     vector_quantize_bwd_z_kernel(p.z.bytes.data(), p.z.type(), p.z.rows, p.z.columns, p.z.stride,
                                  p.codebook.bytes.data(), p.codebook.type(), p.codebook.stride, p.ids.data(),
@@ -95,20 +102,24 @@ Matrix backward_z(const Problem& p, const Matrix& grad_z_q, int stride_row, int 
   return out;
 }
 
+// The gradient of the codebook, from the gradient of the codebook loss.
 Matrix backward_codebook(const Problem& p, float grad_codebook_loss, unsigned seed = 0) {
   Matrix out(p.codebook.rows, p.codebook.columns, p.codebook.dtype);
-  launch((p.codebook.rows - 1) / kEntriesPerBlock + 1, (p.codebook.columns - 1) / device::kWarp + 1, kThreads, seed, [&] {
-    vector_quantize_bwd_codebook_kernel(p.z.bytes.data(), p.z.type(), p.z.rows, p.z.columns, p.z.stride,
-                                        p.codebook.bytes.data(), p.codebook.type(), p.codebook.rows, p.codebook.stride,
-                                        p.ids.data(), &grad_codebook_loss, out.bytes.data());
-  });
+  launch((p.codebook.rows - 1) / kEntriesPerBlock + 1, (p.codebook.columns - 1) / device::kWarp + 1, kThreads, seed,
+         [&] {
+           vector_quantize_bwd_codebook_kernel(p.z.bytes.data(), p.z.type(), p.z.rows, p.z.columns, p.z.stride,
+                                               p.codebook.bytes.data(), p.codebook.type(), p.codebook.rows,
+                                               p.codebook.stride, p.ids.data(), &grad_codebook_loss, out.bytes.data());
+         });
   return out;
 }
 
 const DType kTypes[] = {DType::float32, DType::float16, DType::bfloat16};
 
 TEST(rows_become_their_entries_and_both_losses_the_mean_square) {
-  const struct { int n, k, d; } sizes[] = {{1, 1, 1}, {33, 20, 7}, {100, 300, 32}, {31, 64, 70}};
+  const struct {
+    int n, k, d;
+  } sizes[] = {{1, 1, 1}, {33, 20, 7}, {100, 300, 32}, {31, 64, 70}};
   for (const auto& size : sizes) {
     for (DType z_type : kTypes) {
       for (DType code_type : kTypes) {
@@ -156,7 +167,10 @@ TEST(gradient_of_z_follows_its_formula_for_any_strides_of_the_incoming_one) {
     const Problem p(37, 20, 40, type, DType::float32, 2);
     const Matrix straight = random_matrix(37, 40, 5, type, 4), turned = random_matrix(40, 37, 5, type);
     const Matrix one = random_matrix(1, 1, 6, type);
-    const struct { const Matrix& grad; int row, column; } layouts[] = {{straight, 44, 1}, {turned, 1, 37}, {one, 0, 0}};
+    const struct {
+      const Matrix& grad;
+      int row, column;
+    } layouts[] = {{straight, 44, 1}, {turned, 1, 37}, {one, 0, 0}};
     for (const auto& layout : layouts) {
       const Matrix got = backward_z(p, layout.grad, layout.row, layout.column, 1.5f);
       for (int row = 0; row < 37; ++row) {
@@ -172,7 +186,9 @@ TEST(gradient_of_z_follows_its_formula_for_any_strides_of_the_incoming_one) {
 }
 
 TEST(gradient_of_the_codebook_sums_each_entry_in_row_order) {
-  const struct { int n, k, d; } sizes[] = {{1, 1, 1}, {300, 20, 7}, {600, 300, 32}, {257, 129, 70}};
+  const struct {
+    int n, k, d;
+  } sizes[] = {{1, 1, 1}, {300, 20, 7}, {600, 300, 32}, {257, 129, 70}};
   for (const auto& size : sizes) {
     for (DType type : kTypes) {
       const Problem p(size.n, size.k, size.d, DType::float32, type, 1);
@@ -184,7 +200,7 @@ TEST(gradient_of_the_codebook_sums_each_entry_in_row_order) {
             if (p.ids[row] == k) sum += p.codebook(k, d) - p.z(row, d);
           }
           const double scale = 0.25 * (2.0 / (static_cast<double>(size.n) * size.d));
-          CHECK(same(got(k, d), rounded(scale * sum, type)));  // to the last bit: the same order in the same precision
+          CHECK(same(got(k, d), rounded(scale * sum, type)));  // bit-equal: same order of summation, same precision
         }
       }
     }

@@ -1,4 +1,5 @@
-// Every check of the machine finds the fault that it is for, names it, and lets the right code next to it pass.
+// Every check of the interpreter reports the defect that it is meant for with the right message, and accepts a correct
+// variant of the same code.
 #include "snippet.h"
 
 using ptx::testing::fault;
@@ -8,7 +9,8 @@ using ptx::testing::Snippet;
 namespace {
 
 const char* const kTile = ".shared .align 16 .b8 tile[512];\n";
-// Each of 64 threads writes its word of `tile`, then, `between`, reads that of a thread of the other warp.
+// Each of 64 threads writes its word of `tile`, executes the PTX text `between`, and reads the word of a thread of the
+// other warp.
 Snippet exchange(const std::string& between) {
   return {kTile,
           "shl.b32 %r5, %r0, 2;\nmov.u32 %r6, tile;\nadd.s32 %r7, %r6, %r5;\nst.shared.u32 [%r7], %r0;\n" + between +
@@ -24,7 +26,7 @@ TEST(a_barrier_orders_shared_memory_and_its_absence_is_a_race) {
     good.seed = bad.seed = seed;
     CHECK_EQUAL(run(good)[5], uint64_t{37});
     const std::string message = fault(bad);
-    // Read before written, or read beside the write: both are what the missing barrier does.
+    // Without the barrier the word is read before, or concurrently with, its write, depending on the order of warps.
     CHECK(message.find("race: ") != std::string::npos || message.find("nobody has written") != std::string::npos);
     CHECK_FAULT(message, "kernel snippet, line ");
     CHECK_FAULT(message, ", thread ");
@@ -95,7 +97,7 @@ TEST(what_nobody_wrote_is_not_used) {
   CHECK_FAULT(
       fault({kTile, "ld.shared.u32 %r5, [tile+8];\nsetp.eq.s32 %p1, %r5, 0;\n@%p1 bra END;\nEND: mov.u32 %r5, 1;"}),
       "uses a register that was never set");
-  // What is loaded and left unused is no fault, nor what an instruction doesn't choose.
+  // An undefined value may be loaded, and be the operand that selp doesn't choose.
   CHECK_EQUAL(fault({kTile,
                      "ld.shared.u32 %r5, [tile+8];\nsetp.eq.s32 %p1, %r0, 99;\nselp.u32 %r6, %r5, %r0, "
                      "%p1;\nst.global.u32 [%rd2], %r6;"}),
@@ -110,7 +112,7 @@ TEST(undefined_elements_stay_in_their_column_of_a_product) {
                            "{%f1, %f1, %f1, %f1};\n" +
                            stored};
   };
-  // b of lanes 0 to 3 is column 0: it goes into the first result of lanes 0, 4, 8, ...
+  // Lanes 0 to 3 hold column 0 of B, which enters column 0 of the product: the first register of lanes 0, 4, 8, ...
   const std::string without_column_0 = "@!%p1 mov.u32 %r6, 0;\n";
   CHECK_EQUAL(fault(product(without_column_0, "st.global.f32 [%rd2], %f3;")), std::string());
   CHECK_FAULT(fault(product(without_column_0, "st.global.f32 [%rd2], %f2;")), "stores a value that was never set");

@@ -1,4 +1,4 @@
-// What each instruction computes: PTX ISA 8.8, "Instruction Set". Here, which reader gets it.
+// Chooses the reader of each instruction. The readers follow PTX ISA 8.8, "Instruction Set".
 #include "instructions.h"
 
 #include <string>
@@ -7,6 +7,7 @@
 namespace ptx {
 namespace {
 
+// Executes an instruction without effect.
 void nothing(Warp&, const Instruction&, uint32_t) {}
 
 }  // namespace
@@ -17,8 +18,8 @@ void decode(Statement& statement, Instruction& into) {
       {"ld", read_memory},
       {"ldu", read_memory},
       {"st", read_memory},
-      {"atom", read_update},
-      {"red", read_update},
+      {"atom", read_atomic},
+      {"red", read_atomic},
       {"mov", read_move},
       {"cvta", read_convert_address},
       {"cvt", read_convert},
@@ -37,14 +38,14 @@ void decode(Statement& statement, Instruction& into) {
   };
   const std::string& name = statement.opcode[0];
   into.execute = nothing;
-  if (name == "hand_over") {
-    into.execute = hand_over;
+  if (name == "copy_argument") {
+    into.execute = copy_argument;
   } else if (name == "ret" || name == "exit") {
     into.flow = Flow::leave;
   } else if (name == "trap") {
     into.execute = [](Warp&, const Instruction&, uint32_t) { throw Fault("the kernel traps"); };
   } else if (name == "membar" || name == "fence" || name == "prefetch" || name == "prefetchu") {
-    // order, but don't synchronise; nothing here depends on it
+    // No effect: the interpreter executes memory accesses in program order, and the race check counts only barriers.
   } else if (name == "cp" && statement.has("async")) {
     read_async_copy(statement, into);
   } else if (statement.has("cc")) {

@@ -1,4 +1,5 @@
-// A reader for each kind of instruction: it fills in slots, options and what runs.
+// One reader per kind of PTX instruction. It translates the parsed statement into an Instruction: the slots of results
+// and operands, options, and the function that executes it. An unknown instruction throws Fault.
 #pragma once
 
 #include "machine.h"
@@ -11,9 +12,10 @@ void read_arithmetic(Statement& statement, Instruction& into);
 
 // instructions_memory.cpp
 void read_memory(Statement& statement, Instruction& into);
-void read_update(Statement& statement, Instruction& into);
+void read_atomic(Statement& statement, Instruction& into);
 void read_async_copy(Statement& statement, Instruction& into);
-void hand_over(Warp& warp, const Instruction& in, uint32_t active);
+// Executes a copy of an argument or result between caller and called function; the parser emits it around each call.
+void copy_argument(Warp& warp, const Instruction& in, uint32_t active);
 
 // instructions_conversion.cpp
 void read_move(Statement& statement, Instruction& into);

@@ -1,4 +1,5 @@
-// Instructions that are a function of their operands, lane by lane, in the table of `arithmetic()`; chains of carries.
+// Instructions whose result in each lane is a pure function of that lane's operands, listed in the table
+// `arithmetic()`; and additions with carry.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -12,6 +13,8 @@
 
 namespace ptx {
 namespace {
+
+// -- integers ---------------------------------------------------------------------------------------------------------
 
 template <class T>
 T add(T a, T b) {
@@ -50,7 +53,7 @@ template <class D, class S>
 D mad_wide(S a, S b, D c) {
   return static_cast<D>(static_cast<u64>(mul_wide<D, S>(a, b)) + static_cast<u64>(c));
 }
-// Division by zero is undefined but no fault; the hardware gives ones.
+// PTX leaves division by zero undefined without a trap; as on the hardware, all bits of the result are set.
 template <class T>
 T divide(T a, T b) {
   if (b == 0) return static_cast<T>(-1);
@@ -113,16 +116,19 @@ u32 population(u32 a) { return static_cast<u32>(__builtin_popcount(a)); }
 u32 population64(u64 a) { return static_cast<u32>(__builtin_popcountll(a)); }
 u32 leading_zeros(u32 a) { return a ? static_cast<u32>(__builtin_clz(a)) : 32; }
 u32 leading_zeros64(u64 a) { return a ? static_cast<u32>(__builtin_clzll(a)) : 64; }
+// bfind: position of the highest bit that differs from the sign; all ones if there is none.
 template <class T>
 u32 find_bit(T a) {
   if (std::is_signed_v<T> && a < T{0}) a = static_cast<T>(~a);
   return a ? 63 - static_cast<u32>(__builtin_clzll(static_cast<u64>(a))) : ~0u;
 }
+// bfind.shiftamt: by how much to shift left to bring that bit to the top.
 template <class T>
 u32 find_shift(T a) {
   const u32 bit = find_bit(a);
   return bit == ~0u ? ~0u : static_cast<u32>(8 * sizeof(T)) - 1 - bit;
 }
+// bfe: the bits [position, position + length) of a, extended by zeros or, for signed types, by the highest of them.
 template <class T>
 T extract_bits(T a, u32 position, u32 length) {
   constexpr int most = 8 * sizeof(T) - 1;
@@ -134,11 +140,13 @@ T extract_bits(T a, u32 position, u32 length) {
   }
   return static_cast<T>(out);
 }
+// bfi: b with its bits [position, position + length) replaced by the lowest bits of a.
 u32 insert_bits(u32 a, u32 b, u32 position, u32 length) {
   const u32 p = position & 255, n = length & 255;
   for (u32 i = 0; i < n && p + i < 32; ++i) b = (b & ~(1u << (p + i))) | (a >> i & 1) << (p + i);
   return b;
 }
+// prmt: four of the eight bytes of b:a, each chosen by a nibble of the selector; its bit 3 replicates the byte's sign.
 u32 permute(u32 a, u32 b, u32 selector) {
   const u64 bytes = static_cast<u64>(b) << 32 | a;
   u32 out = 0;
@@ -148,6 +156,7 @@ u32 permute(u32 a, u32 b, u32 selector) {
   }
   return out;
 }
+// shf: one half of the 64-bit value high:low shifted; .wrap takes the amount modulo 32, .clamp limits it to 32.
 u32 funnel_left(u32 low, u32 high, u32 by) {
   return static_cast<u32>((static_cast<u64>(high) << 32 | low) << by >> 32);
 }
@@ -157,6 +166,7 @@ u32 funnel_right_wrap(u32 low, u32 high, u32 by) {
   return static_cast<u32>((static_cast<u64>(high) << 32 | low) >> (by & 31));
 }
 u32 funnel_right_clamp(u32 low, u32 high, u32 by) { return by >= 32 ? high : funnel_right_wrap(low, high, by); }
+// lop3: bit by bit, the entry of the 8-bit truth table at index a * 4 + b * 2 + c.
 u32 logic(u32 a, u32 b, u32 c, u32 table) {
   u32 out = 0;
   for (int i = 0; i < 8; ++i) {
@@ -164,6 +174,8 @@ u32 logic(u32 a, u32 b, u32 c, u32 table) {
   }
   return out;
 }
+
+// -- float32 and float64 ----------------------------------------------------------------------------------------------
 
 template <class T>
 T fused(T a, T b, T c) {
@@ -193,7 +205,7 @@ template <class T>
 T sign_of(T a, T b) {
   return std::copysign(b, a);
 }
-// The operand that is a number; of two zeros, -0 is the smaller.
+// min and max: if one operand is NaN, the other one; -0 is smaller than +0.
 template <class T>
 T float_min(T a, T b) {
   if (std::isnan(a) || std::isnan(b)) return std::isnan(a) ? b : a;
@@ -204,6 +216,7 @@ T float_max(T a, T b) {
   if (std::isnan(a) || std::isnan(b)) return std::isnan(a) ? b : a;
   return a > b || (a == b && !std::signbit(a)) ? a : b;
 }
+// min.NaN and max.NaN: NaN if an operand is.
 template <class T>
 T float_min_nan(T a, T b) {
   return std::isnan(a) || std::isnan(b) ? std::numeric_limits<T>::quiet_NaN() : float_min(a, b);
@@ -212,6 +225,7 @@ template <class T>
 T float_max_nan(T a, T b) {
   return std::isnan(a) || std::isnan(b) ? std::numeric_limits<T>::quiet_NaN() : float_max(a, b);
 }
+// .ftz: subnormal operands and results become zero.
 f32 add_ftz(f32 a, f32 b) { return flush(flush(a) + flush(b)); }
 f32 sub_ftz(f32 a, f32 b) { return flush(flush(a) - flush(b)); }
 f32 mul_ftz(f32 a, f32 b) { return flush(flush(a) * flush(b)); }
@@ -220,11 +234,13 @@ f32 min_ftz(f32 a, f32 b) { return flush(float_min(flush(a), flush(b))); }
 f32 max_ftz(f32 a, f32 b) { return flush(float_max(flush(a), flush(b))); }
 f32 abs_ftz(f32 a) { return flush(std::abs(a)); }
 f32 neg_ftz(f32 a) { return flush(-a); }
+// .sat: clamped to [0, 1]; NaN becomes 0.
 f32 saturate(f32 x) { return x > 0 ? std::min(x, 1.0f) : 0.0f; }
 f32 add_sat(f32 a, f32 b) { return saturate(a + b); }
 f32 fma_sat(f32 a, f32 b, f32 c) { return saturate(std::fma(a, b, c)); }
 
-// 16-bit numbers, alone or as the two halves of a register; double holds sums and products of them exactly.
+// -- 16-bit floats, alone or two in a register: float64 holds their sums and products exactly, so they are rounded once
+
 struct pair16 {
   u16 low, high;
 };
@@ -244,6 +260,7 @@ template <class T>
 T short_fma(T a, T b, T c) {
   return from_double<T>(std::fma(to_double(a), to_double(b), to_double(c)));
 }
+// The function applied to both halves.
 template <class T, T (*function)(T, T)>
 pair16 both(pair16 a, pair16 b) {
   return {function(T{a.low}, T{b.low}).bits, function(T{a.high}, T{b.high}).bits};
@@ -253,6 +270,9 @@ pair16 both_fma(pair16 a, pair16 b, pair16 c) {
   return {short_fma(T{a.low}, T{b.low}, T{c.low}).bits, short_fma(T{a.high}, T{b.high}, T{c.high}).bits};
 }
 
+// -- the table --------------------------------------------------------------------------------------------------------
+
+// Lanes<function>::execute applies a function of scalars to the active lanes: result in slots[0], operands after it.
 template <auto function>
 struct Lanes;
 template <class D, class... S, D (*function)(S...)>
@@ -270,7 +290,7 @@ struct Lanes<function> {
   }
 };
 
-// How an instruction is run, and the widths of its result and operands.
+// What executes an instruction, and the widths in bytes of its result and operands.
 struct Entry {
   Execute execute;
   std::vector<u8> widths;
@@ -284,7 +304,7 @@ Entry lanes() {
   return entry_of<function>(function);
 }
 
-// Approximate functions of one number, by what they are and how far they may be off.
+// The functions that the .approx instructions approximate.
 double power_of_two(double x) { return std::exp2(x); }
 double logarithm(double x) { return std::log2(x); }
 double inverse(double x) { return 1 / x; }
@@ -294,6 +314,7 @@ double hyperbolic_tangent(double x) { return std::tanh(x); }
 double sine(double x) { return std::sin(x); }
 double cosine(double x) { return std::cos(x); }
 
+// An .approx instruction whose relative error is at most 2^-bits. `flushes`: .ftz.
 template <double (*function)(double), bool flushes, int bits>
 Entry approximation() {
   const Execute execute = [](Warp& warp, const Instruction& in, u32 active) {
@@ -318,6 +339,9 @@ Entry approximate_quotient() {
   return {execute, {4, 4, 4}};
 }
 
+// All instructions of this file by opcode without the rounding modifier. The macros enter one function for several
+// types: WORDS for all integers, BITS for untyped bits, SHORTS for 16-bit floats and pairs of them, FLOATS for float32
+// and float64.
 const std::unordered_map<std::string, Entry>& arithmetic() {
 #define ONE(name, function, type) {name "." #type, lanes<&function<type>>()}
 #define WORDS(name, function)                                                                             \
@@ -430,21 +454,22 @@ const std::unordered_map<std::string, Entry>& arithmetic() {
   return table;
 }
 
+// add.cc, addc, sub.cc and subc. takes: adds or subtracts the carry flag; leaves: sets it.
 template <class T, bool subtracts, bool takes, bool leaves>
 void carry(Warp& warp, const Instruction& in, u32 active) {
   each_lane(active, [&](int lane) {
     const T a = warp.slot<T>(in.slots[1])[lane], b = warp.slot<T>(in.slots[2])[lane];
     const T before = takes ? warp.carry >> lane & 1 : 0;
-    T made;
+    T computed;
     bool out;
     if constexpr (subtracts) {
-      made = static_cast<T>(a - b - before);
+      computed = static_cast<T>(a - b - before);
       out = a < b || (a == b && before);
     } else {
-      made = static_cast<T>(a + b + before);
-      out = made < a || (before && made == a);
+      computed = static_cast<T>(a + b + before);
+      out = computed < a || (before && computed == a);
     }
-    warp.slot<T>(in.slots[0])[lane] = made;
+    warp.slot<T>(in.slots[0])[lane] = computed;
     if (leaves) warp.carry = (warp.carry & ~(1u << lane)) | u32(out) << lane;
   });
 }
@@ -469,6 +494,7 @@ void read_carry(Statement& statement, Instruction& into) {
 }
 
 void read_arithmetic(Statement& statement, Instruction& into) {
+  // Look the opcode up, without its rounding modifier.
   std::string key = statement.opcode[0];
   for (std::size_t i = 1; i < statement.opcode.size(); ++i) {
     const std::string& part = statement.opcode[i];
@@ -476,6 +502,7 @@ void read_arithmetic(Statement& statement, Instruction& into) {
   }
   const auto found = arithmetic().find(key);
   if (found == arithmetic().end()) statement.refuse("unknown instruction");
+  // Check the operands against the entry, and take over their slots.
   const Entry& entry = found->second;
   if (statement.arguments.size() != entry.widths.size()) statement.refuse("wrong number of operands");
   for (std::size_t i = 0; i < entry.widths.size(); ++i) {

@@ -1,4 +1,4 @@
-// Moves, and conversions from one type to another.
+// mov (also between vectors and registers), cvta and cvt.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -12,6 +12,7 @@
 namespace ptx {
 namespace {
 
+// mov of one register: the copy is defined in the lanes in which the original is.
 template <class T>
 void copy(Warp& warp, const Instruction& in, u32 active) {
   T* const to = warp.slot<T>(in.slots[0]);
@@ -28,8 +29,8 @@ void copy_predicate(Warp& warp, const Instruction& in, u32 active) {
   defined = (defined & ~active) | (warp.defined[in.slots[1]] & active);
 }
 
-// Bytes of all parts one after another, from operands to results. options[0]: parts of the results that are left out,
-// options[1]: bytes of a part.
+// mov that packs or unpacks a vector: the bytes of all operands, one after another, are split among the results.
+// options[0]: bit i is set if part i of the results is `_`, which is discarded; options[1]: bytes of each part.
 void repack(Warp& warp, const Instruction& in, u32 active) {
   each_lane(active, [&](int lane) {
     u8 bytes[32];
@@ -53,6 +54,7 @@ constexpr bool is_real = std::is_floating_point_v<T> || std::is_same_v<T, f16> |
 
 enum ConversionOptions : u8 { kSaturate = 1, kToInteger = 2, kFlush = 4 };
 
+// cvt of one value from type S to type D. Rounding follows the processor's rounding mode, which the machine has set.
 template <class D, class S>
 D convert(S from, u8 options) {
   if constexpr (is_real<S> && is_real<D>) {
@@ -64,6 +66,7 @@ D convert(S from, u8 options) {
     if constexpr (std::is_same_v<D, f32>) to = options & kFlush ? flush(to) : to;
     return to;
   } else if constexpr (is_real<S>) {
+    // Float to integer: out-of-range values saturate; NaN gives 0, or the lowest value where 64 bits are involved.
     const double x = std::nearbyint(to_double(from));
     if (std::isnan(x)) {
       constexpr bool wide = sizeof(D) == 8 || std::is_same_v<S, f64>;
@@ -85,7 +88,8 @@ D convert(S from, u8 options) {
   }
 }
 
-// A register may be wider than the type: what is read are its low bytes, what is written is extended.
+// cvt of the active lanes. A register may be wider than the type: the operand is its low bytes, the result is extended
+// by its sign or by zeros.
 template <class D, class S>
 void convert_lanes(Warp& warp, const Instruction& in, u32 active) {
   const u8* const from = warp.slot<u8>(in.slots[1]);
@@ -93,16 +97,17 @@ void convert_lanes(Warp& warp, const Instruction& in, u32 active) {
   each_lane(active, [&](int lane) {
     S value;
     std::memcpy(&value, from + std::size_t(lane) * in.widths[1], sizeof value);
-    const D made = convert<D, S>(value, in.options[0]);
+    const D computed = convert<D, S>(value, in.options[0]);
     if constexpr (std::is_integral_v<D> && sizeof(D) < 8) {
-      const s64 extended = static_cast<s64>(made);
+      const s64 extended = static_cast<s64>(computed);
       std::memcpy(to + std::size_t(lane) * in.widths[0], &extended, in.widths[0]);
     } else {
-      std::memcpy(to + std::size_t(lane) * in.widths[0], &made, sizeof made);
+      std::memcpy(to + std::size_t(lane) * in.widths[0], &computed, sizeof computed);
     }
   });
 }
 
+// The conversion from a type, given by its PTX name, to D; nullptr if there is none.
 template <class D>
 Execute converter_to(const std::string& from) {
 #define FROM(type) \
@@ -141,7 +146,7 @@ Execute converter(const std::string& to, const std::string& from) {
   return nullptr;
 }
 
-// Two numbers of 16 bits in one register, the first operand in the upper half.
+// cvt to .f16x2 or .bf16x2: two float32 become one register, the first operand its upper half.
 template <class D>
 void convert_pair(Warp& warp, const Instruction& in, u32 active) {
   each_lane(active, [&](int lane) {
@@ -178,7 +183,7 @@ void read_move(Statement& statement, Instruction& into) {
                               : copy<u64>;
 }
 
-// Windows of shared and local memory in generic space.
+// cvta: adds or (.to) removes the tag bit by which generic addresses of shared and local memory are recognised.
 void read_convert_address(Statement& statement, Instruction& into) {
   const Space space = space_of(statement);
   const uint64_t window = space == Space::shared ? kSharedWindow : space == Space::local ? kLocalWindow : 0;

@@ -1,4 +1,4 @@
-// Matrices: loading their fragments, and multiplying them on tensor cores.
+// ldmatrix and mma: loading the fragments of matrices, and multiplying them on tensor cores.
 #include <cstring>
 #include <string>
 #include <unordered_map>
@@ -11,8 +11,8 @@
 namespace ptx {
 namespace {
 
-// Row i of matrix m comes from the address of lane 8 m + i; lane l gets the elements 2 (l % 4) and the next of row l /
-// 4, or, transposed, of column l / 4.
+// ldmatrix of up to four 8x8 matrices. Row i of matrix m lies at the address that lane 8 m + i gives. Of each matrix
+// lane l receives elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4 or, with .trans (options[0]), of column l / 4.
 void load_matrices(Warp& warp, const Instruction& in, u32) {
   const int count = in.written;
   u16 rows[32][8];
@@ -31,13 +31,14 @@ void load_matrices(Warp& warp, const Instruction& in, u32) {
   }
 }
 
-// Stands for an element of a register that was never set; makes the results that it goes into undefined, even times
-// zero.
+// Marks an element whose register was never set: a NaN with a bit pattern that arithmetic does not produce. Every
+// result that it enters becomes undefined, even if it is multiplied by zero.
 const double kUndefined = bit_cast<double>(u64{0x7ff8'dead'dead'dead});
 bool is_undefined(double x) { return bit_cast<u64>(x) == bit_cast<u64>(kUndefined); }
 
+// An operand of 16-bit numbers, two in each register, which begins at slots[first]: (lane, element) -> value.
 template <class T>
-struct Fragment {  // an operand of 16-bit numbers, two in a register
+struct Fragment {
   Warp& warp;
   const Instruction& in;
   std::size_t first;
@@ -48,11 +49,13 @@ struct Fragment {  // an operand of 16-bit numbers, two in a register
   }
 };
 
-// C + A B; `place` says which lane keeps an element of C and D, and in which of its registers.
+// D = A B + C for m x k times k x n matrices. place(row, column) returns the lane that holds this element of C and D,
+// and the register, counted from the first one of C or D. `group` tells apart the products of one instruction.
 template <int m, int n, int k, class Place>
 void multiply(Warp& warp, const Instruction& in, const double (&a)[m][k], const double (&b)[k][n], u32 group,
               Place place) {
-  const auto c = static_cast<std::size_t>(in.read);  // as many registers as D has, and the last operand
+  // Slots are D, A, B, C. C has as many registers as D, so it starts at index D + A + B = A + B + C = in.read.
+  const auto c = static_cast<std::size_t>(in.read);
   f32 out[m][n];
   bool known[m][n];
   for (int row = 0; row < m; ++row) {
@@ -81,13 +84,14 @@ void multiply(Warp& warp, const Instruction& in, const double (&a)[m][k], const 
   }
 }
 
-// "Matrix Fragments for mma.m8n8k4": four products, one for each group of 4 low and 4 high lanes.
+// Layout of "Matrix Fragments for mma.m8n8k4": four independent products, each held by a quad pair (lanes 4 p .. 4 p +
+// 3 and 4 p + 16 .. 4 p + 19). a_rows and b_rows: the operand is row-major (.row), not column-major (.col).
 template <bool a_rows, bool b_rows>
 void multiply_m8n8k4(Warp& warp, const Instruction& in, u32) {
   const Fragment<f16> a_at{warp, in, 8}, b_at{warp, in, 10};
   for (int pair = 0; pair < 4; ++pair) {
     double a[8][4], b[4][8];
-    const auto lane_of = [&](int i) { return pair * 4 + i % 4 + i / 4 * 16; };  // i: 0 .. 7
+    const auto lane_of = [&](int i) { return pair * 4 + i % 4 + i / 4 * 16; };  // lane i = 0 .. 7 of the quad pair
     for (int i = 0; i < 8; ++i) {
       for (int j = 0; j < 4; ++j) {
         if (a_rows) a[i][j] = a_at(lane_of(i), j);
@@ -97,14 +101,14 @@ void multiply_m8n8k4(Warp& warp, const Instruction& in, u32) {
       }
     }
     multiply<8, 8, 4>(warp, in, a, b, static_cast<u32>(pair), [&](int row, int column) {
-      // C[i][j]: lane's row is its bit 0, plus 2 for odd pairs of elements, plus 4 for high lanes
+      // Row bits 0 and 2 and column bit 1 select the lane; column bits 0 and 2 and row bit 1 select its register.
       const int lane = (row & 1) | (column >> 1 & 1) << 1;
       return std::pair(lane_of(lane + (row >> 2) * 4), (column & 1) | (row >> 1 & 1) << 1 | (column >> 2) << 2);
     });
   }
 }
 
-// "Matrix Fragments for mma.m16n8k8" and "... m16n8k16".
+// Layout of "Matrix Fragments for mma.m16n8k8" and "... mma.m16n8k16": one product held by the whole warp.
 template <class T, int k>
 void multiply_m16n8(Warp& warp, const Instruction& in, u32) {
   const Fragment<T> a_at{warp, in, 4}, b_at{warp, in, 4 + k / 4};

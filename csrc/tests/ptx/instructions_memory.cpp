@@ -12,6 +12,7 @@
 namespace ptx {
 namespace {
 
+// ld of one or several elements of type T. An element of which a byte was never written makes its register undefined.
 template <class T>
 void load(Warp& warp, const Instruction& in, u32 active) {
   const auto count = static_cast<std::size_t>(in.written);
@@ -39,6 +40,8 @@ void load(Warp& warp, const Instruction& in, u32 active) {
   });
 }
 
+// st. A value that was never set leaves shared and local memory undefined; in global memory, or memory without a record
+// of undefined bytes, storing it is a fault.
 void store(Warp& warp, const Instruction& in, u32 active) {
   const auto count = static_cast<std::size_t>(in.read) - 1;
   each_lane(active, [&](int lane) {
@@ -63,6 +66,7 @@ void store(Warp& warp, const Instruction& in, u32 active) {
   });
 }
 
+// The new value of an atomic operation. b and c are its operands; only cas (compare with b, swap in c) has both.
 template <class T>
 T updated(const std::string& how, T old, T b, T c) {
   if (how == "add") return static_cast<T>(old + b);
@@ -79,6 +83,7 @@ T updated(const std::string& how, T old, T b, T c) {
 }
 const char* const kUpdates[] = {"add", "min", "max", "exch", "cas", "and", "or", "xor"};
 
+// atom and red. options[0]: index of the operation in kUpdates.
 template <class T>
 void update(Warp& warp, const Instruction& in, u32 active) {
   const auto values = static_cast<std::size_t>(in.written);
@@ -90,14 +95,15 @@ void update(Warp& warp, const Instruction& in, u32 active) {
     T old;
     std::memcpy(&old, at, sizeof old);
     const T b = warp.slot<T>(in.slots[values])[lane];
-    const T made =
+    const T computed =
         updated<T>(kUpdates[in.options[0]], old, b, warp.slot<T>(in.slots[std::min(values + 1, place)])[lane]);
-    std::memcpy(at, &made, sizeof made);
+    std::memcpy(at, &computed, sizeof computed);
     if (in.written) warp.slot<T>(in.slots[0])[lane] = old;
   });
 }
 
-// cp.async: the bytes are read at once, but written when they are waited for.
+// Writes the bytes of a lane's asynchronous copies to shared memory, except those of its latest `keep_groups` groups. A
+// cp.async reads its source at once, but its destination counts as undefined until this point.
 void finish_copies(Warp& warp, int lane, u32 keep_groups) {
   auto& copies = warp.copies[lane];
   const u32 group = warp.copy_group[lane];
@@ -139,7 +145,7 @@ void read_memory(Statement& statement, Instruction& into) {
                               : load<u64>;
 }
 
-void read_update(Statement& statement, Instruction& into) {
+void read_atomic(Statement& statement, Instruction& into) {
   const std::string type = statement.opcode.back();
   std::size_t next = 0;
   if (statement.opcode[0] == "atom") result(statement, into, statement.arguments.at(next++));
@@ -182,13 +188,14 @@ void read_async_copy(Statement& statement, Instruction& into) {
     };
     return;
   }
+  // The copy itself: destination, source, bytes and, optionally, how many of them to read (the others become zeros).
   const auto& arguments = statement.arguments;
   into.width = static_cast<u8>(arguments.at(2).bits);
   address(statement, into, arguments.at(1));
   const int64_t from_offset = into.offset;
   address(statement, into, arguments.at(0));
   operand(statement, into, arguments.size() > 3 ? arguments[3] : arguments[2], 4);
-  into.target = static_cast<u32>(from_offset);
+  into.target = static_cast<u32>(from_offset);  // offset of the source; `offset` is that of the destination
   into.needed = into.read;
   into.execute = [](Warp& warp, const Instruction& in, u32 active) {
     each_lane(active, [&](int lane) {
@@ -211,8 +218,9 @@ void read_async_copy(Statement& statement, Instruction& into) {
   };
 }
 
-// Arguments of a call, with what is undefined in them.
-void hand_over(Warp& warp, const Instruction& in, u32 active) {
+// Copies `width` bytes and their undefined marks within the thread's local memory: from the caller's variable at
+// `offset` to the function's parameter at `target` or, for a result (options[0]), back.
+void copy_argument(Warp& warp, const Instruction& in, u32 active) {
   Block& block = *warp.block;
   const auto each = static_cast<std::size_t>(block.kernel->local_bytes);
   each_lane(active, [&](int lane) {

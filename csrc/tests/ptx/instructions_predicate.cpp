@@ -1,4 +1,4 @@
-// Comparisons, selection, and logic of predicates.
+// setp (comparisons), selp (selection), and logic of predicates. A predicate is one bit per lane in a 32-bit mask.
 #include <cmath>
 #include <string>
 
@@ -9,8 +9,10 @@
 namespace ptx {
 namespace {
 
-enum class Join : u8 { none, both, either, one };  // with a further predicate
+// How setp combines the comparison with a further predicate: .and, .or, .xor.
+enum class Join : u8 { none, both, either, one };
 
+// The tests of setp. Those with the suffix _u ("unordered") are true if an operand is NaN, the others false.
 template <class T>
 bool unordered(T a, T b) {
   if constexpr (std::is_floating_point_v<T>) return std::isnan(a) || std::isnan(b);
@@ -69,6 +71,8 @@ bool numbers(T a, T b) {
   return !unordered(a, b);
 }
 
+// setp: the result and, if the instruction names two, its negation. options[0]: Join; options[1]: negates the further
+// predicate.
 template <class T, bool (*test)(T, T)>
 void compare(Warp& warp, const Instruction& in, u32 active) {
   const auto first = static_cast<std::size_t>(in.written);
@@ -91,6 +95,7 @@ void compare(Warp& warp, const Instruction& in, u32 active) {
   }
 }
 
+// The function that executes setp with this test; nullptr for an unknown one.
 template <class T>
 Execute comparison(const std::string& test) {
   if (test == "eq") return compare<T, equal<T>>;
@@ -110,6 +115,7 @@ Execute comparison(const std::string& test) {
   return nullptr;
 }
 
+// selp: the result is defined where the predicate and the chosen operand are; the other operand doesn't matter.
 template <class T>
 void select(Warp& warp, const Instruction& in, u32 active) {
   T* const to = warp.slot<T>(in.slots[0]);
@@ -167,9 +173,12 @@ void read_predicate_logic(Statement& statement, Instruction& into) {
   into.options[0] = static_cast<u8>(how[0]);
   into.execute = [](Warp& warp, const Instruction& in, u32 active) {
     const u32 a = warp.predicate(in.slots[1]), b = in.read > 1 ? warp.predicate(in.slots[2]) : 0;
-    const u32 made = in.options[0] == 'a' ? a & b : in.options[0] == 'o' ? a | b : in.options[0] == 'x' ? a ^ b : ~a;
+    const u32 computed = in.options[0] == 'a'   ? a & b
+                         : in.options[0] == 'o' ? a | b
+                         : in.options[0] == 'x' ? a ^ b
+                                                : ~a;
     u32& to = warp.predicate(in.slots[0]);
-    to = (to & ~active) | (made & active);
+    to = (to & ~active) | (computed & active);
   };
 }
 

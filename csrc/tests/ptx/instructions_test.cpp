@@ -1,4 +1,5 @@
-// Single instructions against known values, most of them from the PTX ISA's own rules.
+// Single instructions against known values, most of which follow from the rules of the PTX ISA. In the texts below %rd2
+// is the address of the thread's result (snippet.h).
 #include <cmath>
 #include <limits>
 
@@ -31,13 +32,15 @@ float as_float(uint64_t x) {
 const float kNan = std::numeric_limits<float>::quiet_NaN(), kInf = std::numeric_limits<float>::infinity();
 constexpr uint32_t kMinus = 0x80000000;
 
-// The instruction with operands of 32 bits as literals; its result as 32 bits.
+// The result of an instruction with a 32-bit result; `operands` are literals, such as "1, 31".
 uint32_t word(const std::string& instruction, const std::string& operands) {
   return static_cast<uint32_t>(run({"", instruction + " %r5, " + operands + ";\nst.global.u32 [%rd2], %r5;"})[0]);
 }
+// The same for a 64-bit result.
 uint64_t wide(const std::string& instruction, const std::string& operands) {
   return run({"", instruction + " %rd5, " + operands + ";\nst.global.u64 [%rd2], %rd5;"})[0];
 }
+// The number as a PTX literal of its bits.
 std::string literal(float x) {
   char text[16];
   std::snprintf(text, sizeof text, "0f%08X", bits(x));
@@ -63,7 +66,7 @@ double real64(const std::string& instruction, std::vector<double> operands) {
   std::memcpy(&value, &out, 8);
   return value;
 }
-// A comparison: 1 or 0.
+// The result of a comparison, 1 or 0.
 uint32_t test(const std::string& instruction, const std::string& operands) {
   return static_cast<uint32_t>(
       run({"", instruction + " %p1, " + operands + ";\nselp.u32 %r5, 1, 0, %p1;\nst.global.u32 [%rd2], %r5;"})[0]);
@@ -237,7 +240,7 @@ TEST(comparisons_with_nan_are_false_unless_unordered) {
 }
 
 TEST(lanes_part_and_meet_again) {
-  // Even lanes count up, odd lanes down; all then take part in one vote.
+  // Odd lanes run a loop, even lanes jump over it; then all take part in one vote.
   const auto out = run({"",
                         "and.b32 %r5, %r0, 1;\nsetp.eq.s32 %p1, %r5, 0;\nmov.u32 %r6, 0;\n@%p1 bra EVEN;\n"
                         "LOOP: add.s32 %r6, %r6, -1;\nsetp.gt.s32 %p2, %r6, -5;\n@%p2 bra LOOP;\nbra.uni END;\n"
@@ -335,7 +338,7 @@ TEST(models_of_the_tensor_core_differ_within_their_bound) {
     CHECK(std::abs(wrong - (1 + 3 * 0x1p-24)) <= bound);
     CHECK(std::abs(wrong - (1 + 3 * 0x1p-24)) >= 0.6 * bound);
   }
-  // Cancellation: what is left is exact.
+  // When the largest products cancel, the exact model keeps the small one.
   const double cancelling[] = {0x1p30, 0x1p-20, -0x1p30, 0};
   CHECK_EQUAL(ptx::sum_of_products(cancelling, 4, 0, Arithmetic::exact, 0), 0x1p-20f);
 }

@@ -1,4 +1,5 @@
-// What the lanes of a warp or a block do together: shuffles, votes, reductions, barriers.
+// Instructions that the lanes of a warp or block execute together: shuffles, votes, reductions, barriers. `members` is
+// the mask of the participating lanes, which have all arrived.
 #include <algorithm>
 #include <functional>
 #include <string>
@@ -10,7 +11,8 @@
 namespace ptx {
 namespace {
 
-// The lane that a lane reads from, or -1 where that is outside of its segment.
+// The lane from which a lane reads in shfl, or -1 if that lies outside of its segment. mode: first letter of up, down,
+// bfly or idx; b: lane or distance; c: segment mask and clamp, as the PTX ISA defines them.
 int source_lane(char mode, u32 lane, u32 b, u32 c) {
   const u32 shift = b & 31, clamp = c & 31, segment = c >> 8 & 31;
   const u32 last = (lane & segment) | (clamp & ~segment), first = lane & segment;
@@ -27,6 +29,8 @@ int source_lane(char mode, u32 lane, u32 b, u32 c) {
   }
 }
 
+// shfl: a lane whose source lies outside of its segment keeps its own value; the optional second result, a predicate,
+// says whether it was inside.
 void shuffle(Warp& warp, const Instruction& in, u32 members) {
   const auto first = static_cast<std::size_t>(in.written);
   u32 values[32];
@@ -64,12 +68,13 @@ struct Larger {
   }
 };
 
+// redux: the members' values combined by Join, in every member.
 template <class T, class Join>
 void reduce(Warp& warp, const Instruction& in, u32 members) {
   const T* const from = warp.slot<T>(in.slots[1]);
-  T made = from[__builtin_ctz(members)];
-  each_lane(members & (members - 1), [&](int lane) { made = Join{}(made, from[lane]); });
-  each_lane(members, [&](int lane) { warp.slot<T>(in.slots[0])[lane] = made; });
+  T computed = from[__builtin_ctz(members)];
+  each_lane(members & (members - 1), [&](int lane) { computed = Join{}(computed, from[lane]); });
+  each_lane(members, [&](int lane) { warp.slot<T>(in.slots[0])[lane] = computed; });
 }
 
 }  // namespace
@@ -105,6 +110,7 @@ void read_vote(Statement& statement, Instruction& into) {
   into.members = 2;
   into.needed = 2;
   into.options[0] = statement.has("ballot") ? 'b' : statement.has("any") ? 'y' : statement.has("all") ? 'l' : 'u';
+  // options[0]: 'b'allot (the mask of the votes), an'y', a'l'l or 'u'ni (all votes are equal).
   into.execute = [](Warp& warp, const Instruction& in, u32 members) {
     const u32 p = warp.predicate(in.slots[1]), votes = (in.options[1] ? ~p : p) & members;
     if (in.options[0] == 'b') {
@@ -139,6 +145,7 @@ void read_barrier(Statement& statement, Instruction& into) {
     into.flow = Flow::meet;
     into.members = 0;
     into.needed = 1;
+    // Only a barrier of all 32 lanes orders memory accesses in the race check.
     into.execute = [](Warp& warp, const Instruction&, u32 members) {
       warp.time = static_cast<u16>(warp.time + (members == ~0u));
     };

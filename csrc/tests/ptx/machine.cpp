@@ -7,6 +7,7 @@
 namespace ptx {
 namespace {
 
+// The threads of a mask of lanes, such as "0-15, 20".
 std::string describe_lanes(uint32_t lanes, int first_thread) {
   std::string text;
   for (int lane = 0; lane < 32; ++lane) {
@@ -20,6 +21,7 @@ std::string describe_lanes(uint32_t lanes, int first_thread) {
   return text;
 }
 
+// A line of the PTX text with its number, without comment.
 std::string quote(const Program& program, int line) {
   std::string text = line > 0 ? program.lines[static_cast<std::size_t>(line) - 1] : "";
   text.erase(0, text.find_first_not_of(" \t"));
@@ -28,13 +30,14 @@ std::string quote(const Program& program, int line) {
   return "line " + std::to_string(line) + " `" + text + "`";
 }
 
+// The beginning of a fault's message: kernel, line, block and thread.
 std::string where(const Program& program, const Block& block, const Warp& warp, int lane, uint32_t pc) {
   return "kernel " + block.kernel->name + ", " + quote(program, program.code[pc].line) + ", block (" +
          std::to_string(block.index.x) + ", " + std::to_string(block.index.y) + ", " + std::to_string(block.index.z) +
          "), thread " + std::to_string(warp.first_thread + lane) + ": ";
 }
 
-// Every group of lanes that waits, and for what.
+// For the message of a deadlock: which threads wait at which line and for which lanes, and which have ended.
 std::string who_waits(const Program& program, const Block& block) {
   std::string text;
   for (const Warp& warp : block.warps) {
@@ -62,7 +65,8 @@ std::string undefined_register(const Warp& warp) {
          (load.empty() ? "" : ", or with memory that nobody has written: " + load);
 }
 
-// Lanes with an operand that was never set: their results are not defined. Where one must be, that is a fault.
+// Returns the mask of lanes with an operand that was never set, whose results are therefore undefined. Throws Fault if
+// it is one of the operands that must be defined (addresses, masks).
 uint32_t undefined_lanes(Warp& warp, const Instruction& instruction, uint32_t active) {
   uint32_t undefined = 0;
   const int end = instruction.written + instruction.read;
@@ -77,6 +81,7 @@ uint32_t undefined_lanes(Warp& warp, const Instruction& instruction, uint32_t ac
   return undefined;
 }
 
+// Marks the results of the active lanes as defined, except in the lanes `undefined`.
 void define_results(Warp& warp, const Instruction& instruction, uint32_t active, uint32_t undefined) {
   for (int i = 0; i < instruction.written && !instruction.settles; ++i) {
     uint32_t& defined = warp.defined[instruction.slots[static_cast<std::size_t>(i)]];
@@ -111,16 +116,19 @@ Toucher Block::toucher(const Warp& warp) const {
 }
 
 Place Block::access(Warp& warp, Space space, uint64_t address, uint32_t count, Use use, const uint8_t* written) {
+  // Turn a generic address into one of its memory.
   if (space == Space::generic) {
     space = address & kSharedWindow ? Space::shared : address & kLocalWindow ? Space::local : Space::global;
     address &= ~(kSharedWindow | kLocalWindow);
   }
   if (address % count != 0) throw Fault("misaligned: " + std::to_string(count) + " bytes at " + hexadecimal(address));
+  // True if the write leaves memory unchanged, and copies are allowed.
   const auto same = [&](const Segment& segment) {
     const uint64_t from = address - segment.base;
     return written != nullptr && settings.copies_allowed && segment.count_undefined(from, count) == 0 &&
            std::memcmp(segment.bytes + from, written, count) == 0;
   };
+  // Checks the bounds.
   const auto inside = [&](const Segment& segment, uint64_t size) {
     if (address <= size && count <= size - address) return;
     throw Fault("out of bounds: " + std::to_string(count) + " bytes at " + hexadecimal(address) + " of " +
@@ -139,6 +147,7 @@ Place Block::access(Warp& warp, Space space, uint64_t address, uint32_t count, U
     }
     default: break;
   }
+  // Global memory: the access must lie within one allocation.
   Segment* const found = global->find(address);
   if (found == nullptr || count > found->size - (address - found->base)) {
     throw Fault("out of bounds: " + std::to_string(count) + " bytes at " + hexadecimal(address) +
@@ -158,6 +167,7 @@ uint8_t* Block::access_defined(Warp& warp, Space space, uint64_t address, uint32
 
 void Machine::launch(Program& program, const std::string& kernel_name, Extent grid, Extent threads,
                      uint64_t shared_bytes, const std::vector<uint8_t>& parameters) {
+  // Check the launch, and make the text's global variables known.
   const Function& kernel = program.kernel(kernel_name);
   const uint64_t count = threads.count();
   const auto refuse = [&](const std::string& why) { throw Fault("kernel " + kernel_name + ": " + why); };
@@ -177,6 +187,7 @@ void Machine::launch(Program& program, const std::string& kernel_name, Extent gr
     memory.add(std::move(segment));
   }
 
+  // Allocate shared memory, local memory and parameters. Local memory holds the threads one after another.
   Block block;
   block.global = &memory, block.program = &program, block.kernel = &kernel, block.settings = settings;
   block.random.seed(settings.seed);
@@ -193,7 +204,7 @@ void Machine::launch(Program& program, const std::string& kernel_name, Extent gr
   block.local.name = "local memory", block.local.size = block.local_bytes.size();
   block.local.bytes = block.local_bytes.data();
 
-  // Warps of the launch: constants are filled in once, special registers per block.
+  // Prepare the warps: constants are filled in once, special registers for each block (run_block).
   block.warps = std::move(warps_);
   block.warps.resize((count + 31) / 32);
   for (std::size_t index = 0; index < block.warps.size(); ++index) {
@@ -209,6 +220,7 @@ void Machine::launch(Program& program, const std::string& kernel_name, Extent gr
     }
   }
 
+  // Run the blocks one after another, in an order drawn from the seed.
   std::vector<uint64_t> order(grid.count());
   for (uint64_t i = 0; i < order.size(); ++i) order[i] = i;
   if (settings.seed) std::shuffle(order.begin(), order.end(), block.random);
@@ -221,7 +233,9 @@ void Machine::launch(Program& program, const std::string& kernel_name, Extent gr
   warps_ = std::move(block.warps);
 }
 
+// Runs all threads of the block to their end.
 void Machine::run_block(Program& program, Block& block) {
+  // Reset: memory of the block and all registers but constants and special registers are undefined.
   block.block_time = block.time = ++clock_;
   block.shared.define(0, block.shared.size, false);
   block.local.define(0, block.local.size, false);
@@ -249,6 +263,8 @@ void Machine::run_block(Program& program, Block& block) {
     }
   }
 
+  // Let one warp at a time run for a few turns, as long as any can. If none can, either all threads wait at a barrier
+  // of the block, or they are deadlocked.
   const bool shuffled = block.settings.seed != 0;
   std::vector<Warp*> able;
   while (true) {
@@ -274,11 +290,13 @@ void Machine::run_block(Program& program, Block& block) {
   }
 }
 
-// Lets some lanes that stand at one place run for up to `quantum` instructions. False: no lane of the warp can.
+// Picks lanes that are at the same instruction and runs them for up to `quantum` instructions, or until they diverge,
+// wait, end, or reach an instruction at which other lanes are. Returns false if no lane of the warp can run.
 bool Machine::step(Program& program, Warp& warp, unsigned quantum) {
   if (!warp.ready) return false;
   Block& block = *warp.block;
-  // The lanes that are furthest behind, so that parted lanes find together again; sometimes any others, or only some.
+  // Usually the lanes with the lowest program counter, so that diverged lanes converge again; with a seed, sometimes
+  // any other lanes, or only some of those at one instruction.
   uint32_t pc = ~0u;
   for (uint32_t left = warp.ready; left; left &= left - 1) pc = std::min(pc, warp.pc[__builtin_ctz(left)]);
   const unsigned dice = block.settings.seed ? block.random() % 32 : 31;
@@ -303,6 +321,7 @@ bool Machine::step(Program& program, Warp& warp, unsigned quantum) {
       lanes = some, other_pc = ~0u, quantum = std::min<unsigned>(quantum, block.random() % 8 + 1);
   }
 
+  // Run them. `pc` is their common program counter; `park` writes it back.
   const auto park = [&] { each_lane(lanes, [&](int lane) { warp.pc[lane] = pc; }); };
   while (quantum--) {
     const Instruction& instruction = program.code[pc];
@@ -310,6 +329,7 @@ bool Machine::step(Program& program, Warp& warp, unsigned quantum) {
     uint32_t active = lanes;
     warp.lane = __builtin_ctz(lanes);
     try {
+      // The guard (@p) selects the active lanes.
       if (instruction.guard >= 0) {
         const uint32_t slot = instruction.slots[static_cast<std::size_t>(instruction.guard)];
         if (lanes & ~warp.defined[slot]) {
@@ -319,6 +339,7 @@ bool Machine::step(Program& program, Warp& warp, unsigned quantum) {
         active &= instruction.negated ? ~warp.predicate(slot) : warp.predicate(slot);
       }
       if (active) program.executed[pc] = true;
+      // Control flow.
       switch (instruction.flow) {
         case Flow::next: break;
         case Flow::branch:
@@ -361,6 +382,7 @@ bool Machine::step(Program& program, Warp& warp, unsigned quantum) {
           if (instruction.flow == Flow::meet) meet(program, warp, pc);
           return true;
       }
+      // Everything else.
       const uint32_t undefined = undefined_lanes(warp, instruction, active);
       if (active) {
         const Rounding rounding(instruction.rounding);
@@ -376,10 +398,10 @@ bool Machine::step(Program& program, Warp& warp, unsigned quantum) {
   return true;
 }
 
-// Lanes have come to an instruction for several lanes: runs it where all that it names are there.
+// Called when lanes arrive at an instruction for several lanes: executes it for every mask of lanes that are all there.
 void Machine::meet(Program& program, Warp& warp, uint32_t pc) {
   const Instruction& instruction = program.code[pc];
-  const auto complain = [&](int lane, const std::string& why) {
+  const auto fail = [&](int lane, const std::string& why) {
     warp.lane = lane;
     throw Fault(why);
   };
@@ -388,23 +410,25 @@ void Machine::meet(Program& program, Warp& warp, uint32_t pc) {
     const int lane = __builtin_ctz(left);
     if (warp.pc[lane] == pc) here |= 1u << lane;
   }
-  uint32_t done = 0;
+  uint32_t done = 0;  // lanes that have executed it
   for (uint32_t left = here; left; left &= left - 1) {
     const int lane = __builtin_ctz(left);
     if (done >> lane & 1) continue;
+    // The mask that the lane names must contain the lane itself and no lane that has ended.
     uint32_t& members = warp.members[lane];
     if (instruction.members >= 0) {
       const uint32_t slot = instruction.slots[static_cast<std::size_t>(instruction.members)];
-      if (!(warp.defined[slot] >> lane & 1)) complain(lane, "the mask of lanes was never set");
+      if (!(warp.defined[slot] >> lane & 1)) fail(lane, "the mask of lanes was never set");
       members = warp.slot<uint32_t>(slot)[lane];
     }
-    if (!(members >> lane & 1)) complain(lane, "is not in its own mask of lanes " + hexadecimal(members));
+    if (!(members >> lane & 1)) fail(lane, "is not in its own mask of lanes " + hexadecimal(members));
     const uint32_t all = warp.ready | warp.waiting | warp.finished;
     const uint32_t missing = members & (warp.finished | ~all);
     if (missing) {
-      complain(lane, "waits for lanes " + hexadecimal(members) + ", of which threads " +
-                         describe_lanes(missing, warp.first_thread) + " have ended or never were");
+      fail(lane, "waits for lanes " + hexadecimal(members) + ", of which threads " +
+                     describe_lanes(missing, warp.first_thread) + " have ended or never were");
     }
+    // If all members are here, they must name the same mask; then they execute the instruction together.
     if ((members & here) != members) continue;
     uint32_t agreeing = 0;
     each_lane(members, [&](int other) {
@@ -415,7 +439,7 @@ void Machine::meet(Program& program, Warp& warp, uint32_t pc) {
       if (theirs == members) agreeing |= 1u << other;
     });
     if (agreeing != members) {
-      complain(lane, "the lanes of mask " + hexadecimal(members) + " don't name the same mask");
+      fail(lane, "the lanes of mask " + hexadecimal(members) + " don't name the same mask");
     }
     const uint32_t undefined = undefined_lanes(warp, instruction, members);
     instruction.execute(warp, instruction, members);
@@ -426,7 +450,7 @@ void Machine::meet(Program& program, Warp& warp, uint32_t pc) {
   }
 }
 
-// Lets the block pass a barrier that all of its threads have reached.
+// If all threads of the block wait at the same barrier, lets them go on and returns true.
 bool Machine::release_barrier(Block& block) {
   const Program& program = *block.program;
   for (const Warp& warp : block.warps) {
@@ -435,7 +459,8 @@ bool Machine::release_barrier(Block& block) {
       if (!(warp.waiting >> lane & 1)) continue;
       const Instruction& instruction = program.code[warp.pc[lane]];
       const int first = __builtin_ctz(warp.waiting);
-      // `.aligned`: all threads of a warp execute the same instruction. Warps may stand at different ones.
+      // bar.sync is .aligned: all threads of a warp must execute the same instruction. Different warps may wait at
+      // different instructions, as long as these name the same barrier.
       if (instruction.flow != Flow::barrier || warp.pc[lane] != warp.pc[first]) return false;
       const Instruction& anywhere = program.code[block.warps[0].pc[0]];
       if (anywhere.flow != Flow::barrier || anywhere.offset != instruction.offset) return false;

@@ -1,8 +1,9 @@
-// The machine: blocks of warps of 32 lanes, each with a program counter of its own.
+// The interpreter of parsed PTX: blocks of warps of 32 lanes, each lane with a program counter of its own.
 //
-// Lanes at one place run together until they part. Which lanes, which warp and which block come next is drawn from a
-// seed; seed 0 runs everything in order. A lane that reaches an instruction for several lanes waits until all of them
-// are there. A wrong step ends the launch with a Fault that names the kernel, the line, the block and the thread.
+// Lanes of a warp at the same instruction run together until they diverge. Which block, warp and lanes run next is
+// drawn from a seed; seed 0 runs everything in order. A lane that reaches an instruction for several lanes, such as a
+// shuffle, waits until all of them have arrived. An error ends the launch with a Fault that names the kernel, the line
+// of the PTX text, the block and the thread.
 #pragma once
 
 #include <array>
@@ -16,14 +17,14 @@
 
 namespace ptx {
 
-// How the tensor cores round (tensor_core.h), and the error of approximate instructions.
+// How tensor cores round (tensor_core.h). With `worst`, approximate instructions also have their largest error.
 enum class Arithmetic { exact, truncating, worst };
 
 struct Settings {
   unsigned seed = 0;
   Arithmetic arithmetic = Arithmetic::exact;
-  // Triton lets several threads hold copies of an element, and all of them store theirs: no race where it is the value
-  // that is there already, nor between lanes of a warp in one store, whose copies may differ in the last bit.
+  // For Triton, in whose kernels several threads may hold copies of one element and all store it. If true, these are no
+  // races: storing the value that is already there, and stores of several lanes of a warp in one instruction.
   bool copies_allowed = false;
 };
 
@@ -34,30 +35,31 @@ struct Extent {
 
 struct Block;
 
-// A copy that cp.async began: until it is waited for, its bytes count as undefined.
+// An asynchronous copy (cp.async) that has not been waited for; until then its destination counts as undefined.
 struct PendingCopy {
   uint64_t to;
-  uint32_t group;  // of this thread
+  uint32_t group;  // number of the commit group, counted per thread
   std::vector<uint8_t> bytes;
 };
 
 struct Warp {
   Block* block = nullptr;
-  int first_thread = 0;
-  uint32_t ready = 0, waiting = 0, finished = 0;  // lanes
-  std::array<uint32_t, 32> pc{};
-  std::array<uint32_t, 32> members{};  // of what a waiting lane waits for
-  std::array<std::vector<uint32_t>, 32> callers;
-  std::array<std::vector<PendingCopy>, 32> copies;
-  std::array<uint32_t, 32> copy_group{};
-  uint32_t carry = 0;             // the condition code of add.cc and the like
-  uint16_t time = 0;              // barriers of the warp
-  std::vector<uint64_t> frame;    // slots
-  std::vector<uint32_t> defined;  // lanes, per slot
-  uint32_t at_pc = 0;             // of the instruction that runs
-  int lane = 0;                   // that `execute` is at, for messages
-  std::string undefined_load;     // the last load of memory that nobody had written
+  int first_thread = 0;                             // index of lane 0 in its block
+  uint32_t ready = 0, waiting = 0, finished = 0;    // masks of lanes
+  std::array<uint32_t, 32> pc{};                    // program counter of each lane, an index of Program::code
+  std::array<uint32_t, 32> members{};               // mask of the lanes that a waiting lane waits for
+  std::array<std::vector<uint32_t>, 32> callers;    // stack of return addresses
+  std::array<std::vector<PendingCopy>, 32> copies;  // asynchronous copies in flight
+  std::array<uint32_t, 32> copy_group{};            // how many groups of copies were committed
+  uint32_t carry = 0;                               // carry flag of add.cc and the like, one bit per lane
+  uint16_t time = 0;                                // how many barriers of the whole warp have passed
+  std::vector<uint64_t> frame;                      // all slots, 32 times 64 bits each
+  std::vector<uint32_t> defined;                    // per slot: mask of the lanes in which it was set
+  uint32_t at_pc = 0;                               // program counter of the running instruction
+  int lane = 0;                                     // lane that `execute` processes, for error messages
+  std::string undefined_load;                       // the last load of memory that was never written, for messages
 
+  // The 32 values of a slot.
   template <class T>
   T* slot(uint32_t index) {
     return reinterpret_cast<T*>(&frame[std::size_t(index) * 32]);
@@ -65,7 +67,7 @@ struct Warp {
   uint32_t& predicate(uint32_t index) { return *slot<uint32_t>(index); }
 };
 
-// What a launch and its blocks share.
+// The running block, with what is the same for all blocks of its launch.
 struct Block {
   GlobalMemory* global = nullptr;
   const Program* program = nullptr;
@@ -76,16 +78,17 @@ struct Block {
   std::vector<Warp> warps;
   std::vector<uint8_t> shared_bytes, local_bytes, parameter_bytes;
   Segment shared, local, parameters;
-  uint32_t launch_time = 0, block_time = 0, time = 0;
+  uint32_t launch_time = 0, block_time = 0, time = 0;  // when launch, block and the latest barrier began (Toucher)
 
-  // The `count` bytes at an address, checked; the lane is warp.lane. `written`: what a write is about to put there.
+  // The `count` bytes at an address, for the lane warp.lane. Throws Fault if they are out of bounds, misaligned, or
+  // part of a race. `written`: the bytes that a write is about to store.
   Place access(Warp& warp, Space space, uint64_t address, uint32_t count, Use use, const uint8_t* written = nullptr);
   // The same for bytes that must have been written.
   uint8_t* access_defined(Warp& warp, Space space, uint64_t address, uint32_t count, Use use);
   Toucher toucher(const Warp& warp) const;
 };
 
-// Addresses of generic space: shared and local memory have windows of their own, others are global.
+// Tag bits of generic addresses of shared and local memory; generic addresses without one are global.
 constexpr uint64_t kSharedWindow = uint64_t{1} << 60, kLocalWindow = uint64_t{1} << 61;
 
 class Machine {
@@ -93,7 +96,7 @@ class Machine {
   GlobalMemory memory;
   Settings settings;
 
-  // Runs a grid to its end. `parameters`: bytes in the layout of the kernel.
+  // Runs a whole grid. `parameters`: the kernel's parameters as bytes, in their PTX layout.
   void launch(Program& program, const std::string& kernel, Extent grid, Extent threads, uint64_t shared_bytes,
               const std::vector<uint8_t>& parameters);
 
@@ -103,8 +106,8 @@ class Machine {
   void meet(Program& program, Warp& warp, uint32_t pc);
   bool release_barrier(Block& block);
 
-  uint32_t clock_ = 1;
-  std::vector<Warp> warps_;  // of the last block, whose memory the next one uses again
+  uint32_t clock_ = 1;       // counts launches, blocks and barriers (Toucher)
+  std::vector<Warp> warps_;  // of the previous launch: kept to reuse their allocations
 };
 
 // Calls `run` for every lane in `active`; for all 32 in a loop that a compiler can turn into vectors.

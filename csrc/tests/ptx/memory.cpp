@@ -8,12 +8,13 @@
 namespace ptx {
 namespace {
 
-// Writer and reader: thread, and which of the four bytes.
-constexpr uint16_t kThread = 0x3ff;
-constexpr uint16_t kSeveral = 0x400;  // readers, in this interval between barriers
-constexpr uint16_t kAtomic = 0x800;   // writer
-constexpr int kBytesShift = 12;
+// Layout of History::writer and History::reader.
+constexpr uint16_t kThread = 0x3ff;   // bits 0 to 9: index of the thread
+constexpr uint16_t kSeveral = 0x400;  // reader: several threads have read since the last barrier
+constexpr uint16_t kAtomic = 0x800;   // writer: the write was atomic
+constexpr int kBytesShift = 12;       // bits 12 to 15: which of the four bytes
 
+// True if a barrier of the warp lies between an earlier access of thread `other` and the present one.
 bool ordered_by_warp(uint16_t other, uint16_t other_time, const Toucher& who) {
   return (other & kThread) / 32 == who.thread / 32 && other_time < who.warp_time;
 }
@@ -26,12 +27,13 @@ bool ordered_by_warp(uint16_t other, uint16_t other_time, const Toucher& who) {
               " " + other + " at line " + std::to_string(line) + " with no barrier in between");
 }
 
-// Compares with what happened to one word since `since`, and notes the use.
+// Checks an access to one word against its history, then records it there. bytes: mask of the accessed bytes.
 void note(Segment& segment, History& word, uint64_t address, unsigned bytes, Use use, const Toucher& who, bool same) {
-  const uint32_t since = segment.one_block ? who.block_time : who.launch_time;
+  const uint32_t since = segment.one_block ? who.block_time : who.launch_time;  // earlier accesses are ordered
   const char* const doing = use == Use::read ? "reads" : use == Use::write ? "writes" : "atomically updates";
+  // Against the last write.
   const bool harmless = same || (use == Use::atomic && (word.writer & kAtomic));
-  // If several lanes store to one place in one instruction, one of them wins, where that is allowed at all.
+  // Several lanes of a warp store to one place in one instruction, and that is allowed.
   const bool at_once = who.collisions_allowed && use == Use::write && word.write_line == who.line &&
                        (word.writer & kThread) / 32 == who.thread / 32 && word.write_time == who.time;
   if (word.write_time >= since && (word.writer >> kBytesShift & bytes) && !harmless && !at_once) {
@@ -43,6 +45,7 @@ void note(Segment& segment, History& word, uint64_t address, unsigned bytes, Use
            word.write_line);
     }
   }
+  // A read is recorded; further readers between the same barriers only set kSeveral.
   if (use == Use::read) {
     if (word.read_time == who.time) {
       const bool same = (word.reader & kThread) == who.thread || ordered_by_warp(word.reader, word.read_warp_time, who);
@@ -57,6 +60,7 @@ void note(Segment& segment, History& word, uint64_t address, unsigned bytes, Use
     word.read_time = who.time, word.read_line = who.line, word.read_warp_time = who.warp_time;
     return;
   }
+  // A write is also checked against the last reads, then recorded.
   if (word.foreign_read_time >= since && word.foreign_read_time < who.block_time && word.foreign_read_time > 0) {
     race(segment, address, doing, "read", 0, true, word.foreign_read_line);
   }

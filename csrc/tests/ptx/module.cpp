@@ -1,5 +1,5 @@
-// The Python module seed_fast_ptx: the launchers of seed_fast._C, by the same names, on the machine; and what tests
-// need to set it up.
+// The Python module seed_fast_ptx: the CUDA launchers of seed_fast._C under the same names, whose kernels run in the
+// interpreter, and functions with which the tests of tests/ptx set it up.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -18,12 +18,13 @@ SEED_FAST_BINDERS(SEED_FAST_DECLARE)
 namespace ptx {
 namespace {
 
-// Programs that came as a text (Triton's), by the text.
+// Parsed programs that tests gave as PTX text (kernels of Triton), by the text.
 std::map<std::string, std::unique_ptr<Program>>& loose_programs() {
   static std::map<std::string, std::unique_ptr<Program>> all;
   return all;
 }
 
+// Lets kernels access `size` bytes of host memory at an address. `defined`: its contents count as written.
 void allocate(uint64_t address, uint64_t size, bool defined, bool read_only, const std::string& name) {
   Segment segment;
   segment.name = name, segment.base = address, segment.size = size;
@@ -33,6 +34,7 @@ void allocate(uint64_t address, uint64_t size, bool defined, bool read_only, con
   machine().memory.add(std::move(segment));
 }
 
+// Runs a kernel of a PTX text.
 void launch(const std::string& text, const std::string& kernel, std::array<unsigned, 3> grid, unsigned threads,
             uint64_t shared_bytes, const std::string& parameters) {
   std::unique_ptr<Program>& program = loose_programs()[text];
@@ -75,6 +77,7 @@ std::vector<Coverage> coverage() {
   return all;
 }
 
+// Sets the order of execution, the rounding of tensor cores, and the architecture that launchers see.
 void configure(unsigned seed, const std::string& tensor_cores, int architecture) {
   const std::map<std::string, Arithmetic> known = {
       {"exact", Arithmetic::exact}, {"truncating", Arithmetic::truncating}, {"worst", Arithmetic::worst}};

@@ -8,6 +8,7 @@
 namespace ptx {
 namespace {
 
+// Appends the slot of a register, or that of a constant of `width` bytes.
 void add_operand(Statement& statement, Instruction& into, const Argument& argument, int width) {
   uint32_t slot = argument.at;
   int actual = argument.width;

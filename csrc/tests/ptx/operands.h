@@ -1,4 +1,4 @@
-// Reading the arguments of a statement into the slots of an instruction.
+// Helpers of the readers (instructions.h): they append the arguments of a statement to the slots of an instruction.
 #pragma once
 
 #include <string>
@@ -8,19 +8,20 @@
 
 namespace ptx {
 
-// Bytes of a type; 0: a predicate, -1: not a type of ours.
+// Bytes of a type such as "u32"; 0 for a predicate, -1 for an unknown type.
 int width_of(const std::string& type);
-// Adds a result, an operand, and an address, which comes as the last operand. A constant becomes a slot of `width`
-// bytes. All results come before all operands.
+// Append a result, an operand, or an address. All results have to come before all operands, and an address last. A
+// constant becomes a slot of `width` bytes.
 void result(Statement& statement, Instruction& into, const Argument& argument);
 void operand(Statement& statement, Instruction& into, const Argument& argument, int width);
 void address(Statement& statement, Instruction& into, const Argument& argument);
-// The parts of a vector, or the argument alone.
+// The elements of a vector argument {a, b, ...}; other arguments are their own single element.
 std::vector<Argument> elements(const Argument& argument);
-// The address that a lane gives as an operand.
+// The address of a lane: the value of slots[operand] plus the instruction's offset.
 uint64_t address_at(Warp& warp, const Instruction& in, std::size_t operand, int lane);
+// The memory that a statement names; generic if none.
 Space space_of(const Statement& statement);
-// fesetround's mode.
+// The statement's rounding mode, as std::fesetround takes it.
 int rounding_of(const Statement& statement);
 
 }  // namespace ptx

@@ -1,5 +1,6 @@
-// The parser: PTX ISA 8.8, "Syntax", "State Spaces, Types, and Variables" and "Directives", as far as NVRTC and Triton
-// use them. One file, because the rules of a grammar call each other from the first to the last.
+// The parser of PTX: PTX ISA 8.8, "Syntax", "State Spaces, Types, and Variables" and "Directives", as far as NVRTC and
+// Triton use them. It is a recursive-descent parser: each member function reads one construct of the grammar from the
+// tokens and they call each other, so the file stays in one piece.
 #include "program.h"
 
 #include <algorithm>
@@ -31,16 +32,18 @@ std::vector<std::string> split_lines(const std::string& text) {
   return lines;
 }
 
-// Tokens without comments, debug sections, and directives that end with their line.
+// Splits the text into tokens. Comments, debug sections and directives that take a whole line (.loc, .version) are
+// dropped; `architecture` receives the number of .target.
 std::vector<Token> tokenize(const std::vector<std::string>& lines, int& architecture) {
   static const std::set<std::string> to_end_of_line = {".loc",    ".file",         ".version",
                                                        ".target", ".address_size", ".pragma"};
   std::vector<Token> tokens;
   bool in_comment = false, section = false;
-  int depth = 0;  // of braces of a debug section
+  int depth = 0;  // of nested braces in a debug section
   for (std::size_t number = 0; number < lines.size(); ++number) {
     const std::string& line = lines[number];
     for (std::size_t i = 0; i < line.size();) {
+      // Skip comments and white space.
       if (in_comment || line.compare(i, 2, "/*") == 0) {
         const std::size_t end = line.find("*/", i);
         in_comment = end == std::string::npos;
@@ -54,6 +57,7 @@ std::vector<Token> tokenize(const std::vector<std::string>& lines, int& architec
         i = end;
         continue;
       }
+      // Take one token: a name or number, a string, or a single character.
       const bool number_follows = c == '-' && end < line.size() && std::isdigit(static_cast<unsigned char>(line[end]));
       if (begins_name(c) || std::isdigit(static_cast<unsigned char>(c)) || number_follows) {
         while (end < line.size() && continues_name(line[end])) ++end;
@@ -62,6 +66,7 @@ std::vector<Token> tokenize(const std::vector<std::string>& lines, int& architec
       }
       const std::string text = line.substr(i, end - i);
       i = end;
+      // Drop it inside a debug section, and drop directives with the rest of their line.
       if (section) {
         depth += text == "{" ? 1 : text == "}" ? -1 : 0;
         if (text == "}" && depth == 0) section = false;
@@ -82,6 +87,7 @@ std::vector<Token> tokenize(const std::vector<std::string>& lines, int& architec
   return tokens;
 }
 
+// Bytes of a type such as ".u32"; 0 for .pred, -1 if it is no type.
 int type_width(const std::string& type) {
   if (type == ".pred") return 0;
   const std::size_t digit = type.find_first_of("0123456789");
@@ -95,13 +101,14 @@ struct Register {
   int width;
 };
 
+// A variable or parameter.
 struct Symbol {
   Space space;
   uint64_t address;
   int64_t size, align;
 };
 
-// Names of a block `{ ... }` and of those around it.
+// The names declared in one block `{ ... }`; a stack of scopes holds those of the blocks around it.
 struct Scope {
   std::map<std::string, Register> registers;
   std::map<std::string, Symbol> symbols;
@@ -114,12 +121,13 @@ struct ParsedStatement : Statement {
   uint32_t constant(uint64_t bits, int width) override;
 };
 
-// A copy between a caller's and a callee's parameters, whose places are known when everything is read.
-struct Handover {
-  uint32_t at;  // in code
+// A copy between a caller's variable and a called function's parameter. The parameter's address is filled in at the
+// end, since the function may be defined later.
+struct ArgumentCopy {
+  uint32_t at;  // index of the copying instruction in Program::code
   std::string function;
-  std::size_t index;
-  bool result;
+  std::size_t index;  // of the parameter or result
+  bool result;        // copies a result back
 };
 
 class Parser {
@@ -129,9 +137,11 @@ class Parser {
     tokens_ = tokenize(program_->lines, program_->architecture);
   }
 
+  // Parses the whole text.
   std::unique_ptr<Program> run() {
     scopes_.emplace_back();
-    // Functions first: kernels come on top of their slots and local memory.
+    // First global variables and functions; kernels are skipped. Each kernel's slots and local memory start behind
+    // those of all functions.
     std::vector<std::size_t> kernels;
     while (at_ < tokens_.size()) {
       const std::string& word = peek();
@@ -146,12 +156,14 @@ class Parser {
         variable();
       }
     }
+    // Then the kernels, all with the same first slot of their own.
     function_slots_ = next_slot_, function_local_ = next_local_;
     for (std::size_t kernel : kernels) {
       at_ = kernel;
       next_slot_ = function_slots_, next_local_ = function_local_;
       function(true);
     }
+    // A kernel's constants include those of the functions that it may call.
     for (Function& function : program_->functions) {
       if (function.kernel) continue;
       for (Function& kernel : program_->functions) {
@@ -164,6 +176,7 @@ class Parser {
     return std::move(program_);
   }
 
+  // See Statement::constant.
   uint32_t constant(uint64_t bits, int width) {
     const auto [found, fresh] = constants_.try_emplace({bits, width}, next_slot_);
     if (fresh) current_->constants.push_back({next_slot_++, bits, width});
@@ -171,6 +184,7 @@ class Parser {
   }
 
  private:
+  // Throws Fault at the current token.
   [[noreturn]] void refuse(const std::string& why) const {
     const int line = tokens_[std::min(at_, tokens_.size() - 1)].line;
     throw Fault("PTX line " + std::to_string(line) + ": " + why + ": " +
@@ -198,6 +212,7 @@ class Parser {
            (text[0] == '-' ? -1 : 1);
   }
 
+  // Skips everything up to the end of a function's body.
   void skip_body() {
     while (peek() != "{") take();
     int depth = 0;
@@ -207,64 +222,67 @@ class Parser {
     } while (depth > 0);
   }
 
-  // .param .align 8 .b8 name[136], or .param .u64 .ptr .global .align 1 name
+  // One parameter: `.param .align 8 .b8 name[136]` or `.param .u64 .ptr .global .align 1 name`. In the second form
+  // .align is that of the memory that is pointed to, not that of the parameter.
   Parameter parameter() {
     expect(".param");
-    Parameter made{"", 1, 0, 0};
+    Parameter parsed{"", 1, 0, 0};
     int64_t given = 0;
     while (peek()[0] == '.') {
       const std::string word = take();
       if (word == ".align") {
-        const bool of_pointer = made.align > 0 && peek(1)[0] != '.';
+        const bool of_pointer = parsed.align > 0 && peek(1)[0] != '.';
         const int64_t align = integer();
         if (!of_pointer) given = align;
       } else if (const int width = type_width(word); width > 0) {
-        made.size = made.align = width;
+        parsed.size = parsed.align = width;
       }
     }
-    made.name = take();
+    parsed.name = take();
     if (accept("[")) {
-      made.size *= integer();
+      parsed.size *= integer();
       expect("]");
     }
-    if (given > 0) made.align = given;
-    return made;
+    if (given > 0) parsed.align = given;
+    return parsed;
   }
 
+  // A list of parameters in parentheses, placed from offset `next` on.
   std::vector<Parameter> parameters(Space space, int64_t& next) {
     std::vector<Parameter> all;
     if (!accept("(")) return all;
     while (!accept(")")) {
-      Parameter made = parameter();
-      made.offset = align_up(next, made.align);
-      next = made.offset + made.size;
-      scopes_.back().symbols[made.name] = {space, static_cast<uint64_t>(made.offset), made.size, made.align};
-      all.push_back(made);
+      Parameter parsed = parameter();
+      parsed.offset = align_up(next, parsed.align);
+      next = parsed.offset + parsed.size;
+      scopes_.back().symbols[parsed.name] = {space, static_cast<uint64_t>(parsed.offset), parsed.size, parsed.align};
+      all.push_back(parsed);
       accept(",");
     }
     return all;
   }
 
+  // A kernel (.entry) or function (.func).
   void function(bool kernel) {
     expect(kernel ? ".entry" : ".func");
-    Function made;
-    made.kernel = kernel;
-    made.begin = static_cast<uint32_t>(program_->code.size());
+    Function parsed;
+    parsed.kernel = kernel;
+    parsed.begin = static_cast<uint32_t>(program_->code.size());
     constants_.clear(), labels_.clear(), jumps_.clear();
-    current_ = &made;
+    current_ = &parsed;
     next_shared_ = module_shared_;
     scopes_.emplace_back();
     int64_t parameter_bytes = 0;
     const Space space = kernel ? Space::param : Space::local;
     int64_t& next = kernel ? parameter_bytes : next_local_;
-    if (!kernel) made.results = parameters(space, next);
-    made.name = take();
-    made.parameters = parameters(space, next);
+    if (!kernel) parsed.results = parameters(space, next);
+    parsed.name = take();
+    parsed.parameters = parameters(space, next);
     while (peek() != "{" && peek() != ";") {
       const std::string word = take();
       if (word == ".maxntid" || word == ".reqntid") {
-        made.most_threads = integer();
-        while (accept(",")) made.most_threads *= integer();
+        parsed.most_threads = integer();
+        while (accept(",")) parsed.most_threads *= integer();
       } else if (word[0] != '.' && !std::isdigit(static_cast<unsigned char>(word[0])) && word != ",") {
         refuse("expected a directive of a function, got " + word);
       }
@@ -274,20 +292,22 @@ class Parser {
       return;
     }
     body();
+    // Now all labels are known.
     for (const auto& [at, label] : jumps_) {
       const auto found = labels_.find(label);
       if (found == labels_.end()) refuse("no label " + label);
       program_->code[at].target = found->second;
     }
     scopes_.pop_back();
-    made.end = static_cast<uint32_t>(program_->code.size());
-    made.slots = next_slot_;
-    made.shared_bytes = next_shared_;
-    made.local_bytes = next_local_;
-    program_->functions.push_back(made);
+    parsed.end = static_cast<uint32_t>(program_->code.size());
+    parsed.slots = next_slot_;
+    parsed.shared_bytes = next_shared_;
+    parsed.local_bytes = next_local_;
+    program_->functions.push_back(parsed);
     if (!kernel) module_shared_ = next_shared_;
   }
 
+  // A block of declarations, labels, statements and nested blocks.
   void body() {
     expect("{");
     scopes_.emplace_back();
@@ -308,6 +328,7 @@ class Parser {
     scopes_.pop_back();
   }
 
+  // `.reg .b32 %r<10>;` declares %r0 to %r9.
   void registers() {
     expect(".reg");
     const std::string type = take();
@@ -326,18 +347,22 @@ class Parser {
     expect(";");
   }
 
-  // A variable of any space. Static shared memory is laid out as declared; what has no size (dynamic) begins behind it.
+  // A variable of any memory. Shared variables are laid out in the order of their declaration; one without a size is
+  // the dynamic shared memory, which begins behind them.
   void variable() {
     const std::string space = take();
+    // Parameters of a call that are declared in a body: in local memory.
     if (space == ".param") {
       --at_;
-      Parameter made = parameter();
+      Parameter parsed = parameter();
       expect(";");
-      made.offset = align_up(next_local_, made.align);
-      next_local_ = made.offset + made.size;
-      scopes_.back().symbols[made.name] = {Space::local, static_cast<uint64_t>(made.offset), made.size, made.align};
+      parsed.offset = align_up(next_local_, parsed.align);
+      next_local_ = parsed.offset + parsed.size;
+      scopes_.back().symbols[parsed.name] = {Space::local, static_cast<uint64_t>(parsed.offset), parsed.size,
+                                             parsed.align};
       return;
     }
+    // Alignment, type, name, size, and initial value.
     int64_t align = 0, width = 1;
     while (peek()[0] == '.') {
       const std::string word = take();
@@ -357,6 +382,7 @@ class Parser {
     std::vector<uint8_t> bytes(static_cast<std::size_t>(size), 0);
     if (accept("=")) initial_value(bytes, static_cast<std::size_t>(width));
     expect(";");
+    // Its place.
     Symbol& symbol = scopes_.back().symbols[name];
     symbol.size = size, symbol.align = align;
     if (space == ".shared") {
@@ -369,14 +395,14 @@ class Parser {
       symbol.address = static_cast<uint64_t>(align_up(next_local_, align));
       next_local_ = static_cast<int64_t>(symbol.address) + size;
     } else if (space == ".global" || space == ".const") {
-      auto made = std::make_unique<Variable>();
-      made->name = name, made->read_only = space == ".const";
-      made->bytes.resize(bytes.size() + static_cast<std::size_t>(align));
-      const uint64_t start = reinterpret_cast<uint64_t>(made->bytes.data());
-      made->padding = static_cast<std::size_t>(align_up(static_cast<int64_t>(start), align)) - start;
-      std::memcpy(made->bytes.data() + made->padding, bytes.data(), bytes.size());
-      symbol.space = Space::global, symbol.address = start + made->padding;
-      program_->variables.push_back(std::move(made));
+      auto parsed = std::make_unique<Variable>();
+      parsed->name = name, parsed->read_only = space == ".const";
+      parsed->bytes.resize(bytes.size() + static_cast<std::size_t>(align));
+      const uint64_t start = reinterpret_cast<uint64_t>(parsed->bytes.data());
+      parsed->padding = static_cast<std::size_t>(align_up(static_cast<int64_t>(start), align)) - start;
+      std::memcpy(parsed->bytes.data() + parsed->padding, bytes.data(), bytes.size());
+      symbol.space = Space::global, symbol.address = start + parsed->padding;
+      program_->variables.push_back(std::move(parsed));
     } else {
       refuse("unknown directive " + space);
     }
@@ -394,6 +420,7 @@ class Parser {
     if (list) expect("}");
   }
 
+  // The register or symbol of this name in the innermost scope that has one; nullptr if none has.
   template <class Found>
   const Found* find(const std::string& name, std::map<std::string, Found> Scope::* in) const {
     for (auto scope = scopes_.rbegin(); scope != scopes_.rend(); ++scope) {
@@ -403,92 +430,95 @@ class Parser {
     return nullptr;
   }
 
+  // One argument: a vector, an address, a register, a variable (its address), a number, or a name.
   Argument argument() {
     static const std::map<std::string, uint32_t> specials = {
         {"%tid.x", kTidX},     {"%tid.y", kTidY},       {"%tid.z", kTidZ},       {"%ntid.x", kNtidX},
         {"%ntid.y", kNtidY},   {"%ntid.z", kNtidZ},     {"%ctaid.x", kCtaidX},   {"%ctaid.y", kCtaidY},
         {"%ctaid.z", kCtaidZ}, {"%nctaid.x", kNctaidX}, {"%nctaid.y", kNctaidY}, {"%nctaid.z", kNctaidZ},
         {"%laneid", kLane}};
-    Argument made;
+    Argument parsed;
     if (accept("{")) {
-      made.kind = Argument::vector;
+      parsed.kind = Argument::vector;
       while (!accept("}")) {
-        made.parts.push_back(argument());
+        parsed.parts.push_back(argument());
         accept(",");
       }
-      return made;
+      return parsed;
     }
     if (accept("[")) {
-      made.kind = Argument::address;
-      made.parts.push_back(argument());
-      made.space = made.parts[0].space;
+      parsed.kind = Argument::address;
+      parsed.parts.push_back(argument());
+      parsed.space = parsed.parts[0].space;
       while (!accept("]")) {
         accept("+");
-        made.offset += integer();
+        parsed.offset += integer();
       }
-      return made;
+      return parsed;
     }
-    made.negated = accept("!");
+    parsed.negated = accept("!");
     const std::string text = take();
-    if (text == "_") return made;
+    if (text == "_") return parsed;
     if (const auto special = specials.find(text); special != specials.end()) {
-      made.kind = Argument::slot, made.at = special->second, made.width = 4;
+      parsed.kind = Argument::slot, parsed.at = special->second, parsed.width = 4;
     } else if (const Register* found = find(text, &Scope::registers)) {
-      made.kind = Argument::slot, made.at = found->slot, made.width = found->width;
+      parsed.kind = Argument::slot, parsed.at = found->slot, parsed.width = found->width;
     } else if (const Symbol* symbol = find(text, &Scope::symbols)) {
-      made.kind = Argument::number, made.bits = symbol->address, made.space = symbol->space;
+      parsed.kind = Argument::number, parsed.bits = symbol->address, parsed.space = symbol->space;
     } else if (text.compare(0, 2, "0f") == 0 || text.compare(0, 2, "0F") == 0) {
-      made.kind = Argument::number, made.bits = std::stoul(text.substr(2), nullptr, 16), made.float_width = 4;
+      parsed.kind = Argument::number, parsed.bits = std::stoul(text.substr(2), nullptr, 16), parsed.float_width = 4;
     } else if (text.compare(0, 2, "0d") == 0 || text.compare(0, 2, "0D") == 0) {
-      made.kind = Argument::number, made.bits = std::stoull(text.substr(2), nullptr, 16), made.float_width = 8;
+      parsed.kind = Argument::number, parsed.bits = std::stoull(text.substr(2), nullptr, 16), parsed.float_width = 8;
     } else if (std::isdigit(static_cast<unsigned char>(text[0])) || text[0] == '-') {
       --at_;
-      made.kind = Argument::number, made.bits = static_cast<uint64_t>(integer());
+      parsed.kind = Argument::number, parsed.bits = static_cast<uint64_t>(integer());
     } else {
-      made.kind = Argument::name, made.text = text;
+      parsed.kind = Argument::name, parsed.text = text;
     }
-    return made;
+    return parsed;
   }
 
+  // Appends an empty instruction.
   Instruction& emit(int line) {
     program_->code.emplace_back();
     program_->code.back().line = line;
     return program_->code.back();
   }
 
+  // `@guard opcode argument, ...;`
   void statement() {
-    ParsedStatement made;
-    made.parser = this;
-    made.line = tokens_[at_].line;
+    ParsedStatement parsed;
+    parsed.parser = this;
+    parsed.line = tokens_[at_].line;
     Argument guard;
     if (accept("@")) guard = argument();
     std::istringstream opcode(take());
-    for (std::string part; std::getline(opcode, part, '.');) made.opcode.push_back(part);
-    // `sm_70::x` and the like, which the tokenizer has cut
+    for (std::string part; std::getline(opcode, part, '.');) parsed.opcode.push_back(part);
+    // Parts with a double colon, such as `shared::cta`, which the tokenizer has split.
     while (accept(":")) {
       expect(":");
       std::istringstream rest(take());
       std::string part;
       std::getline(rest, part, '.');
-      made.opcode.back() += "::" + part;
-      while (std::getline(rest, part, '.')) made.opcode.push_back(part);
+      parsed.opcode.back() += "::" + part;
+      while (std::getline(rest, part, '.')) parsed.opcode.push_back(part);
     }
-    if (made.opcode[0] == "call") {
+    if (parsed.opcode[0] == "call") {
       if (guard.kind == Argument::slot) refuse("a call with a guard");
-      call(made);
+      call(parsed);
       return;
     }
     while (!accept(";")) {
-      made.arguments.push_back(argument());
-      if (accept("|")) made.arguments.push_back(argument());
+      parsed.arguments.push_back(argument());
+      if (accept("|")) parsed.arguments.push_back(argument());
       if (peek() != ";") expect(",");
     }
-    Instruction& instruction = emit(made.line);
-    if (made.opcode[0] == "bra") {
+    Instruction& instruction = emit(parsed.line);
+    if (parsed.opcode[0] == "bra") {
       instruction.flow = Flow::branch;
-      jumps_.emplace_back(program_->code.size() - 1, made.arguments.at(0).text);
+      jumps_.emplace_back(program_->code.size() - 1, parsed.arguments.at(0).text);
     } else {
-      decode(made, instruction);
+      decode(parsed, instruction);
     }
     if (guard.kind == Argument::slot) {
       instruction.guard = static_cast<int16_t>(instruction.slots.size());
@@ -498,8 +528,9 @@ class Parser {
     }
   }
 
-  // call.uni (result), function, (argument, ...);
-  void call(const Statement& made) {
+  // `call.uni (result), function, (argument, ...);` becomes copies of the arguments, the call, and copies of the
+  // results.
+  void call(const Statement& parsed) {
     const auto names = [&] {
       std::vector<std::string> all;
       if (!accept("(")) return all;
@@ -509,14 +540,14 @@ class Parser {
       }
       return all;
     };
-    const auto hand_over = [&](const std::string& function, const std::vector<std::string>& given, bool result) {
+    const auto copy_arguments = [&](const std::string& function, const std::vector<std::string>& given, bool result) {
       for (std::size_t i = 0; i < given.size(); ++i) {
         const Symbol* symbol = find(given[i], &Scope::symbols);
         if (symbol == nullptr || symbol->space != Space::local) refuse("no parameter " + given[i]);
-        Instruction& copy = emit(made.line);
+        Instruction& copy = emit(parsed.line);
         copy.from_text = false;
         copy.offset = static_cast<int64_t>(symbol->address);
-        handovers_.push_back({static_cast<uint32_t>(program_->code.size() - 1), function, i, result});
+        copies_.push_back({static_cast<uint32_t>(program_->code.size() - 1), function, i, result});
       }
     };
     const std::vector<std::string> results = names();
@@ -525,12 +556,13 @@ class Parser {
     std::vector<std::string> given;
     if (accept(",")) given = names();
     expect(";");
-    hand_over(function, given, false);
-    emit(made.line).flow = Flow::call;
+    copy_arguments(function, given, false);
+    emit(parsed.line).flow = Flow::call;
     calls_.emplace_back(program_->code.size() - 1, function);
-    hand_over(function, results, true);
+    copy_arguments(function, results, true);
   }
 
+  // Fills in the targets of calls and the addresses of the parameters that are copied.
   void resolve() {
     const auto find_function = [&](const std::string& name) -> const Function& {
       for (const Function& function : program_->functions) {
@@ -539,23 +571,23 @@ class Parser {
       throw Fault("PTX calls a function that it doesn't define: " + name);
     };
     for (const auto& [at, name] : calls_) program_->code[at].target = find_function(name).begin;
-    for (const Handover& handover : handovers_) {
-      const Function& function = find_function(handover.function);
-      const Parameter& parameter = (handover.result ? function.results : function.parameters).at(handover.index);
-      Instruction& copy = program_->code[handover.at];
+    for (const ArgumentCopy& argument : copies_) {
+      const Function& function = find_function(argument.function);
+      const Parameter& parameter = (argument.result ? function.results : function.parameters).at(argument.index);
+      Instruction& copy = program_->code[argument.at];
       copy.target = static_cast<uint32_t>(parameter.offset);
       copy.width = static_cast<uint8_t>(parameter.size);
-      copy.options[0] = handover.result;
+      copy.options[0] = argument.result;
       ParsedStatement statement;
       statement.parser = this;
-      statement.opcode = {"hand_over"};
+      statement.opcode = {"copy_argument"};
       decode(statement, copy);
     }
-    check_depth();
+    check_recursion();
   }
 
-  // A function that reaches itself would share its slots with itself.
-  void check_depth() const {
+  // Refuses recursion: the two activations of a function would overwrite each other's slots.
+  void check_recursion() const {
     std::map<uint32_t, std::set<uint32_t>> callees;
     for (const auto& [at, name] : calls_) {
       callees[program_->function_at(static_cast<uint32_t>(at)).begin].insert(program_->code[at].target);
@@ -571,15 +603,16 @@ class Parser {
 
   std::unique_ptr<Program> program_;
   std::vector<Token> tokens_;
-  std::size_t at_ = 0;
-  std::vector<Scope> scopes_;
-  Function* current_ = nullptr;
-  std::map<std::pair<uint64_t, int>, uint32_t> constants_;
-  std::map<std::string, uint32_t> labels_;
-  std::vector<std::pair<std::size_t, std::string>> jumps_, calls_;
-  std::vector<Handover> handovers_;
-  uint32_t next_slot_ = kSpecials, function_slots_ = 0;
-  int64_t next_shared_ = 0, module_shared_ = 0, next_local_ = 0, function_local_ = 0;
+  std::size_t at_ = 0;                                              // the next token
+  std::vector<Scope> scopes_;                                       // innermost last
+  Function* current_ = nullptr;                                     // the function that is being parsed
+  std::map<std::pair<uint64_t, int>, uint32_t> constants_;          // its constants: (bits, width) -> slot
+  std::map<std::string, uint32_t> labels_;                          // its labels: indices of instructions
+  std::vector<std::pair<std::size_t, std::string>> jumps_, calls_;  // instruction and the name that it jumps to
+  std::vector<ArgumentCopy> copies_;
+  uint32_t next_slot_ = kSpecials, function_slots_ = 0;  // next free slot; slots of all functions
+  int64_t next_shared_ = 0, module_shared_ = 0;  // next free byte of shared memory; that of module-scope variables
+  int64_t next_local_ = 0, function_local_ = 0;  // next free byte of local memory; that of all functions
 };
 
 uint32_t ParsedStatement::constant(uint64_t bits, int width) { return parser->constant(bits, width); }

@@ -15,7 +15,7 @@
 namespace ptx {
 namespace {
 
-// library.cpp remembers the architecture of a device, so each has a device of its own.
+// One device per architecture, because library.cpp caches the architecture of each device.
 constexpr std::array<int, 3> kArchitectures = {70, 75, 80};
 int current_device = 0;
 
@@ -24,6 +24,7 @@ struct Kernel {
   std::string name;
 };
 
+// The names of the kernels in a PTX text.
 std::vector<std::string> kernel_names(const std::string& text) {
   static const std::regex entry(R"(\.entry\s+(\w+))");
   std::vector<std::string> names;
@@ -98,7 +99,7 @@ const char* device_code_manifest() { return "{}"; }
 
 }  // namespace seed_fast::cuda
 
-// -- the runtime ------------------------------------------------------------------------------------------------------
+// -- functions of the CUDA runtime: a library is a DeviceImage, a kernel a ptx::Kernel --------------------------------
 
 extern "C" {
 
@@ -117,6 +118,7 @@ cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void**
                              cudaStream_t) {
   const auto& kernel = *static_cast<const ptx::Kernel*>(function);
   ptx::Program& program = kernel.image->program_for(ptx::kArchitectures[static_cast<std::size_t>(ptx::current_device)]);
+  // Lay the arguments out as the PTX declares the kernel's parameters.
   std::vector<uint8_t> bytes;
   const auto& parameters = program.kernel(kernel.name).parameters;
   for (std::size_t i = 0; i < parameters.size(); ++i) {

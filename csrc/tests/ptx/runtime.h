@@ -1,5 +1,6 @@
-// The CUDA runtime calls that csrc/cuda makes, answered by the machine: the launchers link against these instead of
-// libcudart, so grids, blocks and arguments are theirs. A launch runs at once; a Fault in it goes on as an exception.
+// A stand-in for the CUDA runtime: the calls that the launchers of csrc/cuda make, implemented by the interpreter. The
+// launchers are linked against it in place of libcudart, so tests run the real launch code with its grids, blocks and
+// arguments. A launch runs to its end within the call; a Fault leaves it as an exception.
 #pragma once
 
 #include <map>
@@ -10,18 +11,20 @@
 
 namespace ptx {
 
-// The PTX of one csrc/cuda/*.cu by architecture. A device gets the newest that is not newer than itself.
+// The PTX of one csrc/cuda/*.cu, by architecture.
 struct DeviceImage {
   std::string source;
   std::map<int, std::string> texts;
-  std::map<int, std::unique_ptr<Program>> programs;  // of those that were asked for
+  std::map<int, std::unique_ptr<Program>> programs;  // parsed at the first request
 
   void replace(int architecture, const std::string& text);
+  // The program of the newest architecture that is not newer than this one, as the driver chooses.
   Program& program_for(int architecture);
 };
 
+// The one interpreter of the process.
 Machine& machine();
-// By source without ".cu", from the folder of images that CMake wrote.
+// All images by source without ".cu", read from the folder that CMake has filled.
 std::map<std::string, DeviceImage>& images();
 // The architecture of the one device that launchers see: 70, 75 or 80.
 void set_architecture(int architecture);

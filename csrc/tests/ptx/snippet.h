@@ -1,4 +1,4 @@
-// Runs a few lines of PTX on one warp or block: `in` and `out` are arrays of 64 bits, one element a thread.
+// Runs a few lines of PTX as a kernel with two arrays of 64-bit elements, `in` and `out`, one element per thread.
 #pragma once
 
 #include <cstring>
@@ -12,14 +12,15 @@
 namespace ptx::testing {
 
 struct Snippet {
-  std::string declarations;  // of registers and shared memory, beside those below
+  std::string declarations;  // further variables and registers, in addition to those of text_of
   std::string body;
   unsigned threads = 32, blocks = 1;
   unsigned seed = 1;
   Arithmetic arithmetic = Arithmetic::exact;
 };
 
-// The text of a kernel. %rd1: address of the thread's element of `in`, %rd2: of `out`; %r0: the thread, %r9: the lane.
+// The PTX text of the kernel. Before the body it sets %rd1 to the address of the thread's element of `in`, %rd2 to that
+// of `out`, %r0 to the thread's index and %r9 to its lane.
 inline std::string text_of(const Snippet& snippet) {
   return ".version 8.8\n.target sm_80\n.address_size 64\n"
          ".visible .entry snippet(.param .u64 in, .param .u64 out)\n{\n"
@@ -33,6 +34,7 @@ inline std::string text_of(const Snippet& snippet) {
          snippet.body + "\nret;\n}\n";
 }
 
+// Runs the kernel and returns `out`. A shorter `in` is extended with its last element.
 inline std::vector<uint64_t> run(const Snippet& snippet, std::vector<uint64_t> in = {}) {
   const std::size_t count = std::size_t(snippet.threads) * snippet.blocks;
   in.resize(count, in.empty() ? 0 : in.back());
@@ -56,7 +58,7 @@ inline std::vector<uint64_t> run(const Snippet& snippet, std::vector<uint64_t> i
   return out;
 }
 
-// The message of the fault that `what` ends with; "" if it ends without.
+// The message of the Fault that `what` throws; "" if it throws none.
 inline std::string fault_of(const std::function<void()>& what) {
   try {
     what();
@@ -72,7 +74,7 @@ inline std::string fault(const Snippet& snippet) {
 
 }  // namespace ptx::testing
 
-// The message is there and says `expected`.
+// Fails unless the message contains `expected`.
 #define CHECK_FAULT(message, expected) ptx::testing::check_fault(message, expected, __FILE__, __LINE__)
 
 namespace ptx::testing {

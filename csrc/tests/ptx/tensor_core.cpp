@@ -7,10 +7,11 @@
 namespace ptx {
 namespace {
 
-// The sum with its last bit set where it is not exact, so that rounding it once more gives what rounding the exact sum
-// would ("round to odd").
+// The sum of `sum` and the terms, rounded to odd: if it is not exact, it is truncated and its last bit is set. Rounding
+// the result once more, to float32, then gives the same as rounding the exact sum.
 double sum_to_odd(const double* terms, int count, double sum) {
-  double lost = 0;
+  double lost = 0;  // the sum of all rounding errors
+  // a + b; `error` receives the rounding error (Knuth's two-sum).
   const auto add = [](double a, double b, double& error) {
     const double total = a + b, part = total - a;
     error = (a - (total - part)) + (b - part);
@@ -37,6 +38,7 @@ float towards_zero(double value) {
   return std::abs(static_cast<double>(rounded)) > std::abs(value) ? std::nextafter(rounded, 0.0f) : rounded;
 }
 
+// The `truncating` model for up to four products.
 float truncated(const double* products, int count, float c) {
   double largest = std::abs(static_cast<double>(c));
   for (int i = 0; i < count; ++i) largest = std::max(largest, std::abs(products[i]));
@@ -73,7 +75,7 @@ float sum_of_products(const double* products, int count, float c, Arithmetic how
     noise = scramble(noise, static_cast<uint32_t>(first));
     const double wrong = exact + (noise & 1 ? most : -most);
     c = static_cast<float>(wrong);
-    // not even a rounding beyond the bound
+    // The rounding to float32 must not exceed the bound.
     if (std::abs(c - exact) > most) c = std::nextafter(c, static_cast<float>(exact));
   }
   return c;

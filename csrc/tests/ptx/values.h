@@ -1,5 +1,5 @@
-// The types of PTX by their names there, and their numbers as double, which holds every one but 64-bit integers
-// exactly.
+// The types of PTX under their PTX names, and conversions to and from double, which represents all of them exactly
+// except for 64-bit integers.
 #pragma once
 
 #include <algorithm>
@@ -39,7 +39,8 @@ To bit_cast(From from) {
   return to;
 }
 
-// To `bits` significant bits, in the processor's rounding mode, with the smallest normal exponent `least`.
+// Rounds to `bits` significant bits, in the processor's rounding mode. Below 2^least, the smallest normal number, the
+// spacing stays the same, as for subnormal numbers.
 inline double round_significand(double x, int bits, int least) {
   if (x == 0 || !std::isfinite(x)) return x;
   const int unit = std::max(std::ilogb(x), least) - (bits - 1);
@@ -57,6 +58,7 @@ inline double to_double(f16 x) {
   return x.bits & 0x8000 ? -magnitude : magnitude;
 }
 
+// Rounds to type T in the processor's rounding mode.
 template <class T>
 T from_double(double x) {
   if constexpr (std::is_same_v<T, f16>) {
@@ -76,9 +78,11 @@ T from_double(double x) {
   }
 }
 
+// .ftz: a subnormal number becomes zero with its sign.
 inline f32 flush(f32 x) { return std::abs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; }
 
-// The result of an instruction that may err by `relative`; a function of its operands, as it is on a GPU.
+// The result of an approximate instruction with the relative error bound `relative`. With Arithmetic::worst it has that
+// error, up or down depending on the exact result; so equal operands give equal results, as on a GPU.
 inline f32 approximate(double exact, double relative, const Warp& warp) {
   if (warp.block->settings.arithmetic != Arithmetic::worst || !std::isfinite(exact)) return static_cast<f32>(exact);
   const bool up = scramble(warp.block->settings.seed, bit_cast<u32>(static_cast<f32>(exact))) & 1;
