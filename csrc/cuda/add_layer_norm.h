@@ -3,8 +3,9 @@
 
 namespace seed_fast::add_layer_norm {
 
-// The one argument of every kernel. x, delta [N, D], weight, bias [D] -> stream [N, D] of x's type (null: not wanted;
-// it may be x itself), y [N, D] contiguous. Rows are contiguous, `stride` elements apart.
+// The only argument of every kernel. Inputs: x and delta [N, D], weight and bias [D]. Outputs: y [N, D], contiguous,
+// and stream [N, D] of x's type, which may be null (not written) or the same memory as x. The elements of a row are
+// contiguous; rows are `stride` elements apart.
 struct Problem {
   const void *x, *delta;
   const float *weight, *bias;
@@ -12,11 +13,11 @@ struct Problem {
   long long rows, x_stride, delta_stride, stream_stride;
   int x_dtype, delta_dtype, y_dtype;
   int d;
-  int post_norm;  // the stream gets the norm, not the sum
+  int post_norm;  // the stream receives the norm instead of the sum
   float eps;
 };
 
-// A block takes a row; four neighbours a step stay in each thread's registers.
+// A block processes one row; each thread holds kSteps vectors of four neighbouring elements in registers.
 constexpr int kThreads = 128, kWideThreads = 512, kSteps = 4;
 constexpr int kMaxDim = kThreads * 4 * kSteps, kMaxWideDim = kWideThreads * 4 * kSteps;  // 2048 and 8192
 

@@ -1,16 +1,16 @@
-// attention on CUDA in float32: fused multiply-adds only, every architecture. Exact as plain float32 is: no TF32, no
-// splits. It also takes the float16 inputs that attention_sm70.cu can't load, because their rows are not aligned.
+// attention on CUDA in float32, for every architecture: float32 fused multiply-adds, neither TF32 nor float32 split
+// into parts. It also handles float16 inputs whose rows are not 16-byte aligned, which attention_sm70.cu cannot load.
 //
-// A block takes a tile of 32 or 96 queries of one head (257 are three of 96) and walks over the keys, 32 at a time.
-// Scores stay in registers, weights pass through shared memory, sums are rescaled whenever a row's largest score grows
-// (Milakov and Gimelshein 2018, arXiv:1805.02867). Thread (i, j) of 16 x 8 owns rows i, i + 16, ... and keys j, j + 8,
-// ...
+// A block computes 32 or 96 queries of one head (257 queries are three blocks of 96) and iterates over the keys, 32 at
+// a time, with an online softmax: output sums are rescaled whenever a row's largest score grows (Milakov and Gimelshein
+// 2018, arXiv:1805.02867). Scores stay in registers; weights go through shared memory. The 128 threads are arranged as
+// 16 x 8; thread (i, j) computes the scores of queries i, i + 16, ... and keys j, j + 8, ...
 //
-// What keeps its error within twice that of separate products and a softmax in float32:
-//   - scores are not scaled until the largest of their row is subtracted. That difference is exact where it matters, so
-//     a large score or an offset that all keys share costs no bits;
-//   - weights come from a polynomial: ex2.approx may err by four times as much as one rounding does;
-//   - scores and outputs are sums of sums of 32 products each.
+// Three measures keep its error within twice that of two float32 matrix products with a softmax between them:
+//   - the row's largest score is subtracted before scores are scaled. That difference is exact for scores near the
+//     largest, which decide, so neither large scores nor an offset common to all keys costs precision;
+//   - weights are computed by a polynomial, because ex2.approx has four times the error of one rounding;
+//   - scores and outputs are sums of partial sums of 32 products each.
 //
 // architectures: 70 75
 #include "attention.h"
@@ -27,12 +27,12 @@ using device::thread_index;
 
 constexpr int kTileKeys = 32;
 constexpr int kDepth = 32;            // dimensions held in shared memory at a time
-constexpr int kVectors = kDepth / 4;  // of four floats
-constexpr int kPitch = kDepth + 4;    // odd in 16-byte units: eight rows at one depth lie in different banks
+constexpr int kVectors = kDepth / 4;  // a row of them in vectors of four floats
+constexpr int kPitch = kDepth + 4;    // of rows in shared memory: odd in 16-byte units, so eight rows don't share banks
 
 SEED_FAST_DEVICE float4 load4(const float* from) { return *reinterpret_cast<const float4*>(from); }
 
-// How rows are read and written, four elements at a time. What a kernel writes is always aligned.
+// How four neighbouring elements are loaded and stored. The output is always aligned.
 struct Aligned {
   using Element = float;
   static SEED_FAST_DEVICE float4 load(const float* from) { return load4(from); }
@@ -54,7 +54,8 @@ struct UnalignedHalf {
   }
 };
 
-// 32 rows x 32 columns of `source`, of which `rows` and `columns` exist, into a tile; zeros elsewhere.
+// Copies 32 rows x 32 columns of `source` into a tile of shared memory, converted to float32. Only `rows` and `columns`
+// of them exist in the source; the rest of the tile becomes zero. kTilePitch: elements from row to row of the tile.
 template <class Type, int kTilePitch>
 SEED_FAST_DEVICE void stage(const typename Type::Element* source, long long stride, int rows, int columns,
                             float* tile) {
@@ -73,6 +74,7 @@ SEED_FAST_DEVICE void stage(const typename Type::Element* source, long long stri
   }
 }
 
+// sum + a.b.
 SEED_FAST_DEVICE float dot(const float4& a, const float4& b, float sum) {
   sum = multiply_add(a.x, b.x, sum);
   sum = multiply_add(a.y, b.y, sum);
@@ -80,6 +82,7 @@ SEED_FAST_DEVICE float dot(const float4& a, const float4& b, float sum) {
   return multiply_add(a.w, b.w, sum);
 }
 
+// sum += weight * value.
 SEED_FAST_DEVICE void add_scaled(float weight, const float4& value, float (&sum)[4]) {
   sum[0] = multiply_add(weight, value.x, sum[0]);
   sum[1] = multiply_add(weight, value.y, sum[1]);
@@ -87,9 +90,10 @@ SEED_FAST_DEVICE void add_scaled(float weight, const float4& value, float (&sum)
   sum[3] = multiply_add(weight, value.w, sum[3]);
 }
 
-// 2^(difference * |scale|) within 1.3 * 2^-24 of itself, for a difference <= 0; 0 where it is below 2^-125. NaN stays
-// NaN. With scale 0 differences are 0, or -infinity for a key that is not seen. 2^x = 2^n 2^f with |f| <= 1/2, and 2^f
-// = 1 + f p(f), p fitted for the least largest relative error.
+// 2^(difference * |scale|) for a difference <= 0, with a relative error of at most 1.3 * 2^-24; 0 if it is below
+// 2^-125. NaN gives NaN. With scale 0 all scores are 0, so differences are 0, or -infinity for masked keys, and |scale|
+// is replaced by 1. Method: 2^x = 2^n 2^f with n the nearest integer and |f| <= 1/2; 2^f = 1 + f p(f) with p a minimax
+// polynomial.
 SEED_FAST_DEVICE float weight_of(float difference, float scale) {
   constexpr float kRound = 0x1.8p23f;  // adding it leaves the nearest integer in the low bits
   const float steepness = scale == 0 ? 1 : scale < 0 ? -scale : scale;
@@ -105,14 +109,16 @@ SEED_FAST_DEVICE float weight_of(float difference, float scale) {
   return shifted < kRound - 125 ? 0 : scaled;
 }
 
-// kTile: queries. kChunks: head width in units of 32, rounded up.
+// The kernel. Type: how rows are loaded and stored. kTile: queries of a block. kChunks: head width in units of 32,
+// rounded up.
 template <class Type, int kTile, int kChunks>
 SEED_FAST_DEVICE void attend(const Problem& problem) {
   using Element = typename Type::Element;
-  constexpr int kRows = kTile / 16, kKeys = kTileKeys / 8;  // of one thread
-  constexpr int kWeightPitch = kTileKeys + 8;               // four rows times eight keys lie in different banks
+  constexpr int kRows = kTile / 16, kKeys = kTileKeys / 8;  // queries and keys of one thread
+  constexpr int kWeightPitch = kTileKeys + 8;               // four rows times eight keys fall into different banks
   SEED_FAST_SHARED(float, q_or_weights, [kTile * kWeightPitch]);
   SEED_FAST_SHARED(float, k_or_v, [kTileKeys * kPitch]);
+  // Which queries of which head this block computes.
   const int i = thread_index() / 8, j = thread_index() % 8;
   const unsigned block = static_cast<unsigned>(device::block_index_x()), head = block / problem.query_blocks;
   const unsigned b = head / problem.heads, h = head % problem.heads;
@@ -125,16 +131,19 @@ SEED_FAST_DEVICE void attend(const Problem& problem) {
   const int end = problem.causal && problem.lk > first_row + kTile ? first_row + kTile : problem.lk;
   const float sign = problem.scale > 0 ? 1.0f : problem.scale < 0 ? -1.0f : 0.0f;
 
+  // State of the online softmax for each query: output sums (of columns 4 j .. 4 j + 3 of each chunk), sum of weights
+  // (of this thread's keys) and largest score.
   float sums[kRows][kChunks][4] = {}, total[kRows] = {}, largest[kRows];
   SEED_FAST_UNROLL
   for (int r = 0; r < kRows; ++r) largest[r] = -infinity();
 
   SEED_FAST_NO_UNROLL
   for (int first_key = 0; first_key < end; first_key += kTileKeys) {
+    // First product: scores of all queries with 32 keys, 32 dimensions at a time.
     float score[kRows][kKeys] = {};
     SEED_FAST_NO_UNROLL
     for (int depth = 0; depth < problem.d; depth += kDepth) {
-      barrier();  // nobody reads what is overwritten now
+      barrier();  // all threads have finished reading the tiles that are overwritten now
       SEED_FAST_NO_UNROLL
       for (int row = 0; row < kTile; row += 32) {
         stage<Type, kPitch>(q + row * problem.q.stride_l + depth, problem.q.stride_l, problem.lq - first_row - row,
@@ -163,7 +172,8 @@ SEED_FAST_DEVICE void attend(const Problem& problem) {
         for (int c = 0; c < kKeys; ++c) score[r][c] += part[r][c];
       }
     }
-    barrier();  // nobody reads queries where the weights go
+    // Softmax: mask the scores, update the largest score, and turn scores into weights in shared memory.
+    barrier();  // all threads have finished reading the queries, which the weights overwrite
     const int keys = end - first_key < kTileKeys ? end - first_key : kTileKeys;
     float rescale[kRows];
     SEED_FAST_UNROLL
@@ -177,7 +187,8 @@ SEED_FAST_DEVICE void attend(const Problem& problem) {
         peak = maximum(peak, score[r][c]);
       }
       for (int mask = 1; mask < 8; mask *= 2) peak = maximum(peak, shuffle_xor(peak, mask));
-      const float shift = peak == -infinity() ? 0 : peak;  // no score to speak of yet: weights 0, not NaN
+      // If all scores are -inf so far, 0 is subtracted, so that weights are 0 instead of NaN.
+      const float shift = peak == -infinity() ? 0 : peak;
       rescale[r] = weight_of(largest[r] - shift, problem.scale);
       largest[r] = peak;
       float part = 0;
@@ -189,6 +200,7 @@ SEED_FAST_DEVICE void attend(const Problem& problem) {
       }
       total[r] = multiply_add(total[r], rescale[r], part);
     }
+    // Second product: rescale the output sums and add weights times values, 32 columns at a time.
     SEED_FAST_UNROLL
     for (int chunk = 0; chunk < kChunks; ++chunk) {
       if (chunk > 0) barrier();
@@ -218,6 +230,7 @@ SEED_FAST_DEVICE void attend(const Problem& problem) {
     }
   }
 
+  // Divide by the sum of weights and write the output.
   SEED_FAST_UNROLL
   for (int r = 0; r < kRows; ++r) {
     for (int mask = 1; mask < 8; mask *= 2) total[r] += shuffle_xor(total[r], mask);
@@ -235,6 +248,7 @@ SEED_FAST_DEVICE void attend(const Problem& problem) {
   }
 }
 
+// The kernels, by how they load (type), queries of a block (tile), largest head width, and blocks per multiprocessor.
 #define SEED_FAST_ATTENTION(type, name, tile, width, blocks) \
   SEED_FAST_KERNEL(128, blocks)                              \
   attention_fwd_##name##_w##width##_kernel(const Problem problem) { attend<type, tile, width / kDepth>(problem); }

@@ -1,9 +1,10 @@
-// Pieces of the tensor-core kernels of attention (attention_sm70.cu): tiles of binary16 in shared memory, and how the
-// fragments of m8n8k4 come from them.
+// Building blocks of the tensor-core kernels of attention (attention_sm70.cu): tiles of binary16 in shared memory, the
+// fragments of m8n8k4 that are loaded from them, and the steps of the softmax.
 //
-// A warp multiplies 32 rows by 8 columns: quad pair p has rows 8 p .. 8 p + 7, and all four share the columns. A lane
-// holds row `Lane::row` of the first operand, or column `Lane::column` of the second; in a result it holds the rows
-// `Lane::result_row` and two below, and in each the columns 2 s, 2 s + 1, 2 s + 4, 2 s + 5 with s = `Lane::side`.
+// One m8n8k4 multiplies 32 rows by 8 columns: quad pair p computes rows 8 p .. 8 p + 7, and all four quad pairs get the
+// same columns. In the first operand a lane holds row `Lane::row`, in the second column `Lane::column`. In the result
+// it holds rows `Lane::result_row` and `Lane::result_row` + 2, and in each of them the columns 2 s, 2 s + 1, 2 s + 4
+// and 2 s + 5 with s = `Lane::side`.
 #pragma once
 
 #include "attention.h"
@@ -17,10 +18,14 @@ using device::power_of_two;
 using device::shuffle_xor;
 using device::thread_index;
 
-constexpr int kHalves = 8;  // of one 16-byte vector: two steps along k of m8n8k4
+constexpr int kHalves = 8;  // binary16 elements of a 16-byte vector: the k extent of two m8n8k4
 
+// Position of a thread in its warp's matrix products.
 struct Lane {
-  int warp, row, column, side, result_row, quarter, half;
+  int warp;
+  int row, column, side, result_row;  // see above
+  int quarter;                        // lane % 4
+  int half;                           // 0 for lanes 0 .. 15, 1 for the others
 
   SEED_FAST_DEVICE Lane() {
     const int lane = thread_index() % device::kWarp, pair = lane / 4 % 4;
@@ -34,22 +39,23 @@ struct Lane {
   }
 };
 
-// True if register i of a result belongs to row `row`, 0 or 1 (two below).
+// The row to which register i of a result belongs: 0 for `result_row`, 1 for `result_row` + 2.
 SEED_FAST_DEVICE constexpr int result_row_of(int i) { return i / 2 % 2; }
-// Column of register i in an 8-column result, for side 0.
+// The column of register i in an 8-column result, for side 0; add 2 for side 1.
 SEED_FAST_DEVICE constexpr int result_column_of(int i) { return i / 4 * 4 + i % 2; }
 
 SEED_FAST_DEVICE uint4 zeros() { return uint4{0, 0, 0, 0}; }
 
-// c += a b of 8 steps along k: a lane's row of a and column of b, both contiguous along k.
+// c += a b with k = 8. a: 8 elements of the lane's row; b: 8 elements of its column.
 SEED_FAST_DEVICE void multiply(float (&c)[8], const uint4& a, const uint4& b) {
   const unsigned a_low[2] = {a.x, a.y}, b_low[2] = {b.x, b.y}, a_high[2] = {a.z, a.w}, b_high[2] = {b.z, b.w};
   device::mma_m8n8k4(c, a_low, b_low);
   device::mma_m8n8k4(c, a_high, b_high);
 }
 
-// A tile of rows in shared memory, or its part from some row and vector on: what a lane reads is that part at constant
-// places. A pitch that is odd in vectors puts eight rows at one column in different banks.
+// A tile of rows in shared memory, or its lower right part from some row and vector on. A lane takes the part where its
+// own data begin, so that everything it reads is at an offset known at compile time. kSteps: width in vectors of 8
+// elements. The pitch is odd in vectors, so the same column of eight consecutive rows falls into different banks.
 template <int kSteps>
 struct Tile {
   static constexpr int kPitch = kSteps + 1 - kSteps % 2;
@@ -59,14 +65,15 @@ struct Tile {
   SEED_FAST_DEVICE uint4& at(int row, int step) const { return vectors[row * kPitch + step]; }
 };
 
-// Rows on their way from memory to a tile: all loads are under way before the first is waited for. A thread has one
-// column of vectors, in every kStride-th row.
+// kRows rows of kSteps vectors on their way from global memory, through registers, to a tile. load() starts all loads
+// and store() waits for them, so that other work fits in between. A thread copies one column of vectors, in every
+// kStride-th row.
 template <int kRows, int kSteps, int kThreads>
 struct Rows {
   static constexpr int kStride = kThreads / kSteps, kCount = (kRows + kStride - 1) / kStride;
   uint4 loaded[kCount];
 
-  // Rows first .. first + kRows of a head; zeros where its `length` rows or d columns end.
+  // Loads rows first .. first + kRows - 1 of a head; zeros beyond its `length` rows and d columns.
   SEED_FAST_DEVICE void load(const unsigned short* head, long long stride, int first, int length, int d) {
     const int row = first + thread_index() / kSteps, column = thread_index() % kSteps * kHalves;
     const unsigned short* const from = head + row * stride + column;
@@ -88,7 +95,8 @@ struct Rows {
   }
 };
 
-// A result as an operand: rounds it to binary16 and gathers a lane's row, whose other half lies in lane ^ 2.
+// Rounds an 8-column result to binary16 and rearranges it as a first operand: returns the 8 elements of row
+// `Lane::row`. Half of them come from lane ^ 2.
 SEED_FAST_DEVICE uint4 as_operand(const float (&c)[8], const Lane& lane) {
   const unsigned upper[2] = {device::half_pair(c[0], c[1]), device::half_pair(c[4], c[5])};
   const unsigned lower[2] = {device::half_pair(c[2], c[3]), device::half_pair(c[6], c[7])};
@@ -101,19 +109,20 @@ SEED_FAST_DEVICE uint4 as_operand(const float (&c)[8], const Lane& lane) {
   return lane.side ? uint4{theirs[0], mine[0], theirs[1], mine[1]} : uint4{mine[0], theirs[0], mine[1], theirs[1]};
 }
 
-// Sums of 32 rows over 16 columns, or over 8 where only those are left.
+// A warp's output sums (weights times values) for 32 rows and 16 columns (a "unit" of two vectors) or, with kSingle, 8
+// columns: the last ones of a head whose width is an odd number of vectors.
 template <bool kSingle>
 struct Sums {
   float part[kSingle ? 1 : 2][8] = {};
 
-  // Which part of a tile of values a lane reads.
+  // The part of a tile of values that begins with what a lane reads.
   template <int kSteps>
   static SEED_FAST_DEVICE Tile<kSteps> part_of(const Tile<kSteps>& values, const Lane& lane) {
     return values.from(lane.quarter, kSingle ? 0 : lane.half);
   }
 
-  // += weights of 8 keys, a lane's row of them, times the values of these keys: rows key .. key + 7 of the lane's part,
-  // columns from vector `step` on.
+  // Adds weights times values of 8 keys. weights: those of the lane's row; values: the lane's part of the tile, whose
+  // rows key .. key + 7 are multiplied, in the columns from vector `step` on.
   template <int kSteps>
   SEED_FAST_DEVICE void add(const uint4& weights, const Tile<kSteps>& values, int key, int step, const Lane& lane) {
     const unsigned low[2] = {weights.x, weights.y}, high[2] = {weights.z, weights.w};
@@ -121,6 +130,7 @@ struct Sums {
     add_step(high, values.at(key + 4, step), lane);
   }
 
+  // Multiplies row `result_row` by `upper`, and the row two below it by `lower`.
   SEED_FAST_DEVICE void scale(float upper, float lower) {
     SEED_FAST_UNROLL
     for (int p = 0; p < (kSingle ? 1 : 2); ++p) {
@@ -129,7 +139,8 @@ struct Sums {
     }
   }
 
-  // A lane's row of the columns from vector `step` on, rounded to binary16; null: nowhere. Every lane takes part.
+  // Writes the sums, rounded to binary16, to the columns from vector `step` on of `row`, the output row of the lane,
+  // unless it is null. All lanes must call it, since they exchange data.
   SEED_FAST_DEVICE void write(unsigned short* row, int step, int d, const Lane& lane) const {
     const uint4 first = as_operand(part[0], lane);
     uint4* const out = reinterpret_cast<uint4*>(row) + step;
@@ -143,8 +154,9 @@ struct Sums {
   }
 
  private:
-  // The four keys of one step. A low lane's vector holds columns 0 .. 7 of its key, a high lane's 8 .. 15: their first
-  // halves are one 8-column operand and their second halves another. Single: all hold 0 .. 7 and take their own half.
+  // Adds four keys. Each lane has loaded a vector of its key: lanes 0 .. 15 columns 0 .. 7, the others columns 8 .. 15.
+  // The first halves of these vectors (columns 0 .. 3 and 8 .. 11) are the operand of one product, the second halves
+  // that of another; write() restores the order. With kSingle all lanes hold columns 0 .. 7 and use one half of them.
   SEED_FAST_DEVICE void add_step(const unsigned (&weights)[2], const uint4& value, const Lane& lane) {
     const unsigned low[2] = {value.x, value.y}, high[2] = {value.z, value.w};
     if constexpr (kSingle) {
@@ -157,11 +169,11 @@ struct Sums {
   }
 };
 
-// The head that a block works on.
+// The (batch, head) pair that a block computes: addresses of its first rows, and the block's first query.
 struct Head {
   const unsigned short *q, *k, *v;
-  unsigned short* out;  // row 0
-  long long out_stride;
+  unsigned short* out;
+  long long out_stride;  // from row to row
   int first_row;
 
   SEED_FAST_DEVICE Head(const Problem& problem, int block_rows) {
@@ -181,12 +193,13 @@ struct Head {
   }
 };
 
-// Keys that a query sees.
+// How many keys, from the first one on, the query `row` attends to.
 SEED_FAST_DEVICE int visible_keys(const Problem& problem, int row) {
   return problem.causal && row < problem.lk ? row + 1 : problem.lk;
 }
 
-// Scores of 8 keys scaled, -inf where a row doesn't see the key; the largest of each of the two rows.
+// Scales a result with the scores of 8 keys, from first_key on, and sets those of masked keys to -inf. visible: visible
+// keys of the lane's two rows. Updates `largest`, the largest score of each.
 SEED_FAST_DEVICE void scale_and_mask(float (&score)[8], float scale, int first_key, const int (&visible)[2],
                                      const Lane& lane, float (&largest)[2]) {
   SEED_FAST_UNROLL
@@ -197,11 +210,11 @@ SEED_FAST_DEVICE void scale_and_mask(float (&score)[8], float scale, int first_k
   }
 }
 
-// What is subtracted from a row's scores. Where none is to speak of, weights become 0, not NaN.
+// What is subtracted from a row's scores: the largest one, or 0 if all are -inf, so that weights are 0 instead of NaN.
 SEED_FAST_DEVICE float shift_of(float largest) { return largest == -infinity() ? 0 : largest; }
 
-// Scores become weights, which are added up per row.
-SEED_FAST_DEVICE void weigh(float (&score)[8], const float (&shift)[2], float (&total)[2]) {
+// Replaces scores by softmax weights 2^(score - shift) and adds these to the totals of the two rows.
+SEED_FAST_DEVICE void to_weights(float (&score)[8], const float (&shift)[2], float (&total)[2]) {
   SEED_FAST_UNROLL
   for (int i = 0; i < 8; ++i) {
     score[i] = power_of_two(score[i] - shift[result_row_of(i)]);

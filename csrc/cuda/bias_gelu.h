@@ -3,8 +3,9 @@
 
 namespace seed_fast::bias_gelu {
 
-// The one argument of every kernel. x [N, D], bias [D] -> y [N, D] of x's type (it may be x itself). Rows are
-// contiguous, `stride` elements apart. Block (i, j) takes some columns and `rows_per_block` rows.
+// The only argument of every kernel. Inputs: x [N, D] and bias [D]. Output: y [N, D] of x's type, which may be the same
+// memory as x. The elements of a row are contiguous; rows are `stride` elements apart. Block (i, j) of the grid
+// computes the i-th range of columns (one or more per thread) in the j-th range of `rows_per_block` rows.
 struct Problem {
   const void *x, *bias;
   void* y;
@@ -15,6 +16,6 @@ struct Problem {
 };
 
 constexpr int kThreads = 128;
-constexpr int kRowsAtOnce = 2;  // that a thread loads before it stores the first
+constexpr int kRowsAtOnce = 2;  // rows that a thread loads before it stores the first of them
 
 }  // namespace seed_fast::bias_gelu

@@ -1,4 +1,4 @@
-// Approximate functions of the hardware that few kernels need; beside device.h, the only way to them.
+// Approximate functions of the hardware that few kernels need; an extension of device.h.
 #pragma once
 
 #include "device.h"
@@ -9,7 +9,7 @@
 
 namespace seed_fast::device {
 
-// 1 / value, within one unit in the last place; values and results below 2^-126 count as 0.
+// 1 / value with an error of at most one unit in the last place. Values and results below 2^-126 are treated as 0.
 SEED_FAST_DEVICE float reciprocal(float value) {
   float inverse;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(value));

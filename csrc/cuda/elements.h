@@ -1,4 +1,5 @@
-// Element types in memory: one at a time by a dtype known at run time, and neighbours 8 or 16 bytes at a time.
+// Loads and stores of float32, float16 and bfloat16 elements as float: single elements whose dtype is known at run
+// time, and vectors of 4 or 8 neighbours whose type is a template parameter.
 #pragma once
 
 #include "device.h"
@@ -18,13 +19,14 @@ SEED_FAST_DEVICE float to_float(float value) { return value; }
 SEED_FAST_DEVICE float to_float(Half value) { return float_from_half(value.bits); }
 SEED_FAST_DEVICE float to_float(BFloat16 value) { return float_from_bits(static_cast<unsigned>(value.bits) << 16); }
 
-// To nearest, ties to even.
+// Rounds to nearest, ties to even.
 SEED_FAST_DEVICE void from_float(float value, Half& to) { to.bits = half_from_float(value); }
 SEED_FAST_DEVICE void from_float(float value, BFloat16& to) {
   const unsigned bits = float_bits(value);
   to.bits = static_cast<unsigned short>(value != value ? 0x7fc0u : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
 
+// Element i of an array of the dtype.
 SEED_FAST_DEVICE float load(const void* values, int dtype, long long i) {
   if (dtype == kFloat32) return static_cast<const float*>(values)[i];
   if (dtype == kFloat16) return to_float(static_cast<const Half*>(values)[i]);
@@ -40,7 +42,7 @@ SEED_FAST_DEVICE void store(void* values, int dtype, long long i, float value) {
   }
 }
 
-// Two neighbours in a word, the first one in its low half.
+// Convert a 32-bit word to and from two 16-bit neighbours, the first one in its low half.
 template <class T>
 SEED_FAST_DEVICE void unpack(unsigned word, float& first, float& second) {
   first = to_float(T{static_cast<unsigned short>(word & 0xffffu)});
@@ -54,7 +56,7 @@ SEED_FAST_DEVICE unsigned pack(float first, float second) {
   return low.bits | static_cast<unsigned>(high.bits) << 16;
 }
 
-// Neighbours in one instruction: the address is a multiple of their size.
+// 4 or 8 neighbours in one instruction of 8 or 16 bytes, to which the address must be aligned.
 SEED_FAST_DEVICE void load(const float* from, float (&to)[4]) {
   const float4 words = *reinterpret_cast<const float4*>(from);
   to[0] = words.x, to[1] = words.y, to[2] = words.z, to[3] = words.w;

@@ -1,24 +1,23 @@
-// nearest_code on CUDA: ids[n] = argmin over k of ||e_k||^2 - 2 z_n.e_k in exact arithmetic, lowest k on ties.
+// nearest_code on CUDA: ids[n] = argmin over k of ||e_k||^2 - 2 z_n.e_k in exact arithmetic, the lowest k on ties. The
+// terms are explained in nearest_code.h.
 //
-// 1. nearest_code_fwd_sm70_kernel or its sm75 sibling screens rows x codes on tensor cores in binary16, on chip, so that
-//    [N, K] never exists in memory. It keeps a Partial for each row and share of the codebook: which groups of eight
-//    codes may hold the nearest, within the error bound.
-// 2. nearest_code_finish_kernel merges the shares and decides among the codes of up to two groups. Rows that have more
-//    go to a list.
-// 3. nearest_code_fwd_rows_kernel screens the listed rows again in float32, whose bound is hundreds of times tighter, and
-//    nearest_code_finish_rows_kernel decides them; what float32 leaves open as well is scanned code by code.
-// Both later kernels read the length of the list on the device; for an empty one they end at once.
+// 1. nearest_code_fwd_sm70_kernel or nearest_code_fwd_sm75_kernel screens all rows x codes on tensor cores in binary16.
+//    Scores never leave the chip, so [N, K] never exists in memory. The result is a Partial for each row and share of
+//    the codebook: the groups of eight codes in which, given the error bound, the nearest one can be.
+// 2. nearest_code_finish_kernel merges the shares. Where one or two groups are left it compares their codes exactly,
+//    which decides the row. The other rows go to a list.
+// 3. nearest_code_fwd_rows_kernel screens the listed rows again in float32, with an error bound hundreds of times
+//    tighter.
+// 4. nearest_code_finish_rows_kernel decides them. Rows for which more than two groups are still left are compared
+//    with every code.
+//
+// Kernels 3 and 4 read the length of the list from device memory, so the host doesn't wait for it; if it is 0 they end
+// at once.
 #include "nearest_code_rescore.h"
 
 namespace seed_fast::nearest_code {
 
-// Rows that a later pass decides.
-struct OpenRows {
-  unsigned* count;  // [1]
-  unsigned* rows;   // [N]
-};
-
-// The merged partial results [shares, n] of one row.
+// The partial results [shares, n] of one row, merged by all lanes of a warp, which all return the result.
 SEED_FAST_DEVICE Partial merged(const Partial* partials, int shares, long long n, long long row, int lane) {
   Partial found = nothing();
   for (int share = lane; share < shares; share += kWarp) merge(found, partials[share * n + row]);
@@ -26,16 +25,17 @@ SEED_FAST_DEVICE Partial merged(const Partial* partials, int shares, long long n
   return found;
 }
 
-// Listed rows x codes in float32. Blocks share the work as Plan(count, ...) says; a thread owns 8 rows x 8 codes (one
-// group) of each tile. partials: [shares, count].
+// The float32 screen of the listed rows: rows [count] -> partials [shares, count]. Plan(count, ...) divides the work
+// among the blocks. Of each tile a thread computes the scores of 8 rows x 8 codes, which are one group.
 SEED_FAST_KERNEL(128, 2)
 nearest_code_fwd_rows_kernel(const void* z, int dtype, int d, long long row_stride, const unsigned char* packed, int k,
                              int wanted_blocks, const unsigned* count, const unsigned* rows, Partial* partials) {
   constexpr int kRows = 8, kRowGroups = kBlockRows / kRows, kLanes = kThreads / kRowGroups;
-  constexpr int kPitch = kBlockRows + 4;  // aligned rows, and no bank conflict when 8 x 4 elements are written
+  constexpr int kPitch = kBlockRows + 4;  // rows stay 16-byte aligned, and writing z_tile causes no bank conflicts
   SEED_FAST_SHARED(float, z_tile, [kDepth][kPitch]);  // z', transposed
   SEED_FAST_SHARED(float, code_tile, [kDepth][kTileCodes]);
   SEED_FAST_SHARED(float, spreads, [kBlockRows]);
+  // Which rows and tiles this block computes.
   const long long n = *count;
   const Plan plan(n, k, wanted_blocks);
   if (block_index_x() >= plan.blocks()) return;
@@ -46,10 +46,11 @@ nearest_code_fwd_rows_kernel(const void* z, int dtype, int d, long long row_stri
   const long long first_row = block_index_x() / plan.shares * kBlockRows;
   const int share = static_cast<int>(block_index_x() % plan.shares);
   const int first_tile = share * plan.tiles_per_block;
-  const int last_tile = first_tile + plan.tiles_per_block < code_tiles(k) ? first_tile + plan.tiles_per_block
-                                                                        : code_tiles(k);
+  const int last_tile =
+      first_tile + plan.tiles_per_block < code_tiles(k) ? first_tile + plan.tiles_per_block : code_tiles(k);
   const auto row_at = [&](int i) { return Row(all, rows[first_row + i]); };
 
+  // The error bound of a row's scores is bound_slope times the group's norm, plus a term of the group alone.
   const int listed = n - first_row < kBlockRows ? static_cast<int>(n - first_row) : kBlockRows;
   for (int i = thread / kWarp * kMeasured; i < kBlockRows; i += kThreads / kWarp * kMeasured) {
     RowSize sizes[kMeasured];
@@ -69,8 +70,8 @@ nearest_code_fwd_rows_kernel(const void* z, int dtype, int d, long long row_stri
   }
 
   for (int tile = first_tile; tile < last_tile; ++tile) {
-    // The group of this thread: codes 4 * lane + {0..3} and 64 + 4 * lane + {0..3} of the tile, two 16-byte reads per
-    // dimension.
+    // This thread's group: codes 4 * lane + {0..3} and 64 + 4 * lane + {0..3} of the tile, two 16-byte reads per
+    // dimension. Scores start at -||e'||^2 / 2.
     const int group = tile * kTileGroups + lane;
     float score[kRows][kGroup];
     SEED_FAST_UNROLL
@@ -79,9 +80,10 @@ nearest_code_fwd_rows_kernel(const void* z, int dtype, int d, long long row_stri
       SEED_FAST_UNROLL
       for (int r = 0; r < kRows; ++r) score[r][c] = start;
     }
+    // Add z'.e', 32 dimensions at a time.
     for (int begin = 0; begin < d; begin += kDepth) {
       const int depth = d - begin < kDepth ? (d - begin + 3) / 4 * 4 : kDepth;
-      barrier();  // nobody reads what is overwritten now
+      barrier();  // all threads have finished reading the tiles that are overwritten now
       const float* const source = codes.tile(tile) + static_cast<long long>(begin) * kTileCodes;
       for (int i = 4 * thread; i < depth * kTileCodes; i += 4 * kThreads) {
         const float center = codes.center[begin + i / kTileCodes];
@@ -89,7 +91,7 @@ nearest_code_fwd_rows_kernel(const void* z, int dtype, int d, long long row_stri
         *reinterpret_cast<float4*>(&code_tile[i / kTileCodes][i % kTileCodes]) =
             float4{raw.x - center, raw.y - center, raw.z - center, raw.w - center};
       }
-      if (d > kDepth || tile == first_tile) {  // up to 32 dimensions stay in place for all tiles
+      if (d > kDepth || tile == first_tile) {  // with up to 32 dimensions z' is loaded once for all tiles
         for (int i = thread; i < kDepth * kBlockRows; i += kThreads) {
           const int column = i % 8 + i / (8 * kBlockRows) * 8, row = i / 8 % kBlockRows;
           const bool inside = begin + column < d && first_row + row < n;
@@ -120,6 +122,7 @@ nearest_code_fwd_rows_kernel(const void* z, int dtype, int d, long long row_stri
         }
       }
     }
+    // Keep the largest score of the group.
     const Group sizes = codes.groups[group];
     const float in_group = error.of_group(sizes);
     SEED_FAST_UNROLL
@@ -130,6 +133,7 @@ nearest_code_fwd_rows_kernel(const void* z, int dtype, int d, long long row_stri
       keep_next(partial[r], largest, multiply_add(bound_slope[r], sizes.norm, in_group), group);
     }
   }
+  // Merge the results of the threads that have the same rows.
   SEED_FAST_UNROLL
   for (int r = 0; r < kRows; ++r) {
     for (int mask = 1; mask < kLanes; mask *= 2) merge(partial[r], shuffle_partial(partial[r], mask));
@@ -138,12 +142,13 @@ nearest_code_fwd_rows_kernel(const void* z, int dtype, int d, long long row_stri
   }
 }
 
-// partials [shares, N] of the binary16 screen -> ids [N] int64 of the rows that they decide; the others are listed. A
-// row whose squared norm is not finite in float32, and every row if a code's is not, gets id -1. One warp per row.
+// Decides rows from the partials [shares, N] of the binary16 screen: writes their ids [N], int64, and lists the other
+// rows in open_rows [open_count]. A row whose squared norm is not finite in float32 gets id -1, and so do all rows if a
+// code has such a norm. One warp per row.
 SEED_FAST_KERNEL(128, 4)
 nearest_code_finish_kernel(const void* z, int dtype, long long n, int d, long long row_stride,
-                           const unsigned char* packed, int k, int shares, const Partial* partials, unsigned* open_count,
-                           unsigned* open_rows, long long* ids) {
+                           const unsigned char* packed, int k, int shares, const Partial* partials,
+                           unsigned* open_count, unsigned* open_rows, long long* ids) {
   const int lane = thread_index() % kWarp;
   const long long row = block_index_x() * (kThreads / kWarp) + thread_index() / kWarp;
   if (row >= n) return;
@@ -159,11 +164,12 @@ nearest_code_finish_kernel(const void* z, int dtype, long long n, int d, long lo
   if (id >= 0) {
     ids[row] = id;
   } else {
-    open_rows[atomic_add(open_count, 1)] = static_cast<unsigned>(row);  // their order is no part of the result
+    open_rows[atomic_add(open_count, 1)] = static_cast<unsigned>(row);  // their order does not affect the ids
   }
 }
 
-// partials [shares, count] of the float32 screen -> ids of the listed rows. One warp per row.
+// Decides the listed rows from the partials [shares, count] of the float32 screen and, where these are not enough, by
+// comparing all codes. One warp per row.
 SEED_FAST_KERNEL(128, 4)
 nearest_code_finish_rows_kernel(const void* z, int dtype, int d, long long row_stride, const unsigned char* packed,
                                 int k, int wanted_blocks, const unsigned* count, const unsigned* rows,
@@ -179,8 +185,9 @@ nearest_code_finish_rows_kernel(const void* z, int dtype, int d, long long row_s
   if (lane == 0) ids[rows[slot]] = id;
 }
 
-// ids [N] and margin [N] float32: the second best squared distance less the best, exact but for a rounding or two; +inf
-// where K = 1, NaN where the id is -1. Every code in float64, one warp per row, without a screen.
+// Computes ids [N] and margin [N], float32: the second smallest squared distance minus the smallest, with an error of
+// one or two roundings; +inf if K = 1, NaN if the id is -1. It scores every code in float64, without a screen. One warp
+// per row.
 SEED_FAST_KERNEL(128, 4)
 nearest_code_margin_kernel(const void* z, int dtype, long long n, int d, long long row_stride,
                            const unsigned char* packed, int k, long long* ids, float* margin) {
@@ -194,7 +201,7 @@ nearest_code_margin_kernel(const void* z, int dtype, long long n, int d, long lo
   if (subject.valid()) {
     const Candidates<true> found = scan<true>(subject, -static_cast<double>(infinity()));
     id = found.best.index;
-    double exact = found.second.score - found.best.score;  // +inf where there is no second
+    double exact = found.second.score - found.best.score;  // +inf if there is no second code
     if (!(exact > 0x1p26 * subject.error64)) exact = exact_gap(subject.z, codes, found.second.index, found.best.index);
     gap = static_cast<float>(exact);
   }

@@ -1,7 +1,9 @@
-// Device code that all kernels of nearest_code share: rows of z, a packed codebook, error bounds, partial results.
+// Device code that all kernels of nearest_code share: rows of z, a packed codebook, error bounds, partial results. The
+// terms are explained in nearest_code.h.
 //
-// With a centre c, z' = z - c and e' = e - c, a screen computes s_k = z'.e'_k - ||e'_k||^2 / 2, whose argmax is the
-// argmin of the distance. The centre makes the error follow the spread of the codebook, not its distance from zero.
+// With a centre c, z' = z - c and e' = e - c, a screen computes the scores s_k = z'.e'_k - ||e'_k||^2 / 2, whose argmax
+// is the argmin of the distance. Because of the centre its error is proportional to the spread of the codebook, not to
+// its distance from zero.
 #pragma once
 
 #include "device.h"
@@ -75,13 +77,16 @@ struct Codes {
   SEED_FAST_DEVICE const float* column(int code) const { return tile(code / kTileCodes) + code % kTileCodes; }
 };
 
-// Bound on |s - exact s| of a code whose group has norm bound E and square bound S = E^2 / 2:
+// Bound on the error |s - exact s| of the score of a code whose group has norm bound E and S = E^2 / 2:
 //   products ||z'|| E + squares S + tiny (1 + ||z'|| + E)
-// float32: u = 2^-24 and n = D + 8 roundings of z', e', start, products, sums and of the bound itself give
-// n u / (1 - n u) for both factors; tiny covers D + 8 underflows, as if subnormals were flushed to zero.
-// binary16: rounding z' and e' adds 2 (2^-11 + 2^-28) + (2^-11 + 2^-28)^2 to the factor of products, and the tensor
-// core's cut-off sums 6 units of 2^-23 for every four dimensions. Rows and groups are scaled by powers of two, but not
-// below 2^-63, where elements lose 2^-88: tiny.
+//
+// float32: with u = 2^-24 and n = D + 8 roundings (of z', e', start, products, sums, and of the bound itself),
+// `products` and `squares` are n u / (1 - n u). `tiny` covers D + 8 underflows, assuming that subnormals are flushed to
+// zero.
+//
+// binary16: rounding z' and e' adds 2 (2^-11 + 2^-28) + (2^-11 + 2^-28)^2 to `products`, and the truncation of sums in
+// the tensor core adds 6 * 2^-23 for every four dimensions. Rows and groups are multiplied by powers of two to use the
+// range of binary16, but by at most 2^63 (Scale), so elements have an absolute error of up to 2^-88; `tiny` covers it.
 struct ScreenError {
   float products, squares, tiny;
 
@@ -95,15 +100,17 @@ struct ScreenError {
       tiny = static_cast<float>(d + 8) * 0x1p-86f;
     }
   }
-  // The part that doesn't depend on the row, but for tiny (1 + ||z'||), which is left to whoever compares: slack().
+  // The part of the bound that depends on the group alone. The term tiny (1 + ||z'||) is in no bound of a Partial;
+  // slack() accounts for it when bounds are compared.
   SEED_FAST_DEVICE float of_group(const Group& group) const {
     return multiply_add(squares, group.square, tiny * group.norm);
   }
-  // Upper bounds less lower bounds may be off by this much.
+  // By how much the difference between an upper and a lower bound of a Partial may be too small; spread: ||z'||.
   SEED_FAST_DEVICE double slack(double spread) const { return 2 * static_cast<double>(tiny) * (1 + spread); }
 };
 
-// A power of two that brings the largest magnitude into [2^13, 2^14), and its inverse.
+// A power of two that brings the largest magnitude into [2^13, 2^14), near the upper end of binary16, and its inverse.
+// Magnitudes below 2^-50 or above 2^64 are scaled like these limits.
 struct Scale {
   float up, down;
 
@@ -115,15 +122,16 @@ struct Scale {
   }
 };
 
-// Scale of z' of a row, and ||z'|| rounded up.
+// The magnitude of a row around the centre.
 struct RowSize {
-  Scale scale{1};
-  float spread = 0;
+  Scale scale{1};    // for the elements of z'
+  float spread = 0;  // ||z'||, rounded up
 };
-// Measures several rows at once, so that their loads and shuffles overlap. The 32 lanes of a warp share the work,
-// and all return the result. `row_at(i)` is row i; rows from `count` on are left at 0.
+// Measures kRows rows at once, so that their loads and shuffles overlap. All 32 lanes of a warp call it, divide the
+// dimensions among themselves, and get the same `sizes`. row_at(i) returns row i; rows from `count` on get spread 0.
 template <int kRows, class RowAt>
 SEED_FAST_DEVICE void measure(RowAt row_at, int count, const Codes& codes, int lane, RowSize (&sizes)[kRows]) {
+  // The largest magnitude of z' gives the scale.
   float largest[kRows], square[kRows];
   SEED_FAST_UNROLL
   for (int r = 0; r < kRows; ++r) largest[r] = square[r] = 0;
@@ -141,6 +149,7 @@ SEED_FAST_DEVICE void measure(RowAt row_at, int count, const Codes& codes, int l
   }
   SEED_FAST_UNROLL
   for (int r = 0; r < kRows; ++r) sizes[r].scale = Scale(largest[r]);
+  // The norm is computed from scaled elements, so that squares neither overflow nor underflow, and rounded up.
   for (int i = lane; i < codes.d; i += kWarp) {
     const float center = codes.center[i];
     SEED_FAST_UNROLL
@@ -164,19 +173,20 @@ SEED_FAST_DEVICE RowSize measure(const Row& z, const Codes& codes, int lane) {
 }
 constexpr int kMeasured = 8;  // rows that a warp of a screen measures at once
 
-// The groups of a Partial stand in one strict total order: the larger bound first, and of equal bounds the lower group.
-// What a Partial keeps is a function of the set of groups that went in, so results of lanes, warps and shares may meet
-// in any order, and all lanes that merge the same ones hold the same.
+// True if a group comes before another in a Partial: the larger upper bound first; of equal bounds, the lower index.
+// This is a strict total order, so a Partial is a function of the set of groups that were added to it: results of
+// lanes, warps and shares may be merged in any order, and all lanes that merge the same groups hold the same result.
 SEED_FAST_DEVICE bool stands_before(float upper, int group, float other_upper, int other_group) {
   return upper > other_upper || (upper == other_upper && group < other_group);
 }
 
+// The partial result of no groups.
 SEED_FAST_DEVICE Partial nothing() {
   const float none = -infinity();
   return {none, {none, none, none}, {kNoGroup, kNoGroup}};
 }
 
-// `first`, `second`: whether the group stands before those kept.
+// Adds a group. `first` and `second`: whether it comes before the first and the second group that are kept.
 SEED_FAST_DEVICE void insert(Partial& partial, float upper, int group, bool first, bool second) {
   partial.upper[2] = second ? partial.upper[1] : maximum(partial.upper[2], upper);
   partial.upper[1] = first ? partial.upper[0] : second ? upper : partial.upper[1];
@@ -185,14 +195,15 @@ SEED_FAST_DEVICE void insert(Partial& partial, float upper, int group, bool firs
   partial.group[0] = first ? group : partial.group[0];
 }
 
-// One more group, above all groups kept so far: its largest score and the error bound of its scores.
+// Adds a group, given the largest of its scores and their error bound. Its index must be higher than those of all
+// groups added before, so that of equal bounds the earlier one stays first.
 SEED_FAST_DEVICE void keep_next(Partial& partial, float score, float bound, int group) {
   const float upper = score + bound;
   partial.lower = maximum(partial.lower, score - bound);
   insert(partial, upper, group, upper > partial.upper[0], upper > partial.upper[1]);
 }
 
-// `other` has none of the groups of `partial`.
+// Adds all groups of `other`, which must have none in common with `partial`.
 SEED_FAST_DEVICE void merge(Partial& partial, const Partial& other) {
   partial.lower = maximum(partial.lower, other.lower);
   SEED_FAST_UNROLL
@@ -205,6 +216,7 @@ SEED_FAST_DEVICE void merge(Partial& partial, const Partial& other) {
   partial.upper[2] = maximum(partial.upper[2], other.upper[2]);
 }
 
+// The partial result that lane (own lane ^ mask) holds.
 SEED_FAST_DEVICE Partial shuffle_partial(const Partial& partial, int mask) {
   Partial other;
   other.lower = shuffle_xor(partial.lower, mask);

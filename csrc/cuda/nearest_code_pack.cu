@@ -1,10 +1,10 @@
-// Packing a codebook for nearest_code, in three kernels without a wait: the centre; the entries with their norms and
-// hashes; what the screens read. See PackedLayout.
+// Packing a codebook for nearest_code, in three kernels, between which the host doesn't wait: the centre; the entries
+// with their norms and hashes; the data that the screens read. See PackedLayout.
 #include "nearest_code_device.h"
 
 namespace seed_fast::nearest_code {
 
-// Slots of an entry in the two tables. Equal entries have equal slots.
+// Two hashes of an entry, from which follow its slots in the two tables. Equal entries have equal hashes.
 struct Hash {
   unsigned first = 0x9e3779b9u, second = 0x7f4a7c15u;
 
@@ -17,8 +17,9 @@ struct Hash {
   }
 };
 
-// codebook [K, D] of the dtype, row stride in elements -> center: in each dimension the median of up to 127 entries,
-// which lies inside the codebook even when a few entries are far away. One block per padded dimension.
+// codebook [K, D] of the dtype, row stride in elements -> center: in each dimension the median of up to 127 evenly
+// spaced entries. A median, unlike a mean, stays among the entries if a few of them are far away. One block per padded
+// dimension.
 SEED_FAST_KERNEL(128, 8)
 pack_center_kernel(const void* codebook, int dtype, int k, int d, long long row_stride, unsigned char* packed) {
   SEED_FAST_SHARED(float, sample, [kThreads]);
@@ -29,6 +30,7 @@ pack_center_kernel(const void* codebook, int dtype, int k, int d, long long row_
     if (thread == 0) center[dimension] = 0;
     return;
   }
+  // One sample per thread. Each thread counts the smaller ones; the one with half of them is the median.
   const long long entry = static_cast<long long>(thread) * k / count;
   const float value = thread < count ? load(codebook, dtype, entry * row_stride + dimension) : 0;
   sample[thread] = value;
@@ -38,17 +40,19 @@ pack_center_kernel(const void* codebook, int dtype, int k, int d, long long row_
   if (thread < count && rank == count / 2) center[dimension] = value;
 }
 
-// codebook -> tiles, norms64, tables and the header's norms. One block per tile, one thread per code.
+// codebook -> tiles, norms64, tables, and bad_norm and max_norm_bits of the header. One block per tile, one thread per
+// code.
 SEED_FAST_KERNEL(128, 8)
 pack_entries_kernel(const void* codebook, int dtype, int k, int d, long long row_stride, unsigned char* packed) {
   const PackedLayout layout(k, d);
   const int code = static_cast<int>(block_index_x()) * kTileCodes + thread_index();
-  float* const column = reinterpret_cast<float*>(packed + layout.tiles) +
-                        block_index_x() * padded_dim(d) * kTileCodes + thread_index();
+  float* const column =
+      reinterpret_cast<float*>(packed + layout.tiles) + block_index_x() * padded_dim(d) * kTileCodes + thread_index();
+  // Copy the entry, and compute its norm and hashes.
   double norm = 0;
   Hash hash;
   for (int i = 0; i < padded_dim(d); ++i) {
-    // Adding zero turns -0 into +0, so that equal entries have equal bits.
+    // Adding zero turns -0 into +0, so that entries with equal values have equal bits.
     const float value = code < k && i < d ? load(codebook, dtype, code * row_stride + i) + 0.0f : 0;
     norm = multiply_add(static_cast<double>(value), static_cast<double>(value), norm);
     if (i < d) hash.add(value);
@@ -56,6 +60,7 @@ pack_entries_kernel(const void* codebook, int dtype, int k, int d, long long row
   }
   reinterpret_cast<double*>(packed + layout.norms64)[code] = code < k ? norm : static_cast<double>(infinity());
 
+  // Enter it in the tables, where the lowest index of each slot remains, and in the header.
   PackedHeader* const header = reinterpret_cast<PackedHeader*>(packed);
   const bool finite = norm <= kFloat32Max;
   if (code < k) {
@@ -70,6 +75,7 @@ pack_entries_kernel(const void* codebook, int dtype, int k, int d, long long row
   if (thread_index() % kWarp == 0) atomic_min(&header->max_norm_bits, ~float_bits(largest));
 }
 
+// True if two codes have equal elements.
 SEED_FAST_DEVICE bool equal_entries(const Codes& codes, int a, int b) {
   const float *a_column = codes.column(a), *b_column = codes.column(b);
   for (int i = 0; i < codes.d; ++i) {
@@ -78,9 +84,10 @@ SEED_FAST_DEVICE bool equal_entries(const Codes& codes, int a, int b) {
   return true;
 }
 
-// The above -> start, the bounds of groups and half_tiles. An entry that a table shows to equal an earlier one is left
-// out, so that ties between equal entries cost a search nothing; a table may miss one, which costs time, not truth.
-// One block per tile, one thread per code.
+// What the other two kernels have written -> start, groups, half_tiles, and max_spread_bits of the header. An entry
+// that equals an earlier one, according to a table, is left out of the screens (start = -inf), so that ties between
+// equal entries cost no time. The tables may miss some; then a search takes longer, but its ids are the same. One block
+// per tile, one thread per code.
 SEED_FAST_KERNEL(128, 8)
 pack_screen_kernel(int k, int d, int fragments, unsigned char* packed) {
   SEED_FAST_SHARED(double, squares, [kTileCodes]);
@@ -91,6 +98,7 @@ pack_screen_kernel(int k, int d, int fragments, unsigned char* packed) {
   const int tile = static_cast<int>(block_index_x()), thread = thread_index(), code = tile * kTileCodes + thread;
   const float* const column = codes.column(code);
 
+  // ||e'||^2 and the largest magnitude of e'; whether the entry equals an earlier one.
   double square = 0;
   float magnitude = 0;
   Hash hash;
@@ -114,6 +122,7 @@ pack_screen_kernel(int k, int d, int fragments, unsigned char* packed) {
   reinterpret_cast<float*>(packed + layout.start)[code] = present ? static_cast<float>(-0.5 * square) : -infinity();
   barrier();
 
+  // One thread per group: its norm bounds and its scale.
   if (thread < kTileGroups) {
     double largest_square = 0;
     float largest = 0;
@@ -132,6 +141,7 @@ pack_screen_kernel(int k, int d, int fragments, unsigned char* packed) {
   }
   barrier();
 
+  // e' in binary16, multiplied by the scale of its group.
   const float up = present ? group_up[group_of(thread)] : 0;
   const int octets = padded_dim(d) / kOctet;
   uint4* const halves = reinterpret_cast<uint4*>(packed + layout.half_tiles) +

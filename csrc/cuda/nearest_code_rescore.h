@@ -1,5 +1,6 @@
-// Device code of nearest_code that makes a screen exact. What the screen leaves open is scored again, in float32 with
-// its own bound, then in float64; two scores that float64 can't tell apart are compared without rounding.
+// Device code of nearest_code that turns the result of a screen into an exact id. The codes that the screen left are
+// scored again, first in float32 with an error bound, then in float64. Two float64 scores whose difference is within
+// their error are compared exactly, as integers.
 #pragma once
 
 #include "exact_sum.h"
@@ -7,19 +8,20 @@
 
 namespace seed_fast::nearest_code {
 
-// score(a) - score(b), the sum over dimensions of a^2 - b^2 - 2 z a + 2 z b.
+// score(a) - score(b) of two codes, exactly: the sum over dimensions of a^2 - b^2 - 2 z a + 2 z b.
 SEED_FAST_DEVICE ExactSum exact_difference(const Row& z, const Codes& codes, int a, int b) {
   const float *a_column = codes.column(a), *b_column = codes.column(b);
   ExactSum difference;
   for (int i = 0; i < codes.d; ++i) {
     const unsigned a_bits = float_bits(a_column[i * kTileCodes]), b_bits = float_bits(b_column[i * kTileCodes]);
-    // Equal everywhere in duplicated codes, whose ties are cheap for it.
+    // Equal elements contribute 0. Skipping them makes ties between duplicated codes cheap.
     if (a_bits != b_bits) difference.add_difference(float_bits(z[i]), a_bits, b_bits);
   }
   return difference;
 }
 
-// The sign of exact_difference, and its value where it isn't negative.
+// The sign of exact_difference, and its value, which must not be negative. They are called rarely, so they are not
+// inlined.
 SEED_FAST_DEVICE_NOINLINE int compare_exactly(const Row& z, const Codes& codes, int a, int b) {
   return exact_difference(z, codes, a, b).sign();
 }
@@ -27,12 +29,13 @@ SEED_FAST_DEVICE_NOINLINE double exact_gap(const Row& z, const Codes& codes, int
   return exact_difference(z, codes, a, b).value();
 }
 
+// A code with its float64 score ||e||^2 - 2 z.e.
 struct Scored {
-  double score;  // float64
-  int index;     // of the code; -1: none
+  double score;
+  int index;  // of the code; -1: no code
 };
 
-// The first of some codes and, with kSecond, the second one.
+// The nearest of some codes and, with kSecond, the second nearest.
 template <bool kSecond>
 struct Candidates {
   Scored best, second;
@@ -40,8 +43,8 @@ struct Candidates {
 
 SEED_FAST_DEVICE Scored no_code() { return {static_cast<double>(infinity()), -1}; }
 
-// True if a comes before b: by exact score, then by index. `error` bounds the error of a float64 score. The order is
-// strict and total for distinct codes, so candidates merge to one result in whatever order lanes and tiles meet.
+// True if code a is nearer than b: by exact score, then by index. `error` bounds the error of a float64 score. This is
+// a strict total order of distinct codes, so merging gives the same result in any order of lanes and tiles.
 SEED_FAST_DEVICE bool precedes(const Row& z, const Codes& codes, double error, const Scored& a, const Scored& b) {
   if (a.index < 0 || b.index < 0) return a.index >= 0;
   const double gap = a.score - b.score;
@@ -51,7 +54,7 @@ SEED_FAST_DEVICE bool precedes(const Row& z, const Codes& codes, double error, c
   return order < 0 || (order == 0 && a.index < b.index);
 }
 
-// `a` and `b` have no code in common.
+// The candidates of the codes of a and of b, which must have no code in common.
 template <bool kSecond>
 SEED_FAST_DEVICE Candidates<kSecond> merge(const Row& z, const Codes& codes, double error, const Candidates<kSecond>& a,
                                            const Candidates<kSecond>& b) {
@@ -64,15 +67,16 @@ SEED_FAST_DEVICE Candidates<kSecond> merge(const Row& z, const Codes& codes, dou
   return merged;
 }
 
-// One row of z with what its decision needs. All functions are called by the 32 lanes of a warp and return the same to
-// all of them.
+// One row of z with everything needed to decide its id. The functions that take one are called by all 32 lanes of a
+// warp, unless they score a single code.
 struct Subject {
   Row z;
   const Codes& codes;
   int lane;
-  double norm, spread;  // ||z||^2; ||z'||
-  double error64;       // of a float64 score ||e||^2 - 2 z.e
-  bool bounded;         // true: float32 scores can't overflow, so that bounds hold
+  double norm;     // ||z||^2
+  double spread;   // ||z'||, rounded up
+  double error64;  // bound on the error of a float64 score ||e||^2 - 2 z.e
+  bool bounded;    // float32 scores can't overflow, so the bounds of the screens hold
 
   SEED_FAST_DEVICE Subject(const Rows& rows, long long row, const Codes& codes, int lane)
       : z(rows, row), codes(codes), lane(lane), norm(0) {
@@ -88,11 +92,11 @@ struct Subject {
     bounded = code_spread * code_spread + spread * code_spread < 0x1p126;
   }
 
-  // True if there is a nearest code: no NaN, and norms that are finite in float32.
+  // True if a nearest code is defined: neither NaN nor a norm that is infinite in float32, in the row or the codebook.
   SEED_FAST_DEVICE bool valid() const { return norm <= kFloat32Max && codes.header->bad_norm == ~0u; }
 };
 
-// The float32 score of a code.
+// The score z'.e' - ||e'||^2 / 2 of a code in float32, as in the float32 screen.
 SEED_FAST_DEVICE float score32(const Subject& row, int code) {
   const float* const column = row.codes.column(code);
   float score = row.codes.start[code];
@@ -103,6 +107,7 @@ SEED_FAST_DEVICE float score32(const Subject& row, int code) {
   return score;
 }
 
+// The score ||e||^2 - 2 z.e of a code in float64; the smallest is the nearest.
 SEED_FAST_DEVICE double score64(const Subject& row, int code) {
   const float* const column = row.codes.column(code);
   double score = row.codes.norms64[code];
@@ -113,7 +118,7 @@ SEED_FAST_DEVICE double score64(const Subject& row, int code) {
   return score;
 }
 
-// Error bound of the float32 scores of a group.
+// The error bound of the float32 scores of a group.
 SEED_FAST_DEVICE float bound32(const Subject& row, int group) {
   const ScreenError error(row.codes.d, false);
   const Group found = row.codes.groups[group];
@@ -124,7 +129,7 @@ SEED_FAST_DEVICE Scored shuffle_scored(const Scored& code, int mask) {
   return {shuffle_xor(code.score, mask), shuffle_xor(code.index, mask)};
 }
 
-// The first of the lanes' candidates.
+// The candidates of all lanes, merged; the same in all lanes.
 template <bool kSecond>
 SEED_FAST_DEVICE Candidates<kSecond> first_of_lanes(const Subject& row, Candidates<kSecond> found) {
   for (int mask = 1; mask < kWarp; mask *= 2) {
@@ -135,8 +140,11 @@ SEED_FAST_DEVICE Candidates<kSecond> first_of_lanes(const Subject& row, Candidat
   return found;
 }
 
-// The nearest code, where the screen left no more than two groups; else -1. `error` is the screen's.
+// Returns the nearest code if the screen left at most two groups, otherwise -1; the same in all lanes. `found` and
+// `error`: the row's partial result and the error of the screen.
 SEED_FAST_DEVICE int decide(const Subject& row, const Partial& found, const ScreenError& error) {
+  // Groups whose upper bound is below the threshold can't hold the nearest code. Lanes 0 .. 7 take the codes of the
+  // first group, lanes 8 .. 15 those of the second if it is not excluded.
   const double threshold = static_cast<double>(found.lower) - error.slack(row.spread);
   if (!row.bounded || !(static_cast<double>(found.upper[2]) < threshold)) return -1;
   const bool second = static_cast<double>(found.upper[1]) >= threshold;
@@ -144,6 +152,8 @@ SEED_FAST_DEVICE int decide(const Subject& row, const Partial& found, const Scre
   const int group = found.group[row.lane < kGroup ? 0 : 1];
   const int code = mine ? code_of(group, row.lane % kGroup) : -1;
 
+  // Float32: `open` codes are those whose upper bound reaches the best lower bound. If only one is open, it is the
+  // nearest.
   const float score = mine ? score32(row, code) : -infinity(), bound = mine ? bound32(row, group) : 0;
   float lower = score - bound;
   for (int mask = 1; mask < kWarp; mask *= 2) lower = maximum(lower, shuffle_xor(lower, mask));
@@ -156,12 +166,14 @@ SEED_FAST_DEVICE int decide(const Subject& row, const Partial& found, const Scre
     only = other > only ? other : only;
   }
   if (count == 1) return only;
+  // Float64 and, within its error, exact comparison.
   const Candidates<false> mine_only{open ? Scored{score64(row, code), code} : no_code(), no_code()};
   return first_of_lanes(row, mine_only).best.index;
 }
 
-// The first of all codes whose float32 score may reach `lower`; -infinity scores all of them, equal ones too, in
-// float64. Lanes take neighbouring codes, so that a warp reads whole lines.
+// The candidates of all codes whose exact score can be at least `lower`, judged by their float32 score and its bound.
+// With lower = -infinity all codes are compared, including duplicates that the screens leave out. Neighbouring lanes
+// take neighbouring codes, so that the reads of a warp are contiguous.
 template <bool kSecond>
 SEED_FAST_DEVICE Candidates<kSecond> scan(const Subject& row, double lower) {
   const bool all = lower == -static_cast<double>(infinity());

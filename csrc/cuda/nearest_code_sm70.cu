@@ -5,11 +5,11 @@
 
 namespace seed_fast::nearest_code {
 
-// Each of the four products of an instruction is one quarter of 16 rows x 16 codes: quad pair q takes rows 8 (q % 2)
-// and codes 8 (q / 2). Two by four of these make the warp's 32 x 64.
+// 32 rows x 64 codes of a warp. The four products of an m8n8k4 are the quarters of 16 rows x 16 codes: quad pair q
+// computes the 8 rows from 8 (q % 2) on and the 8 codes from 8 (q / 2) on. The warp has 2 x 4 such squares.
 struct MmaSm70 {
-  static constexpr int kRowMask = 2, kOtherRowMask = 8;  // lanes that share rows differ in these bits
-  float sums[2][4][8];
+  static constexpr int kRowMask = 2, kOtherRowMask = 8;  // lanes that have the same rows differ in these bits
+  float sums[2][4][8];                                   // accumulators by square
 
   SEED_FAST_DEVICE MmaSm70() {
     SEED_FAST_UNROLL
@@ -22,7 +22,7 @@ struct MmaSm70 {
     }
   }
 
-  // One chunk of 32 dimensions, four octets of rows and codes.
+  // Adds the products of 32 dimensions: four octets of the warp's rows and codes, in shared memory.
   SEED_FAST_DEVICE void add(const uint4* z, const uint4* codes, int lane) {
     const int within = lane % 4 + lane / 16 * 4, row = lane / 4 % 2 * 8 + within, column = lane / 8 % 2 * 8 + within;
     SEED_FAST_UNROLL
@@ -48,18 +48,19 @@ struct MmaSm70 {
     }
   }
 
-  // Row r < 4 of a thread, among the warp's 32.
+  // Which of the warp's 32 rows is row r < 4 of a lane.
   SEED_FAST_DEVICE static int row(int lane, int r) {
     return r / 2 * 16 + lane / 4 % 2 * 8 + lane / 16 * 4 + r % 2 * 2 + lane % 2;
   }
-  // Which of four threads that share rows: the lanes part of position_of.
+  // Index, 0 .. 3, among the four lanes that have the same rows: `lanes` in position_of().
   SEED_FAST_DEVICE static int column_class(int lane) { return lane / 8 % 2 * 2 + lane / 2 % 2; }
+  // z'.e', still scaled, of row r < 4 of this thread and code `member` of its group g < 2.
   SEED_FAST_DEVICE float sum(int r, int g, int member) const {
     return sums[r / 2][g * 2 + member / 4][member / 2 % 2 * 4 + r % 2 * 2 + member % 2];
   }
 };
 
-// z [N, D] of the dtype, row stride in elements -> partials [shares, N].
+// The binary16 screen of z [N, D] of the dtype, row stride in elements -> partials [shares, N].
 SEED_FAST_KERNEL(128, 2)
 nearest_code_fwd_sm70_kernel(const void* z, int dtype, long long n, int d, long long row_stride,
                              const unsigned char* packed, int k, int wanted_blocks, Partial* partials) {

@@ -1,4 +1,5 @@
-// Exact sums of products of float32, for scores that float64 cannot tell apart; for kernels on the CPU and on the GPU.
+// Exact sums of products of float32, to compare scores whose difference is smaller than float64 rounding errors; for
+// the kernels of the CPU and of CUDA.
 #pragma once
 
 #ifdef __CUDACC__
@@ -9,9 +10,9 @@
 
 namespace seed_fast {
 
-// A sum of products of float32 values as a fixed-point integer: limb i weighs 2^(32 i - 298). Each limb is wide enough
-// to collect its share of 2^29 products, so carries wait until sign() or value(). Integers, because no order of
-// additions, no contraction by a compiler and no flushing of subnormals can change them.
+// A sum of products of float32 values as a fixed-point integer: the sum over i of limbs[i] * 2^(32 i - 298). A limb has
+// room for the parts of 2^29 products, so carries are propagated only by sign() and value(). It is an integer because
+// neither the order of additions, nor contraction to fused multiply-adds, nor flushing of subnormals can change it.
 struct ExactSum {
   static constexpr int kLimbs = 18;  // the largest product ends below bit 48 + 2 * 253 + 1
   long long limbs[kLimbs];
@@ -55,7 +56,8 @@ struct ExactSum {
     return carry < 0 ? -1 : (carry > 0 || nonzero);
   }
 
-  // The sum, where it isn't negative, within a few units in the last place of float64; 0 for 0 alone. Changes the limbs.
+  // The sum, which must not be negative, with an error of a few units in the last place of float64. It is 0 only if the
+  // sum is exactly 0. Propagates carries, so it changes the limbs.
   SEED_FAST_EXACT double value() {
     long long carry = 0;
     for (int i = 0; i < kLimbs; ++i) {

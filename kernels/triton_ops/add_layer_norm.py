@@ -1,6 +1,7 @@
 """add_layer_norm in Triton, for sm_80 and newer: one row per program, with its values in registers.
 
-Statistics are float32, computed in the order of csrc/cuda/add_layer_norm.cu: a mean, then differences from it.
+Mean and variance are computed in float32 in the same three steps as in csrc/cuda/add_layer_norm.cu: an approximate
+mean, the differences from it, and from these the correction of the mean and the variance.
 """
 
 from __future__ import annotations
@@ -39,22 +40,25 @@ def add_layer_norm_fwd_kernel(
     value = tl.load(x + row * stride_xn + dims * stride_xd, mask=inside, other=0.0).to(tl.float32)
     value += tl.load(delta + row * stride_deltan + dims * stride_deltad, mask=inside, other=0.0).to(tl.float32)
     value = value.to(x.dtype.element_ty).to(tl.float32)
-    share = 1.0 / tl.cast(D, tl.float32)
+    inverse_d = 1.0 / tl.cast(D, tl.float32)
 
-    # Statistics: the mean is an offset from the first element, so that a constant row has variance 0.
+    # Step 1: the approximate mean, as the first element plus the mean difference from it. So a constant row has
+    # variance 0.
     start = tl.sum(tl.where(dims == 0, value, 0.0), axis=0)
-    mean = start + tl.sum(tl.where(inside, value - start, 0.0) * share, axis=0)
+    mean = start + tl.sum(tl.where(inside, value - start, 0.0) * inverse_d, axis=0)
+    # Steps 2 and 3: differences from it, the correction of the mean, and the variance. If squares overflow, the
+    # variance is infinite and the norm is the bias.
     difference = tl.where(inside, value - mean, 0.0)
-    lack = tl.sum(difference * share, axis=0)
-    square = tl.sum(difference * difference, axis=0) * share
-    variance = square - lack * lack
+    correction = tl.sum(difference * inverse_d, axis=0)
+    square = tl.sum(difference * difference, axis=0) * inverse_d
+    variance = square - correction * correction
     variance = tl.where(variance > 0.0, variance, tl.where(square < float("inf"), 0.0, square))
     scale = 1.0 / tl.sqrt_rn(variance + eps)
 
-    # The norm, and the stream where it is wanted.
+    # The norm, and the stream if it is wanted.
     weights = tl.load(weight + dims * stride_weight, mask=inside, other=0.0).to(tl.float32)
     shifts = tl.load(bias + dims * stride_bias, mask=inside, other=0.0).to(tl.float32)
-    norm = (difference - lack) * scale * weights + shifts
+    norm = (difference - correction) * scale * weights + shifts
     tl.store(y + row * stride_yn + dims, norm.to(y.dtype.element_ty), mask=inside)
     if HAS_STREAM:
         kept = norm if POST_NORM else value

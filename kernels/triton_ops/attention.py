@@ -1,8 +1,9 @@
 """attention in Triton, for sm_80 and newer: one program per (batch, head, block of queries).
 
-Keys pass in blocks with a running maximum. Up to BLOCK_KEYS keys (every 32 x 32 layer) are one block, and the softmax
-is then the plain one, on chip; a last block of few keys is masked, so 257 keys read 257 rows. Scores are scaled after
-the largest of their row is subtracted, a difference that is exact where it matters: large scores lose no bits.
+A program iterates over blocks of keys with an online softmax: output sums are rescaled when the largest score of a row
+grows. Up to BLOCK_KEYS keys, as in the layers with 32 queries and 32 keys, are a single block, so the softmax needs no
+rescaling. Loads of the last block are masked, so 257 keys read 257 rows. The row's largest score is subtracted before
+scores are scaled: that difference is exact for scores near the largest, so large scores cost no precision.
 """
 
 from __future__ import annotations
@@ -56,14 +57,14 @@ def attention_fwd_kernel(
     if UPCAST:
         q_tile = q_tile.to(tl.float32)
 
-    # The scale is split into its sign, applied before the largest score is found, and its size, applied after the
-    # subtraction; with scale 0 every score is 0.
+    # The scale is split into its sign, which is applied before the largest score is determined, and its magnitude,
+    # which is applied after the subtraction. With scale 0 every score is 0, and the magnitude is replaced by 1.
     sign = tl.where(scale > 0, 1.0, tl.where(scale < 0, -1.0, 0.0))
     steepness = tl.where(scale == 0, 1.0, tl.abs(scale))
     largest = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
     total = tl.full((BLOCK_Q,), 0.0, tl.float32)
     acc = tl.full((BLOCK_Q, PADDED_D), 0.0, tl.float32)
-    # Keys pass in blocks; sums are rescaled when a row's largest score grows.
+    # One block of keys per iteration.
     end = tl.minimum(Lk, first + BLOCK_Q) if CAUSAL else Lk
     for start in range(0, end, BLOCK_K):
         keys = start + tl.arange(0, BLOCK_K).to(tl.int64)
@@ -74,20 +75,24 @@ def attention_fwd_kernel(
         v_tile = tl.load(v_rows + dims[None, :] * stride_vd, mask=kv_mask, other=0.0)
         if UPCAST:
             k_tile, v_tile = k_tile.to(tl.float32), v_tile.to(tl.float32)
+        # First product, and mask.
         scores = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee") * sign
         visible = (keys < Lk)[None, :]
         if CAUSAL:
             visible = visible & (keys[None, :] <= rows[:, None])
         scores = tl.where(visible, scores, float("-inf"))
+        # Softmax. If every score of a row is -inf so far, 0 is subtracted instead of the largest, because -inf - -inf
+        # would be NaN even if a later key has a finite score.
         best = tl.maximum(largest, tl.max(scores, axis=1))
-        # Where every score so far is -inf, 0 stands in for it: -inf - -inf would be NaN too early.
         reference = tl.where(best == float("-inf"), 0.0, best)
         rescale = tl.exp((largest - reference) * steepness)
         weights = tl.exp((scores - reference[:, None]) * steepness)
         total = total * rescale + tl.sum(weights, axis=1)
+        # Second product, added to the rescaled output sums.
         acc = tl.dot(weights.to(v_tile.dtype), v_tile, acc * rescale[:, None], input_precision="ieee")
         largest = best
 
+    # Divide by the sum of weights and write the output.
     out_rows = out + ((b * Lq + rows[:, None]) * H + h) * D
     tl.store(out_rows + dims[None, :], (acc / total[:, None]).to(out.dtype.element_ty), mask=q_mask)
 
@@ -95,7 +100,8 @@ def attention_fwd_kernel(
 def attention_fwd(q: Tensor, k: Tensor, v: Tensor, out: Tensor, causal: bool, scale: float, upcast: bool) -> None:
     """Launch the kernel: q [B, Lq, H, D], k and v [B, Lk, H, D] give out [B, Lq, H, D], contiguous, written in place.
 
-    With `upcast` products are float32; the interpreter needs it, because its dot is wrong for bfloat16.
+    With `upcast` the operands of both products are converted to float32. Triton's interpreter needs this, because its
+    tl.dot is wrong for bfloat16.
     """
     b, lq, h, d = q.shape
     programs = b * h * triton.cdiv(lq, BLOCK_QUERIES)

@@ -1,4 +1,4 @@
-"""bias_gelu in Triton, for sm_80 and newer: a program computes some columns, whose bias it keeps, of some rows."""
+"""bias_gelu in Triton, for sm_80 and newer: y = GELU(x + bias), one block of rows and columns per program."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ def bias_gelu_fwd_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
+    # The block of this program; sum and GELU are float32.
     rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     dims = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = (rows < N)[:, None] & (dims < D)[None, :]

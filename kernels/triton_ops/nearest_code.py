@@ -1,8 +1,9 @@
 """nearest_code in Triton, for sm_80 and newer: a float32 screen over all codes, then an exact pass over doubtful rows.
 
-The screen keeps the largest and second-largest s = z.e - ||e||^2 / 2 of every row, and marks the row when their gap
-lies within the error bound of float32. The exact pass scores marked rows in float64, and compares what lies within its
-error as integers: the score in units of 2^-298, in limbs of 32 bits. So ties are ties and the lowest index wins.
+The screen computes the scores s = z.e - ||e||^2 / 2 in float32, keeps the largest and second-largest of every row, and
+marks the row as doubtful if their difference is within the error bound. The exact pass scores the codes of doubtful
+rows in float64. Scores whose difference is within the error of float64 are compared exactly, as integers: multiples of
+2^-298, in limbs of 32 bits. So ties are detected, and the lowest index wins.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from torch import Tensor
 
 BLOCK_N, BLOCK_K = 64, 64  # rows and codes of the screen's tile
 BLOCK_EXACT = 128  # codes that the exact pass scores at a time
-LIMBS = tl.constexpr(16)  # of 32 bits: scores, at most 3 * 2^128, in units of 2^-298
-NO_CODE = tl.constexpr(2**62)  # greater than every id
+LIMBS = tl.constexpr(16)  # of 32 bits: enough for scores of up to 3 * 2^128 in units of 2^-298
+NO_CODE = tl.constexpr(2**62)  # stands for no code; greater than every id
 FLOAT32_MAX = tl.constexpr(torch.finfo(torch.float32).max)
 
 
 @triton.jit
 def _float32(x):
-    """Return x in float32; bfloat16 by its bits, because Triton's interpreter converts subnormal ones wrongly."""
+    """Return x in float32. bfloat16 is widened by its bits: Triton's interpreter converts its subnormals wrongly."""
     if x.dtype == tl.bfloat16:
         return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     return x.to(tl.float32)
@@ -29,6 +30,7 @@ def _float32(x):
 
 @triton.jit
 def _load(pointer, mask):
+    """Return the elements at `pointer` in float32; 0 where the mask is false."""
     return _float32(tl.load(pointer, mask=mask, other=0.0))
 
 
@@ -56,10 +58,11 @@ def nearest_code_fwd_kernel(
     z_mask = (rows < N)[:, None] & (dims < D)[None, :]
     z_tile = _load(z + rows[:, None] * stride_zn + dims[None, :] * stride_zd, z_mask)
     z_square = tl.sum(z_tile * z_tile, axis=1)
-    # Rows without an answer go through as zeros, so that no NaN meets a reduction.
+    # Rows with NaN or infinity are replaced by zeros, because reductions with NaN are undefined; they get no id below.
     z_tile = tl.where((z_square < float("inf"))[:, None], z_tile, 0.0)
 
-    # All codes pass in blocks; each row keeps its best two scores, and the codebook its largest norm and element.
+    # One block of codes per iteration. Of each row the best two scores are kept; of the codebook the largest norm and
+    # element, and whether a norm overflows (`broken`).
     best = tl.full((BLOCK_N,), float("-inf"), tl.float32)
     second = tl.full((BLOCK_N,), float("-inf"), tl.float32)
     best_id = tl.full((BLOCK_N,), 0, tl.int64)
@@ -84,9 +87,10 @@ def nearest_code_fwd_kernel(
         best_id = tl.where(top > best, start + top_at.to(tl.int64), best_id)
         best = tl.maximum(best, top)
 
-    # |computed s - exact s| <= gamma (||z|| ||e|| + ||e||^2 / 2), gamma = n u / (1 - n u), n = D + 4 roundings of
-    # u = 2^-24, doubled for the roundings of this bound; the last term covers what underflows. Squares below 2^-126 may
-    # be missing in norms: elements below 2^-63, in one more term of each.
+    # The error |computed s - exact s| is at most gamma (||z|| ||e|| + ||e||^2 / 2) with gamma = n u / (1 - n u), where
+    # n = D + 4 is the number of roundings and u = 2^-24. gamma is doubled to cover the roundings of the bound itself,
+    # and the last term covers underflow. Squares below 2^-126, of elements below 2^-63, may be missing in the norms;
+    # the second term of each length covers them.
     largest_square = tl.max(largest, axis=0)
     root: tl.constexpr = (D + 1) ** 0.5
     z_length = tl.sqrt(z_square) + root * 2.0**-62
@@ -94,7 +98,7 @@ def nearest_code_fwd_kernel(
     gamma: tl.constexpr = 2 * (D + 4) * 2.0**-24
     tiny: tl.constexpr = (D + 4) * 2.0**-125
     bound = gamma * (z_length * e_length + 0.5 * largest_square) + tiny * (1 + z_length + e_length)
-    # Norms that overflow here may be just finite in exact arithmetic, so their rows are doubtful, not refused.
+    # A norm that overflows here may be finite in exact arithmetic, so the row is doubtful rather than without an id.
     decided = (best - second > 2 * bound) & (z_square < float("inf")) & (tl.max(broken, axis=0) == 0)
     nan = z_square != z_square
     tl.store(ids + rows, tl.where(nan, -1, best_id), mask=rows < N)
@@ -120,7 +124,7 @@ def _product_in_limbs(a, b, doubled: tl.constexpr):
 
 @triton.jit
 def _limb(limbs, i, axis: tl.constexpr):
-    """Return limb i along an axis."""
+    """Return limb i of limbs [LIMBS] (axis 0) or [B, LIMBS] (axis 1)."""
     at = tl.arange(0, LIMBS)
     if axis == 1:
         at = at[None, :]
@@ -129,7 +133,7 @@ def _limb(limbs, i, axis: tl.constexpr):
 
 @triton.jit
 def _carried(limbs):
-    """Carry limbs [B, LIMBS], so that all are in [0, 2^32) but the last one, which has the sign."""
+    """Return limbs [B, LIMBS] with carries propagated: in [0, 2^32), except the last one, which has the sign."""
     at = tl.arange(0, LIMBS)[None, :]
     carry = _limb(limbs, 0, 1) * 0
     for i in range(LIMBS):
@@ -152,7 +156,10 @@ def _smallest(limbs, codes, wanted):
 
 @triton.jit
 def _precedes(a, a_code, b, b_code):
-    """Compare by score, given as limbs [LIMBS], then by code; NO_CODE comes last. This is a strict total order."""
+    """Return whether code a comes before b: by score (limbs [LIMBS]), then by index; NO_CODE comes last.
+
+    This is a strict total order, so the result does not depend on the order of comparisons.
+    """
     at = tl.arange(0, LIMBS)
     highest = tl.max(tl.where(a != b, at, -1), axis=0)
     less = tl.max(tl.where((at == highest) & (a < b), 1, 0), axis=0) > 0
@@ -175,10 +182,11 @@ def nearest_code_exact_kernel(
     HAS_MARGIN: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    # One row per program; rows that are not doubtful have their id from the screen.
     row = tl.program_id(0).to(tl.int64)
     lanes = tl.arange(0, BLOCK_K).to(tl.int64)
     if tl.load(doubtful + row) != 0:
-        # First all codes in float64: in each lane the smallest two scores, and the largest norm.
+        # Score all codes in float64. Each lane keeps its two smallest scores and its largest norm.
         best = tl.full((BLOCK_K,), float("inf"), tl.float64)
         best_id = lanes
         second = tl.full((BLOCK_K,), float("inf"), tl.float64)
@@ -203,6 +211,7 @@ def nearest_code_exact_kernel(
             second = tl.minimum(second, tl.where(better, best, score))
             best_id = tl.where(better, codes, best_id)
             best = tl.where(better, score, best)
+        # The two smallest scores of all lanes.
         top = tl.min(best, axis=0)
         top_id = tl.min(tl.where(best == top, best_id, NO_CODE), axis=0)
         runner_up = tl.min(tl.where(best_id == top_id, second, best), axis=0)
@@ -210,7 +219,9 @@ def nearest_code_exact_kernel(
         row_square = tl.max(z_square, axis=0)
         valid = (row_square <= FLOAT32_MAX) & (tl.max(broken, axis=0) == 0)
 
-        # Bound on the error of the difference of two scores: 2 D + 2 roundings each, of a sum of magnitudes.
+        # Bound on the error of the difference of two scores: 2 D + 2 roundings each, relative to the sum of the
+        # magnitudes of all terms. Float64 is not enough if the smallest two are closer than that; for a margin, if
+        # their difference has fewer than about 26 correct bits.
         code_square = tl.max(largest, axis=0)
         doubt = (4 * D + 8) * 2.0**-53 * (code_square + 2 * tl.sqrt(code_square) * tl.sqrt(row_square))
         if HAS_MARGIN:
@@ -220,7 +231,8 @@ def nearest_code_exact_kernel(
             unsure = gap <= doubt
             limit = top + doubt
         if valid & unsure:
-            # Then what may be among the best two once more, exactly, a block of codes at a time.
+            # Score the codes that can be among the best two once more, exactly, one block of codes per iteration.
+            # `first` and `follower` are the exact scores of the best and, for a margin, the second best so far.
             first = tl.zeros((LIMBS,), tl.int64)
             first_id = row * 0 + NO_CODE
             follower = tl.zeros((LIMBS,), tl.int64)
@@ -253,7 +265,8 @@ def nearest_code_exact_kernel(
                     first_id = tl.where(wins, one_id, first_id)
             top_id = first_id
             if HAS_MARGIN:
-                # From the highest limb down, so that what cancels does so without rounding.
+                # Convert the difference of the exact scores to float64, from the highest limb down, so that limbs of
+                # opposite signs cancel without rounding.
                 gap = top * 0
                 for i in range(LIMBS):
                     gap = gap * 4294967296.0 + _limb(follower - first, LIMBS - 1 - i, 0).to(tl.float64)
@@ -268,7 +281,8 @@ def nearest_code_exact_kernel(
 def nearest_code_fwd(z: Tensor, codebook: Tensor, ids: Tensor, margin: Tensor | None) -> None:
     """Launch both kernels: z [N, D] and codebook [K, D] give ids [N] int64, and margin [N] float32 or None.
 
-    The results are written in place. A margin needs float64 or better, so it sends every row through the second pass.
+    The results are written in place. A margin needs at least float64, so with one every row goes through the second
+    kernel.
     """
     n, d = z.shape
     if n == 0:

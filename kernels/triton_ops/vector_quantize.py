@@ -1,5 +1,7 @@
-"""vector_quantize in Triton, for sm_80 and newer, after nearest_code has found the ids: the quantized rows with their
-squared distances, and both gradients. Sums run in float64 and in one order, so results never differ from run to run.
+"""vector_quantize in Triton, for sm_80 and newer, given the ids from nearest_code: forward pass and gradients.
+
+The forward pass gives the quantized rows and the mean squared distance. Sums are in float64 and in one fixed order, so
+results are bit-equal from run to run.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ def vector_quantize_fwd_kernel(
     PADDED_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    # Rows of this program and their entries; NaN where there is no entry.
+    # Rows of this program and their entries; NaN for rows without an entry.
     rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     dims = tl.arange(0, PADDED_D)
     inside = (rows < N)[:, None] & (dims < D)[None, :]
@@ -60,6 +62,7 @@ def vector_quantize_bwd_z_kernel(
     PADDED_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
+    # Rows of this program and their entries; NaN for rows without an entry.
     rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     dims = tl.arange(0, PADDED_D)
     inside = (rows < N)[:, None] & (dims < D)[None, :]
