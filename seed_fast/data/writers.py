@@ -194,9 +194,8 @@ class NpzWriter:
         else:
             self.unchecked = bool(before)
         while self._file(".npz").exists():
-            self._file(".partial").unlink(
-                missing_ok=True
-            )  # a kill has come between the part and the end of its journal
+            # Its journal is still there if a kill came between the part and the end of the journal.
+            self._file(".partial").unlink(missing_ok=True)
             self._parts += 1
         self._journal = Journal(self._file(".partial"))
         write_run(self._run, run)

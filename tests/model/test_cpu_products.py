@@ -229,7 +229,9 @@ def test_half_precision_in_float32_products_is_half_precision(dtype, monkeypatch
         rounded = F.linear(x.to(dtype).double(), module.weight.to(dtype).double(), module.bias.to(dtype).double())
         found = ours(x)
         assert ours.weight.dtype == found.dtype == dtype
-        assert error(found, rounded) <= 1.01 * error(rounded.to(dtype), rounded) + 1e-6
+        in_float32 = F.linear(x.to(dtype).float(), module.weight.to(dtype).float(), module.bias.to(dtype).float())
+        # One rounding to half precision, and what float32 products may be off.
+        assert error(found, rounded) <= error(rounded.to(dtype), rounded) + 2 * error(in_float32, rounded)
     tok = SeedTokenizer.from_pretrained("seed-tiny")
     plan = tok.fast(dtype=dtype)
     assert plan.products == "float32"

@@ -112,9 +112,8 @@ class TokensWriter:
             self.samples, self.skipped = index["samples"], index["skipped"]
             return
         while self._file(".safetensors").exists():
-            self._file(".partial").unlink(
-                missing_ok=True
-            )  # a kill has come between the shard and the end of its journal
+            # Its journal is still there if a kill came between the shard and the end of the journal.
+            self._file(".partial").unlink(missing_ok=True)
             self._take_shard(Shard(self._file(".safetensors")))
         self._journal = Journal(self._file(".partial"))
         self._read_journal()
