@@ -11,8 +11,8 @@
 namespace seed_fast {
 namespace {
 
-constexpr int64_t kRuns = 4;                // runs of rows per thread, so that a slow core costs little
-constexpr int64_t kFewElements = 16 << 10;  // below, waking another thread takes longer than the work
+constexpr int64_t kRuns = 4;                // runs of rows per thread: several, so that faster threads can take more
+constexpr int64_t kFewElements = 16 << 10;  // with fewer, waking another thread takes longer than the work
 
 AddLayerNormKernel kernel_for(Isa isa) {
 #if defined(__x86_64__)

@@ -5,7 +5,7 @@
 
 namespace seed_fast {
 
-// One row; `values` is scratch memory of D floats.
+// A kernel computes one row; `values` is scratch memory of D floats.
 using AddLayerNormKernel = void (*)(const AddLayerNorm& problem, int64_t row, float* values);
 
 extern const AddLayerNormKernel add_layer_norm_scalar;

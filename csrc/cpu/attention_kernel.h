@@ -1,8 +1,10 @@
 // The kernel of attention, written once with the compiler's vector types. Each attention_<isa>.cpp defines
-// SEED_FAST_LANES (lanes.h) and SEED_FAST_TILE (accumulators that stay in registers), and includes this.
-// With SEED_FAST_PAIRS, products are of pairs of bfloat16: a 32-bit word holds two neighbours of the summed axis.
-// Everything here has internal linkage: a function that the linker merged across files could carry AVX-512 code into
-// the scalar path.
+// SEED_FAST_LANES (lanes.h) and SEED_FAST_TILE (how many accumulators fit into registers), and includes this. With
+// SEED_FAST_PAIRS, products are of pairs of bfloat16: a 32-bit word holds two neighbours of the summed axis; otherwise
+// a word is one float. Everything has internal linkage for the reason given in lanes.h.
+//
+// Both products are computed in register tiles of R rows x N registers: score_tile and value_tile. The functions around
+// them (score, value_rows, value_block) split a product into such tiles, whose sizes are template parameters.
 #include "attention_layout.h"
 #include "lanes.h"
 #if SEED_FAST_LANES >= 8
@@ -12,16 +14,18 @@
 namespace seed_fast {
 namespace {
 
-// Registers of V in a tile at most. With 16 registers in all, 4 rows of 3 are the most that leave one for the weight.
+// Largest number of registers of V in a tile. With 16 registers in all, 4 x 3 accumulators and 3 registers of V leave
+// one for the weight.
 constexpr int kVectors = SEED_FAST_TILE < 16 ? 3 : 4;
-constexpr int kTallest = 12;    // rows of a tile at most
-constexpr int kScoreKeys = 48;  // keys of K that stay in the L1 cache while all queries pass; whole tiles
-constexpr int kValueKeys = 64;  // the same of V
+constexpr int kTallest = 12;    // largest number of rows of a tile
+constexpr int kScoreKeys = 48;  // rows of K that stay in the L1 cache while all queries are processed; whole tiles
+constexpr int kValueKeys = 64;  // the same for V
 constexpr float kInfinity = __builtin_inff();
 constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 constexpr int rows_of(int vectors) { return int(least(kTallest, SEED_FAST_TILE / vectors)); }
-// Rows of the next tile: the last two are alike, because one of few sums waits for each of them.
+// Number of rows of the next tile. If less than two full tiles are left, they are divided evenly: in a tile with few
+// accumulators each multiply-add has to wait for the previous one.
 constexpr int64_t next_rows(int64_t left, int64_t most) {
   return left > most && left < 2 * most ? (left + 1) / 2 : least(left, most);
 }
@@ -43,7 +47,8 @@ inline Floats multiply_add(Floats sum, Word a, Floats b) { return sum + a * b; }
 
 inline Word word_at(const char* base, int64_t offset) { return *reinterpret_cast<const Word*>(base + offset); }
 
-// R keys against N registers of queries: queries [depth, kBlock] words, keys [R, depth] words -> scores [R, kBlock].
+// Scores of R keys with N registers of queries: queries [depth, kBlock] words, keys [R, depth] words -> scores
+// [R, kBlock].
 template <int R, int N>
 void score_tile(const float* queries, int64_t depth, const char* keys, int64_t stride, float scale, float* scores) {
   Floats acc[R][N] = {};
@@ -64,6 +69,7 @@ void score_tile(const float* queries, int64_t depth, const char* keys, int64_t s
     for (int n = 0; n < N; ++n) store(scores + r * kBlock + n * kWidth, acc[r][n] * scale);
 }
 
+// score_tile for a number of rows, 1 .. R, that is known at run time.
 template <int R, int N>
 void score_rows(int64_t rows, const float* queries, int64_t depth, const char* keys, int64_t stride, float scale,
                 float* scores) {
@@ -73,22 +79,22 @@ void score_rows(int64_t rows, const float* queries, int64_t depth, const char* k
   }
 }
 
-// Prefetches rows that are needed soon: rows of one head lie far apart, which no hardware prefetcher predicts.
+// Prefetches rows that are needed soon: the rows of one head are too far apart for hardware prefetchers.
 inline void fetch(const char* rows, int64_t stride, int64_t count, int64_t bytes) {
   for (int64_t row = 0; row < count; ++row)
     for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(rows + row * stride + at);
 }
 
-// What to prefetch while scores are computed: the next `count` keys, and the same rows of V. Null: nothing.
-struct Coming {
+// What to prefetch while scores are computed: the keys up to `count`, and the same rows of V. values = null: nothing.
+struct Prefetch {
   const char* values = nullptr;
   int64_t stride = 0, count = 0;
 };
 
-// Scores of keys [begin, end) against N registers of queries.
+// Scores of keys [begin, end) with N registers of queries.
 template <int N>
 void score(const float* queries, int64_t depth, const char* keys, int64_t stride, int64_t begin, int64_t end,
-           float scale, float* scores, const Coming& coming) {
+           float scale, float* scores, const Prefetch& coming) {
   while (begin < end) {
     const int64_t rows = next_rows(end - begin, rows_of(N));
     if (coming.values != nullptr) {
@@ -100,7 +106,7 @@ void score(const float* queries, int64_t depth, const char* keys, int64_t stride
   }
 }
 
-// What happens to a row of the output around a sum over keys: out = (before * factor + sum) * inverse.
+// How a sum over keys is combined with a row of the output: out = (before * factor + sum) * inverse.
 struct RowUpdate {
   const float* before;  // [rows, D], or null for zeros
   int64_t before_stride;
@@ -110,8 +116,9 @@ struct RowUpdate {
   int64_t out_stride;
 };
 
-// R queries against N registers of V, the last one `last` words after the first (it may overlap its neighbour):
-// weights [depth, kBlock] words, values [depth, D] words.
+// Sums over keys for R queries and N registers of columns of V: weights [depth, kBlock] words, values [depth, D] words.
+// The last register begins `last` words after the first; it may overlap its neighbour if D is no whole number of
+// registers.
 template <int R, int N>
 void value_tile(const float* weights, int64_t depth, const char* values, int64_t stride, int64_t last,
                 const RowUpdate& row, int64_t first_row, int64_t first_word) {
@@ -142,6 +149,7 @@ void value_tile(const float* weights, int64_t depth, const char* values, int64_t
   }
 }
 
+// value_tile for a number of rows, 1 .. R, that is known at run time.
 template <int R, int N>
 void value_some(int64_t rows, const float* weights, int64_t depth, const char* values, int64_t stride, int64_t last,
                 const RowUpdate& row, int64_t first_row, int64_t first_word) {
@@ -151,7 +159,7 @@ void value_some(int64_t rows, const float* weights, int64_t depth, const char* v
   }
 }
 
-// `visible(row)` keys of the block count for the queries up to `row`.
+// value_tile for all rows. visible(row): how many words of keys of the block the queries up to `row` need.
 template <int N, class Visible>
 void value_rows(const float* weights, const Visible& visible, const char* values, int64_t stride, int64_t rows,
                 int64_t last, const RowUpdate& row, int64_t first_word) {
@@ -162,7 +170,8 @@ void value_rows(const float* weights, const Visible& visible, const char* values
   }
 }
 
-// One block of keys against all queries, in groups of registers that are as even as can be.
+// Sums over one block of keys for all queries and columns. The registers of columns are divided into groups as evenly
+// as possible.
 template <class Visible>
 void value_block(const float* weights, const Visible& visible, const char* values, int64_t stride, int64_t rows,
                  int64_t D, const RowUpdate& row) {
@@ -179,9 +188,11 @@ void value_block(const float* weights, const Visible& visible, const char* value
   }
 }
 
-// Softmax over keys [0, count) of one register of queries, in place, continuing from largest and sum; keys in
-// [visible, count) get weight 0. Query `lane` sees the keys up to diagonal + lane.
+// One step of the online softmax for one register of queries: replaces the scores of keys [0, count) by weights,
+// updates `largest` and `sum`, and sets `factor`, by which earlier output sums must be multiplied. The query in `lane`
+// attends to keys up to diagonal + lane; all other keys get weight 0.
 void softmax_lanes(float* scores, int64_t count, int64_t diagonal, float* largest, float* sum, float* factor) {
+  // Causal mask.
   int64_t visible = count;
   if (diagonal < count - 1) {
     Ints lane;
@@ -192,6 +203,7 @@ void softmax_lanes(float* scores, int64_t count, int64_t diagonal, float* larges
       store(scores + k * kBlock, hidden ? splat(-kInfinity) : load(scores + k * kBlock));
     }
   }
+  // Largest score, in four independent maxima.
   const Floats before = load(largest);
   Floats top[4] = {before, before, before, before};
   int64_t k = 0;
@@ -200,12 +212,13 @@ void softmax_lanes(float* scores, int64_t count, int64_t diagonal, float* larges
     for (int i = 0; i < 4; ++i) top[i] = larger(load(scores + (k + i) * kBlock), top[i]);
   for (; k < visible; ++k) top[0] = larger(load(scores + k * kBlock), top[0]);
   const Floats best = larger(larger(top[0], top[1]), larger(top[2], top[3]));
-  // Where every score so far is -infinity, 0 stands in for it: -infinity - -infinity would be NaN too early.
+  // If every score of a query is -infinity so far, 0 is subtracted instead of the largest, because -infinity -
+  // -infinity would be NaN even if a later key has a finite score.
   const Floats reference = best == splat(-kInfinity) ? Floats{} : best;
   const Floats rescale = exponential(before - reference);
   Floats total = load(sum) * rescale, part = {}, lost = {};
-  // Sums of sums keep the rounding error of many keys as small as that of few; what a sum rounds off is kept (Knuth's
-  // two-sum), or many small weights would be lost beside a large one.
+  // Weights and their sum. The sum is accurate for any number of keys: weights are added in partial sums of 32, and the
+  // rounding errors of adding these to the total are collected in `lost` (Knuth's two-sum).
   const auto flush = [&] {
     const Floats was = total;
     total += part;
@@ -216,7 +229,7 @@ void softmax_lanes(float* scores, int64_t count, int64_t diagonal, float* larges
   for (k = 0; k < visible; k += kPair) {
     if (k % 32 == 0) flush();
 #if SEED_FAST_PAIRS
-    // Rounded to bfloat16, two keys to a word; the sum is of what is kept, so that the weights add up to 1.
+    // Weights are rounded to bfloat16, two keys in a word. The rounded weights are summed, so that they add up to 1.
     Bits pair = {};
     for (int i = 0; i < 2 && k + i < count; ++i) {
       const Bits weight = (Bits)exponential(load(scores + (k + i) * kBlock) - reference);
@@ -231,6 +244,7 @@ void softmax_lanes(float* scores, int64_t count, int64_t diagonal, float* larges
     part += weight;
 #endif
   }
+  // Keys that no query of the register attends to.
   for (k = (visible + kPair - 1) / kPair; k < (count + kPair - 1) / kPair; ++k) store(scores + k * kBlock, Floats{});
   store(largest, best);
   flush();
@@ -248,7 +262,8 @@ typedef int32_t Indices __attribute__((vector_size(4 * sizeof(int32_t))));
 #define SEED_FAST_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Indices{__VA_ARGS__})
 #endif
 
-// Rows of words [count, depth] -> [depth, kBlock], with zeros for the rows that are missing. depth is a multiple of 4.
+// Transposes rows of words [count, depth] to [depth, kBlock], in squares of 4 x 4; missing rows become zeros. depth is
+// a multiple of 4.
 void transpose(const char* rows, int64_t stride, int64_t count, int64_t depth, float* out) {
   for (int64_t first = 0; first < (count + kWidth - 1) / kWidth * kWidth; first += 4)
     for (int64_t d = 0; d < depth; d += 4) {
@@ -264,7 +279,7 @@ void transpose(const char* rows, int64_t stride, int64_t count, int64_t depth, f
     }
 }
 
-// 16-bit rows with a contiguous last axis, a register at a time; D is a multiple of 8.
+// float16 to float32 and back, one register at a time.
 #if SEED_FAST_LANES >= 8
 inline Floats floats_from_halves(const uint16_t* from) {
 #if SEED_FAST_LANES == 16
@@ -282,7 +297,7 @@ inline void halves_from_floats(uint16_t* to, Floats from) {
 }
 #endif
 
-// [count, D] of any type and stride -> float32 [count, D].
+// Converts rows [count, D] of any type and stride to contiguous float32 [count, D].
 void widen(const AttentionProblem& problem, const AttentionOperand& from, const char* rows, int64_t count, float* out) {
   const int64_t D = problem.D;
   for (int64_t row = 0; row < count; ++row) {
@@ -302,7 +317,8 @@ void widen(const AttentionProblem& problem, const AttentionOperand& from, const 
 }
 
 #if SEED_FAST_PAIRS
-// bfloat16 [count, D] -> [ceil(count / 2), D] words of two neighbouring rows, zero where there is no second one.
+// Interleaves rows of bfloat16 [count, D] to [ceil(count / 2), D] words of two neighbouring rows; a missing second row
+// becomes zero.
 void pair_rows(const char* rows, int64_t stride, int64_t count, int64_t D, float* out) {
   for (int64_t row = 0; row < count; row += 2) {
     const uint16_t* low = reinterpret_cast<const uint16_t*>(rows + row * stride);
@@ -316,7 +332,7 @@ void pair_rows(const char* rows, int64_t stride, int64_t count, int64_t D, float
 }
 #endif
 
-// float32 [rows, D] -> out [rows, H, D] of the problem's type.
+// Rounds float32 [rows, D] to the problem's 16-bit type and writes it to out [rows, H, D], from element `offset` on.
 void narrow(const AttentionProblem& p, const float* from, int64_t rows, int64_t offset) {
   uint16_t* const out = reinterpret_cast<uint16_t*>(p.out) + offset;
   for (int64_t row = 0; row < rows; ++row) {
@@ -331,19 +347,22 @@ void narrow(const AttentionProblem& p, const float* from, int64_t rows, int64_t 
   }
 }
 
+// The address of a row.
 inline const char* at(const AttentionOperand& x, int64_t b, int64_t l, int64_t h) {
   return x.data + b * x.stride_b + l * x.stride_l + h * x.stride_h;
 }
 
+// Computes one work item: a block of queries of one head.
 void attend(const AttentionProblem& p, int64_t item, AttentionScratch& scratch) {
   const int64_t blocks = (p.Lq + p.block - 1) / p.block;
   const int64_t first = item % blocks * p.block, h = item / blocks % p.H, b = item / blocks / p.H;
   const int64_t queries = least(p.block, p.Lq - first), lanes = (queries + kWidth - 1) / kWidth * kWidth;
   const int64_t keys = p.causal ? least(p.Lk, first + queries) : p.Lk, D = p.D;
-  const bool in_place = SEED_FAST_PAIRS || (p.dtype == DType::float32 && p.contiguous);
-  const int64_t depth = D / kPair;  // words per row of Q and K
-
+  const bool in_place = SEED_FAST_PAIRS || (p.dtype == DType::float32 && p.contiguous);  // no conversion to float32
+  const int64_t depth = D / kPair;                                                       // words per row of Q and K
   const bool fetches = in_place && !SEED_FAST_PAIRS;
+
+  // Transpose the queries, so that each register holds one dimension of several queries.
   if (in_place) {
     transpose(at(p.q, b, first, h), p.q.stride_l, queries, depth, scratch.queries);
   } else {
@@ -355,9 +374,11 @@ void attend(const AttentionProblem& p, int64_t item, AttentionScratch& scratch) 
     scratch.sum[lane] = 0;
   }
 
-  const bool direct = p.dtype == DType::float32;  // the last sum writes the output itself
+  // Process the keys in chunks whose scores fit into scratch memory.
+  const bool direct = p.dtype == DType::float32;  // the last sum is written to the output without conversion
   const int64_t out_offset = ((b * p.Lq + first) * p.H + h) * D;
   for (int64_t chunk = 0; chunk < keys; chunk += kChunk) {
+    // Convert keys and values if necessary.
     const int64_t count = least(kChunk, keys - chunk);
     const char* key = at(p.k, b, chunk, h);
     const char* value = at(p.v, b, chunk, h);
@@ -375,7 +396,8 @@ void attend(const AttentionProblem& p, int64_t item, AttentionScratch& scratch) 
     value_stride = D * 4;
 #endif
 
-    // With causality a register of queries needs the keys up to its last query alone.
+    // First product: scores, for two registers of queries at a time. reach(lane): how many keys of the chunk the
+    // register of queries that begins at `lane` needs; with causality, those up to its last query.
     const auto reach = [&](int64_t lane) {
       return p.causal ? most(0, least(count, first + lane + kWidth - chunk)) : count;
     };
@@ -386,16 +408,17 @@ void attend(const AttentionProblem& p, int64_t item, AttentionScratch& scratch) 
         const int64_t both = least(end, reach(lane));
         const float* const q = scratch.queries + lane;
         float* const scores = scratch.scores + lane;
-        const Coming coming{lane == 0 && fetches ? value : nullptr, value_stride, count};
+        const Prefetch coming{lane == 0 && fetches ? value : nullptr, value_stride, count};
         if (two) {
           score<2>(q, depth, key, key_stride, begin, both, p.scale, scores, coming);
           score<1>(q + kWidth, depth, key, key_stride, most(begin, both), least(end, reach(lane + kWidth)), p.scale,
-                   scores + kWidth, Coming{});
+                   scores + kWidth, Prefetch{});
         } else {
           score<1>(q, depth, key, key_stride, begin, both, p.scale, scores, coming);
         }
       }
     }
+    // Softmax. After the last chunk `sum` becomes its reciprocal.
     for (int64_t lane = 0; lane < lanes; lane += kWidth)
       softmax_lanes(scratch.scores + lane, count, p.causal ? first + lane - chunk : count, scratch.largest + lane,
                     scratch.sum + lane, scratch.factor + lane);
@@ -406,6 +429,8 @@ void attend(const AttentionProblem& p, int64_t item, AttentionScratch& scratch) 
       for (int64_t lane = 0; lane < lanes; ++lane) scratch.sum[lane] = 1.0f / scratch.sum[lane];
     }
 
+    // Second product: weights times values. The first block of a chunk rescales the earlier sums; the last block of all
+    // divides by the sum of weights.
     for (int64_t begin = 0; begin < count; begin += kValueKeys) {
       const int64_t end = least(count, begin + kValueKeys);
       const bool finish = chunk + end == keys;

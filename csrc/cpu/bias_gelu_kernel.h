@@ -6,15 +6,18 @@
 namespace seed_fast {
 namespace {
 
+// GELU(x) = x Phi(x) by the two fits of gelu_coefficients.h; both are evaluated and one is selected.
 inline Floats exact_gelu(Floats x) {
   using namespace gelu;
   const Floats size = x < 0.0f ? -x : x, square = x * x;
+  // Near zero: x (0.5 + x (n0 + n1 x^2 + ... + n5 x^10)).
   Floats near = square * kNear5 + kNear4;
   near = near * square + kNear3;
   near = near * square + kNear2;
   near = near * square + kNear1;
   near = near * square + kNear0;
   near = x * (x * near + 0.5f);
+  // Beyond: max(x, 0) - |x| Phi(-|x|), with Phi(-a) = exp(-a^2 / 2) (f1 t + ... + f7 t^7).
   const Floats t = 1.0f / (size * kFarPole + 1.0f);
   Floats far = t * kFar7 + kFar6;
   far = far * t + kFar5;
@@ -23,11 +26,12 @@ inline Floats exact_gelu(Floats x) {
   far = far * t + kFar2;
   far = far * t + kFar1;
   far = far * t * exponential(square * -0.5f);
-  const Floats cut = size > kFarEnd ? splat(kFarEnd) : size;
-  far = (x > 0.0f ? x : Floats{}) - cut * far;
+  const Floats clamped = size > kFarEnd ? splat(kFarEnd) : size;
+  far = (x > 0.0f ? x : Floats{}) - clamped * far;
   return size < kNearEdge ? near : far;
 }
 
+// Computes one row; the elements after the last whole register are computed in one more register.
 void gelu_row(const BiasGelu& p, const float* bias, int64_t row) {
   // Local copies, because the compiler has to assume that a store may change the problem.
   const DType type = p.x_dtype;

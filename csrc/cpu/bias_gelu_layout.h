@@ -5,7 +5,7 @@
 
 namespace seed_fast {
 
-// One row; bias [D] float32.
+// A kernel computes one row; bias [D] is float32.
 using BiasGeluKernel = void (*)(const BiasGelu& problem, const float* bias, int64_t row);
 
 extern const BiasGeluKernel bias_gelu_scalar;

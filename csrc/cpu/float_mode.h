@@ -1,4 +1,5 @@
-// Subnormals are numbers: torch.set_flush_denormal turns them into zeros in the calling thread, which would change ids.
+// Protects results from the floating-point mode of the calling thread: torch.set_flush_denormal(True) replaces
+// subnormal numbers by zero in it, which would change ids.
 #pragma once
 
 #if defined(__x86_64__)
@@ -7,7 +8,7 @@
 
 namespace seed_fast {
 
-// While it lives, this thread rounds to nearest and keeps subnormals.
+// While an object of this class exists, its thread rounds to nearest and keeps subnormal numbers.
 class FloatMode {
 #if defined(__x86_64__)
  public:

@@ -1,6 +1,6 @@
-// Registers of SEED_FAST_LANES floats, as the compiler's vector types; for the kernel headers, which the file of each
-// instruction set includes after it has defined SEED_FAST_LANES. Everything here has internal linkage: a function that
-// the linker merged across files could carry AVX-512 code into the scalar path.
+// Registers of SEED_FAST_LANES floats, as the compiler's vector types, for the kernel headers. The file of each
+// instruction set defines SEED_FAST_LANES and includes a kernel header. Everything here has internal linkage: otherwise
+// the linker could keep one copy of a function for all files, and so bring AVX-512 code into the scalar path.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +20,7 @@ inline Floats load(const void* from) { return *static_cast<const Floats*>(from);
 inline void store(void* to, Floats value) { *static_cast<Floats*>(to) = value; }
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 inline Floats splat(float value) { return value - Floats{}; }
+// The sum of all lanes.
 inline float total(Floats value) {
   float sum = 0;
   for (int lane = 0; lane < kWidth; ++lane) sum += value[lane];
@@ -28,7 +29,7 @@ inline float total(Floats value) {
 
 typedef uint16_t Halves __attribute__((vector_size(kWidth * sizeof(uint16_t)), aligned(2), may_alias));
 
-// A register's worth of neighbours of any type, from element `index` on.
+// kWidth neighbours of an array of any type, from element `index` on, as float32.
 inline Floats load(const void* base, int64_t index, DType dtype) {
   switch (dtype) {
     case DType::float32: return load(static_cast<const float*>(base) + index);
@@ -43,7 +44,7 @@ inline Floats load(const void* base, int64_t index, DType dtype) {
   return value;
 }
 
-// To nearest, ties to even.
+// The inverse; rounds to nearest, ties to even.
 inline void store(void* base, int64_t index, DType dtype, Floats value) {
   switch (dtype) {
     case DType::float32: return store(static_cast<float*>(base) + index, value);
@@ -58,8 +59,8 @@ inline void store(void* base, int64_t index, DType dtype, Floats value) {
   for (int lane = 0; lane < kWidth; ++lane) store_from_float(base, index + lane, dtype, value[lane]);
 }
 
-// e^x to about one unit in the last place for x <= 0; NaN stays NaN, what would be subnormal is 0.
-// e^x = 2^n e^r, |r| <= log(2) / 2, and e^r = 1 + r + r^2 p(r) with p fitted for the least largest relative error.
+// e^x for x <= 0, with an error of about one unit in the last place. NaN gives NaN; subnormal results are 0. Method:
+// e^x = 2^n e^r with n an integer and |r| <= log(2) / 2; e^r = 1 + r + r^2 p(r) with p a minimax polynomial.
 __attribute__((always_inline)) inline Floats exponential(Floats x) {
   constexpr float kRound = 0x1.8p23f;  // adding it leaves the nearest integer in the low bits
   const Floats shifted = x * 1.44269504f + kRound;

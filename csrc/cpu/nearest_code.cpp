@@ -1,4 +1,4 @@
-// nearest_code on the CPU: the split of the work over threads, the choice of instruction set, and exact ties.
+// nearest_code on the CPU: division of the work among threads, choice of the instruction set, and exact comparison.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -17,14 +17,15 @@
 namespace seed_fast {
 namespace {
 
-constexpr int64_t kPanel = 96;  // rows of z that one task screens: with one block of codes they stay in the L1 cache
+constexpr int64_t kPanel = 96;  // rows of z that one task screens; they fit into the L1 cache with one block of codes
 
-// Rows of z as float32, to be screened and decided. A row without a nearest code is replaced by zeros.
+// A search. Rows of z are read (converted to float32), screened against all blocks of codes, and decided. A row without
+// a nearest code, because of NaN or overflow, is replaced by zeros for the screen.
 class Search {
  public:
   enum class State : uint8_t { fine, nan, overflow };
 
-  // One stretch of rows and what the kernels need of them.
+  // Consecutive rows, in the forms that the kernels need.
   struct Buffers {
     std::vector<float> rows, centered, maxima;
     std::vector<uint32_t> pairs;
@@ -32,7 +33,7 @@ class Search {
     std::vector<State> states;
   };
 
-  // Where the results are written; null for those that were not asked for.
+  // Where the results are written; null for those that are not wanted.
   struct Outputs {
     int64_t* ids;     // [N]
     float* margin;    // [N]
@@ -51,8 +52,10 @@ class Search {
         pairs_(kernels.pairs == codes.summary->pairs ? kernels.pairs : PairType::none),
         out_(out) {}
 
+  // Finds all rows' codes. Returns the first row whose squared norm overflows float32, or -1.
   int64_t run(int64_t N, int threads);
 
+  // Reads rows [begin, end) of z into the buffers.
   void read(int64_t begin, int64_t end, Buffers& out) {
     const int64_t D = codes_.D, count = end - begin;
     out.rows.resize(count * D);
@@ -71,7 +74,7 @@ class Search {
     }
   }
 
-  // Rows [first, last) of the buffers against blocks [begin, end).
+  // Screens rows [first, last) of the buffers against blocks [begin, end).
   void screen(Buffers& buffers, int64_t first, int64_t last, int64_t begin, int64_t end) const {
     float* maxima = buffers.maxima.data() + first * codes_.blocks * kLanes;
     if (pairs_ != PairType::none) {
@@ -82,7 +85,7 @@ class Search {
     }
   }
 
-  // Row i of the buffers, which is row `at` of z.
+  // Finds the code of row i of the buffers, after all blocks were screened, and writes the results of row `at` of z.
   void decide(const Buffers& buffers, int64_t i, int64_t at) const {
     NearestCode found{-1, std::numeric_limits<double>::quiet_NaN()};
     if (buffers.states[i] == State::fine) {
@@ -95,9 +98,11 @@ class Search {
     if (out_.z_q) quantize(at, found.id, buffers.rows.data() + i * codes_.D);
   }
 
+  // The first row whose squared norm overflows float32, or -1.
   int64_t overflow() const { return overflow_ == std::numeric_limits<int64_t>::max() ? -1 : overflow_.load(); }
 
  private:
+  // Writes z_q and the squared distance of row `at`; NaN for id -1.
   void quantize(int64_t at, int64_t id, const float* row) const {
     double square = 0;
     for (int64_t d = 0; d < codes_.D; ++d) {
@@ -109,6 +114,7 @@ class Search {
     out_.squares[at] = square;
   }
 
+  // Reads a row as float32 and checks it; records the first row that overflows.
   State read_row(int64_t row, float* out) {
     double norm = 0;
     for (int64_t d = 0; d < codes_.D; ++d) {
@@ -137,7 +143,7 @@ class Search {
 int64_t Search::run(int64_t N, int threads) {
   const int64_t panels = (N + kPanel - 1) / kPanel;
   if (panels >= 2 * threads) {
-    // Enough rows: each task screens and decides a panel with buffers of its own.
+    // Many rows: each task screens and decides a panel of rows, with buffers of its own.
     parallel_for(panels, threads, [&](int64_t panel) {
       const FloatMode mode;
       thread_local Buffers buffers;
@@ -147,7 +153,8 @@ int64_t Search::run(int64_t N, int threads) {
       for (int64_t row = begin; row < end; ++row) decide(buffers, row - begin, row);
     });
   } else if (N > 0) {
-    // Few rows (one image has 32): the codebook is split as well, and the rows are decided when all maxima are there.
+    // Few rows (one image has 32): tasks screen a panel against a part of the codebook. When all are done, the rows are
+    // decided.
     const int64_t slices = std::min<int64_t>(codes_.blocks, 4 * threads);
     constexpr int64_t chunk = 8;
     Buffers buffers;
@@ -159,7 +166,7 @@ int64_t Search::run(int64_t N, int threads) {
       const FloatMode mode;
       const int64_t slice = task % slices, first = task / slices * kPanel;
       screen(buffers, first, std::min(N, first + kPanel), slice * codes_.blocks / slices,
-                    (slice + 1) * codes_.blocks / slices);
+             (slice + 1) * codes_.blocks / slices);
     });
     parallel_for((N + chunk - 1) / chunk, threads, [&](int64_t part) {
       const FloatMode mode;
@@ -169,7 +176,7 @@ int64_t Search::run(int64_t N, int threads) {
   return overflow();
 }
 
-// score(a) - score(b), the sum over dimensions of a^2 - b^2 - 2 z a + 2 z b.
+// score(a) - score(b) exactly: the sum over dimensions of a^2 - b^2 - 2 z a + 2 z b. Equal elements contribute 0.
 ExactSum exact_difference(const float* z, const PackedCodebook& codes, int64_t a, int64_t b) {
   const float *a_entry = codes.entries + a * codes.D, *b_entry = codes.entries + b * codes.D;
   ExactSum difference;

@@ -8,15 +8,15 @@
 namespace seed_fast {
 namespace {
 
-// acc += the products of 16-bit integers, neighbours added up. In one piece, as GCC 12 multiplies for all accumulators
-// before it adds for the first, and then has no registers left for them.
+// acc += a b for 16-bit integers, with the products of two neighbours added. Both instructions are in one asm
+// statement, because GCC 12 otherwise computes the products for all accumulators first and runs out of registers.
 inline void add_products(__m256i& acc, __m256i a, __m256i b) {
   __m256i products;
   asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(acc), "=&x"(products) : "x"(a), "x"(b));
 }
 
-// One block of groups against R rows, in integers: 16 bits times 16 bits, two products at a time added up in 32 bits,
-// which takes half the instructions of float32. z [R, pairs], steps [R].
+// screen_rows in integers: products of 16-bit integers, two at a time, are added in 32 bits, which takes half the
+// instructions of float32. z [R, pairs]; steps [R]: their steps (integer_step).
 template <int R>
 void screen_integer_rows(const uint32_t* z, const float* steps, const PackedCodebook& codes, int64_t block,
                          float* maxima, int64_t stride) {
@@ -57,6 +57,7 @@ void screen_integer_rows(const uint32_t* z, const float* steps, const PackedCode
     for (int v = 0; v < 2; ++v) store(maxima + r * stride + v * kWidth, best[r][v]);
 }
 
+// screen_integer_rows for a number of rows, 1 .. R, that is known at run time.
 template <int R>
 void screen_integer_some(int64_t rows, const uint32_t* z, const float* steps, const PackedCodebook& codes,
                          int64_t block, float* maxima, int64_t stride) {
@@ -66,6 +67,7 @@ void screen_integer_some(int64_t rows, const uint32_t* z, const float* steps, co
   }
 }
 
+// See NearestCodeKernels::screen_pairs.
 void screen_integers(const uint32_t* z, const double* spreads, int64_t rows, const PackedCodebook& codes, int64_t begin,
                      int64_t end, float* maxima) {
   const int64_t stride = codes.blocks * kLanes;

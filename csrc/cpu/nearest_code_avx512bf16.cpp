@@ -8,7 +8,8 @@
 namespace seed_fast {
 namespace {
 
-// Two bfloat16 products per lane and step, added in float32.
+// How a screen multiplies (see Single in nearest_code_kernel.h): two bfloat16 products per lane and step, added in
+// float32.
 struct Pair {
   using Element = uint32_t;
   static int64_t steps(const PackedCodebook& codes) { return codes.pairs; }

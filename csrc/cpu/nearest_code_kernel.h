@@ -1,7 +1,7 @@
-// The kernels of nearest_code, written once with the compiler's vector types. Each nearest_code_<isa>.cpp defines
-// SEED_FAST_LANES (floats per register), SEED_FAST_ROWS and SEED_FAST_VECTORS (register tile), and includes this.
-// Everything here has internal linkage: a function that the linker merged across files could carry AVX-512 code into
-// the scalar path.
+// The kernels of nearest_code, written once with the compiler's vector types; nearest_code_layout.h explains the search
+// and its terms. Each nearest_code_<isa>.cpp defines SEED_FAST_LANES (floats per register), SEED_FAST_ROWS and
+// SEED_FAST_VECTORS (register tile), and includes this. Everything here has internal linkage: otherwise the linker
+// could keep one copy of a function for all files, and so bring AVX-512 code into the scalar path.
 #include <cmath>
 #include <limits>
 
@@ -28,11 +28,13 @@ inline void store(float* to, Floats value) { *reinterpret_cast<Floats*>(to) = va
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 inline Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
 inline Floats splat(float value) { return value - Floats{}; }
+// kHalf floats as doubles.
 inline Doubles widen(const float* from) {
   return __builtin_convertvector(*reinterpret_cast<const HalfFloats*>(from), Doubles);
 }
 
-// How a screen multiplies: what one element of z' is, and where the codes lie.
+// How a screen multiplies; the template parameter Math of the functions below. This one: float32. Element: the type of
+// an element of z'; steps: how many a row has; tiles: where the codes are.
 struct Single {
   using Element = float;
   static int64_t steps(const PackedCodebook& codes) { return codes.D; }
@@ -40,8 +42,8 @@ struct Single {
   static Floats multiply_add(Floats sum, Element z, Floats codes) { return sum + z * codes; }
 };
 
-// One block of groups against R rows: z [R, steps], tiles [kTiles, steps, kLanes], start [kTiles, kLanes]
-// -> maxima [R, kLanes].
+// Scores of R rows and one block of codes, reduced to the maximum of each group: z [R, steps], tiles
+// [kTiles, steps, kLanes], start [kTiles, kLanes] -> maxima [R, kLanes], `stride` from row to row.
 template <class Math, int R>
 void screen_rows(const typename Math::Element* z, int64_t steps, const typename Math::Element* tiles,
                  const float* start, float* maxima, int64_t stride) {
@@ -75,6 +77,7 @@ void screen_rows(const typename Math::Element* z, int64_t steps, const typename 
     for (int p = 0; p < kParts; ++p) store(maxima + r * stride + p * kWidth, best[r][p]);
 }
 
+// screen_rows for a number of rows, 1 .. R, that is known at run time; none: nothing.
 template <class Math, int R>
 void screen_some(int64_t rows, const typename Math::Element* z, int64_t steps, const typename Math::Element* tiles,
                  const float* start, float* maxima, int64_t stride) {
@@ -84,6 +87,7 @@ void screen_some(int64_t rows, const typename Math::Element* z, int64_t steps, c
   }
 }
 
+// See NearestCodeKernels::screen.
 template <class Math>
 void screen(const typename Math::Element* z, int64_t rows, const PackedCodebook& codes, int64_t begin, int64_t end,
             float* maxima) {
@@ -99,15 +103,19 @@ void screen(const typename Math::Element* z, int64_t rows, const PackedCodebook&
   }
 }
 
-// Error bound of the screen: [s - bound, s + bound] holds the exact value. In float32, each s is a start value rounded
-// once and D products of once-rounded factors, summed in some order with or without fused multiply-add, so the error is
-// at most gamma(n) (||z'|| ||e'|| + ||e'||^2 / 2) with gamma(n) = n u / (1 - n u), n = D + 8, u = 2^-24. Factors in
-// bfloat16 (u = 2^-8 each) add 2^-7 + 2^-16 to the first term; integers, each off by 0.51 of a step of 1 / 32000 of the
-// norm, add 2 q + q^2, q = 0.51 sqrt(D) / 32000. `tiny` covers products, sums and bfloat16 factors that underflow or,
-// as AVX512_BF16 does, are flushed to zero, and integers whose step isn't any smaller.
+// Error bound of the screen: the exact score is in [s - bound, s + bound].
+//
+//   - float32: s is a start value, rounded once, plus D products of factors that were rounded once, summed in any order
+//     with or without fused multiply-add. The error is at most gamma(n) (||z'|| ||e'|| + ||e'||^2 / 2), where
+//     gamma(n) = n u / (1 - n u), n = D + 8 and u = 2^-24.
+//   - bfloat16 factors (u = 2^-8 each) add 2^-7 + 2^-16 to the factor of ||z'|| ||e'||.
+//   - Integer factors, each wrong by up to 0.51 steps of 1 / 32000 of the norm, add 2 q + q^2 to it, where
+//     q = 0.51 sqrt(D) / 32000.
+//   - `tiny` covers underflow of products, sums and bfloat16 factors, which AVX512_BF16 flushes to zero, and integers
+//     whose step is the smallest one (integer_step).
 struct Bound {
   float norm, square, tiny;
-  bool usable;
+  bool usable;  // false: scores could overflow, or D is too large
 
   Bound(const Row& row, const PackedCodebook& codes) {
     const double n = double(codes.D + 8) * 0x1p-24, largest = codes.summary->largest_spread;
@@ -122,21 +130,23 @@ struct Bound {
     tiny = float(double(codes.D + 8) * (1 + row.spread + largest) * unit);
     usable = n < 0.25 && (row.spread + largest) * largest < 0x1p125;
   }
+  // The bounds of one register of groups.
   Floats at(const PackedCodebook& codes, int64_t group) const {
     return norm * load(codes.norm_bound + group) + square * load(codes.square_bound + group) + tiny;
   }
 };
 
+// True if a lane is at least `floor`.
 inline bool any_reaches(Floats values, float floor) {
-  const auto reached = values >= floor;  // all bits of a lane where it is so
+  const auto reached = values >= floor;  // per lane: all bits set if it is
   uint64_t words[sizeof reached / sizeof(uint64_t)], any = 0;
   __builtin_memcpy(words, &reached, sizeof reached);
   for (uint64_t word : words) any |= word;
   return any != 0;
 }
 
-// The winner's s is at least the largest lower end of all groups' intervals, the runner-up's at least the second
-// largest: this one with a margin, that one without.
+// A lower bound of the exact score of the nearest code or, if a margin is wanted, of the second nearest: the largest or
+// second largest (maximum - bound) of all groups. Groups whose (maximum + bound) is below it can be left out.
 float lowest_of_interest(const Row& row, const PackedCodebook& codes, const Bound& bound) {
   Floats first = splat(-kInfinity), second = first;
   for (int64_t i = 0; i < codes.blocks * kLanes; i += kWidth) {
@@ -144,18 +154,19 @@ float lowest_of_interest(const Row& row, const PackedCodebook& codes, const Boun
     if (row.want_margin) second = larger(second, smaller(first, low));
     first = larger(first, low);
   }
+  // Reduce over the lanes.
   float best = -kInfinity, runner_up = -kInfinity;
   for (int lane = 0; lane < kWidth; ++lane) {
     runner_up = first[lane] > best ? best : first[lane] > runner_up ? first[lane] : runner_up;
     best = first[lane] > best ? first[lane] : best;
   }
   for (int lane = 0; row.want_margin && lane < kWidth; ++lane)
-    runner_up = second[lane] > runner_up ? second[lane] : runner_up;  // never above its own lane's first
+    runner_up = second[lane] > runner_up ? second[lane] : runner_up;  // never above `first` of the same lane
   return row.want_margin ? runner_up : best;
 }
 
-// The groups that may hold the winner (with a margin: or the runner-up), through visit(group); returns their number,
-// or most_survivors where there are that many or more, or the bound is of no use.
+// Calls visit(group) for every group in which the nearest code (or, if a margin is wanted, the second nearest) can be.
+// Returns their number, or most_survivors if there are that many or more, or if the bound is not usable.
 template <class Visit>
 int64_t visit_survivors(const Row& row, const PackedCodebook& codes, const Visit& visit) {
   const int64_t groups = codes.blocks * kLanes, most = most_survivors(codes);
@@ -163,7 +174,7 @@ int64_t visit_survivors(const Row& row, const PackedCodebook& codes, const Visit
   if (!bound.usable) return most;
   const float floor = lowest_of_interest(row, codes, bound);
   if (!(floor > -kInfinity)) return most;
-  constexpr int64_t kTogether = 4 * kLanes;  // groups that one comparison rules out
+  constexpr int64_t kTogether = 4 * kLanes;  // groups that are excluded by one comparison, if none reaches the bound
   const auto high = [&](int64_t i) { return load(row.maxima + i) + bound.at(codes, i); };
   int64_t count = 0;
   for (int64_t begin = 0; begin < groups && count < most; begin += kTogether) {
@@ -188,6 +199,7 @@ int64_t survivors(const Row& row, const PackedCodebook& codes) {
   return visit_survivors(row, codes, [](int64_t) {});
 }
 
+// a.b in float64.
 double dot(const float* a, const float* b, int64_t D) {
   Doubles sum = {};
   int64_t d = 0;
@@ -198,13 +210,15 @@ double dot(const float* a, const float* b, int64_t D) {
   return total;
 }
 
+// A code with its float64 score ||e||^2 - 2 z.e.
 struct Scored {
-  int64_t id = -1;  // -1: none
+  int64_t id = -1;  // -1: no code
   double score = __builtin_inf();
 };
 
-// The best code seen so far and, for a margin, the second best: in exact arithmetic, equal ones by index. float64
-// decides what lies further apart than its error.
+// The nearest of the codes considered so far and, for a margin, the second nearest, in exact arithmetic; of equally
+// near ones the lower index. Scores whose difference is larger than the float64 error are compared in float64, others
+// exactly.
 struct Winner {
   const float* z;
   const PackedCodebook& codes;
@@ -212,6 +226,7 @@ struct Winner {
   bool want_second;
   Scored best, second;
 
+  // True if a is nearer than b.
   bool before(const Scored& a, const Scored& b) const {
     return b.id < 0 || a.score < b.score - doubt ||
            (a.score <= b.score + doubt && nearest_code_exactly_before(z, codes, a.id, b.id));
@@ -227,10 +242,10 @@ struct Winner {
     }
   }
 
-  // Codes with a higher score change nothing.
+  // Codes with a higher float64 score need not be considered.
   double limit() const { return (want_second ? second : best).score + doubt; }
 
-  // The gap to the second best, as exact as float32 can hold it.
+  // The difference of the two scores, precise enough to be rounded to float32.
   double margin() const {
     if (codes.marks[best.id] & kRepeated) return 0;
     const double gap = second.score - best.score;
@@ -238,7 +253,7 @@ struct Winner {
   }
 };
 
-// Every code in float64, sixteen at a time.
+// Considers every code, in float64, sixteen at a time.
 void consider_all(Winner& winner) {
   const PackedCodebook& codes = winner.codes;
   for (int64_t first = 0; first < codes.K; first += kLanes) {
@@ -253,6 +268,8 @@ void consider_all(Winner& winner) {
   }
 }
 
+// See NearestCodeKernels::rescore. Considers the codes of the groups that the screen left or, if these are too many,
+// all.
 NearestCode rescore(const Row& row, const PackedCodebook& codes) {
   const double z_norm = std::sqrt(dot(row.z, row.z, codes.D)) * (1 + 0x1p-40), largest = codes.summary->largest;
   const double doubt = double(codes.D + 8) * 0x1p-51 * (z_norm + largest) * largest;

@@ -14,12 +14,13 @@
 namespace seed_fast {
 namespace {
 
-constexpr int64_t kSample = 127;  // entries whose median is the centre
-constexpr int64_t kProbes = 4;    // entries that are searched for, to see whether pairs tell them apart
+constexpr int64_t kSample = 127;  // the centre is the median of at most this many entries
+constexpr int64_t kProbes = 4;    // entries for which pairs_help searches
 
 float round_up(double value) { return std::nextafter(float(value), std::numeric_limits<float>::infinity()); }
 
-// The median of some entries, coordinate by coordinate: inside the codebook even when a few entries are far away.
+// Sets the centre to the median of some entries in each dimension, which, unlike a mean, stays among the entries if a
+// few of them are far away.
 void find_center(PackedCodebook& codes) {
   const int64_t count = std::min(codes.K, kSample);
   std::vector<float> values(count);
@@ -30,7 +31,8 @@ void find_center(PackedCodebook& codes) {
   }
 }
 
-// Marks every entry that equals one before it, so that ties between equal entries cost the search nothing.
+// Marks every entry that equals an earlier one, so that ties between equal entries cost a search no time. The hash
+// table has open addressing: equal hashes are looked for in the following slots.
 void mark_repeats(PackedCodebook& codes, const std::vector<uint64_t>& hashes) {
   size_t capacity = 16;
   while (capacity < size_t(2 * codes.K)) capacity *= 2;
@@ -54,7 +56,7 @@ void mark_repeats(PackedCodebook& codes, const std::vector<uint64_t>& hashes) {
   }
 }
 
-// Entry k as float32, with its norm and its hash.
+// Copies entry k as float32, stores its squared norm, and returns its hash.
 uint64_t read_entry(PackedCodebook& codes, int64_t k, const void* codebook, DType dtype, int64_t stride_k,
                     int64_t stride_d) {
   double norm = 0;
@@ -72,12 +74,13 @@ uint64_t read_entry(PackedCodebook& codes, int64_t k, const void* codebook, DTyp
   return hash ^ hash >> 31;
 }
 
-// One block of tiles with its bounds; returns the largest ||e'||.
+// Fills the tiles, start values and bounds of one block; returns its largest ||e'||.
 double pack_block(PackedCodebook& codes, int64_t block, PairType type) {
   const int64_t D = codes.D;
   std::vector<float> centered(D);
   std::vector<uint32_t> pairs(codes.pairs);
   double largest[kLanes] = {};
+  // float32 tiles and start values.
   for (int64_t i = 0; i < kBlock; ++i) {
     const int64_t k = block * kBlock + i, tile = k / kLanes, lane = k % kLanes;
     const bool absent = k >= codes.K || (codes.marks[k] & kRepeats);
@@ -87,11 +90,13 @@ double pack_block(PackedCodebook& codes, int64_t block, PairType type) {
     largest[lane] = std::max(largest[lane], spread);
     for (int64_t d = 0; d < D; ++d) codes.tiles[(tile * D + d) * kLanes + lane] = centered[d];
   }
+  // Bounds and step of each group.
   for (int lane = 0; lane < kLanes; ++lane) {
     codes.norm_bound[block * kLanes + lane] = round_up(largest[lane]);
     codes.square_bound[block * kLanes + lane] = round_up(0.5 * largest[lane] * largest[lane]);
     codes.pair_step[block * kLanes + lane] = integer_step(largest[lane]);
   }
+  // Tiles of pairs, which need the step.
   for (int64_t i = 0; i < kBlock && type != PairType::none; ++i) {
     const int64_t tile = block * kTiles + i / kLanes, lane = i % kLanes;
     for (int64_t d = 0; d < D; ++d) centered[d] = codes.tiles[(tile * D + d) * kLanes + lane];
@@ -101,7 +106,7 @@ double pack_block(PackedCodebook& codes, int64_t block, PairType type) {
   return *std::max_element(largest, largest + kLanes);
 }
 
-// Searches for a few of the entries themselves: if 16-bit pairs leave most groups open for these, they will for z too.
+// True if 16-bit pairs are precise enough to exclude most groups, as judged by searching for a few of the entries.
 bool pairs_help(const PackedCodebook& codes, const NearestCodeKernels& kernels) {
   if (kernels.pairs == PairType::none) return false;
   std::vector<float> centered(codes.D), maxima(codes.blocks * kLanes);

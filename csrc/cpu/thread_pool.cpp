@@ -13,6 +13,7 @@
 namespace seed_fast {
 namespace {
 
+// One call of parallel_for. Threads take the next index from a counter until none is left.
 struct Job {
   const std::function<void(int64_t)>* task;
   int64_t count;
@@ -23,9 +24,11 @@ struct Job {
   }
 };
 
+// Threads that sleep until there is a job. They are started when they are first needed, and never end.
 class Pool {
  public:
-  // False when the pool is busy, and nothing ran.
+  // Runs the job on the calling thread and on `helpers` others. Returns false, without running anything, if another
+  // thread is using the pool.
   bool run(Job& job, int helpers) {
     std::unique_lock<std::mutex> user(user_, std::try_to_lock);
     if (!user.owns_lock()) return false;
@@ -39,7 +42,7 @@ class Pool {
     }
     wake_.notify_all();
     job.drain();
-    // The helpers are inside the last tasks, or about to look and find none: a short spin saves a sleep and a wake-up.
+    // The helpers are executing the last tasks or about to find none left, so spinning briefly usually avoids a sleep.
     if (!spin([&] { return running_.load(std::memory_order_acquire) == 0; })) {
       std::unique_lock<std::mutex> lock(mutex_);
       done_.wait(lock, [&] { return running_.load(std::memory_order_acquire) == 0; });
@@ -48,6 +51,7 @@ class Pool {
   }
 
  private:
+  // Waits for the condition, at most 20 microseconds; returns whether it holds.
   template <class Condition>
   static bool spin(const Condition& condition) {
     const auto limit = std::chrono::steady_clock::now() + std::chrono::microseconds(20);
@@ -58,6 +62,7 @@ class Pool {
     return false;
   }
 
+  // The loop of helper `index`: wait for the next generation, take part if the job wants that many helpers.
   void work(int index) {
     for (uint64_t seen = 0;;) {
       spin([&] { return generation_.load(std::memory_order_acquire) != seen; });
@@ -75,16 +80,17 @@ class Pool {
     }
   }
 
-  std::mutex user_, mutex_;
+  std::mutex user_;   // held by the thread that uses the pool
+  std::mutex mutex_;  // protects what follows
   std::condition_variable wake_, done_;
-  std::atomic<uint64_t> generation_{0};
-  std::atomic<int> running_{0};
+  std::atomic<uint64_t> generation_{0};  // counts jobs
+  std::atomic<int> running_{0};          // helpers that have not finished the job
   Job* job_ = nullptr;
-  int wanted_ = 0;
-  int started_ = 0;
+  int wanted_ = 0;   // helpers of the job
+  int started_ = 0;  // threads that exist
 };
 
-// Never destroyed: detached threads may still look at it while the process exits.
+// Never destroyed, because detached threads may still access it while the process exits.
 std::atomic<Pool*> pool{nullptr};
 
 Pool& get_pool() {
@@ -92,14 +98,14 @@ Pool& get_pool() {
   std::call_once(once, [] {
     pool = new Pool;
 #if defined(__unix__) || defined(__APPLE__)
-    // The child has none of the threads and perhaps a locked mutex: it leaks the old pool and starts afresh.
+    // After fork() the child has none of the threads, and a mutex may be locked: so it abandons the pool for a new one.
     pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
 #endif
   });
   return *pool;
 }
 
-thread_local bool inside = false;
+thread_local bool inside = false;  // this thread is in parallel_for; a call from its tasks runs in the same thread
 
 }  // namespace
 

@@ -12,7 +12,7 @@ namespace {
 constexpr int64_t kRowsPerTask = 256;
 constexpr int64_t kEntriesPerTask = 64;
 
-// Rows by entry: rows[first[k]] .. rows[first[k + 1] - 1] are those with id k, in rising order.
+// The rows sorted by their id: rows[first[k]] .. rows[first[k + 1] - 1] are those with id k, in ascending order.
 struct RowsByEntry {
   std::vector<int64_t> first, rows;
 
@@ -26,6 +26,7 @@ struct RowsByEntry {
   }
 };
 
+// Calls task(i) for i < count, in parallel chunks.
 template <class Task>
 void in_chunks(int64_t count, int64_t chunk, int threads, const Task& task) {
   parallel_for((count + chunk - 1) / chunk, threads, [&](int64_t part) {

@@ -1,5 +1,5 @@
-// Which add_layer_norm kernel runs a problem, and on how many blocks. Host code, free of CUDA; a pure function of its
-// arguments, so that a captured graph can be replayed.
+// Chooses the add_layer_norm kernel for a problem, and its number of blocks. This is host code without CUDA. The plan
+// is a pure function of its arguments, so that a captured graph can be replayed.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// Which bias_gelu kernel runs a problem, and on which grid. Host code, free of CUDA; a pure function of its arguments,
-// so that a captured graph can be replayed.
+// Chooses the bias_gelu kernel for a problem, and its grid. This is host code without CUDA. The plan is a pure function
+// of its arguments, so that a captured graph can be replayed.
 #pragma once
 
 #include <algorithm>
@@ -11,7 +11,7 @@
 
 namespace seed_fast::bias_gelu {
 
-constexpr int64_t kMostRowsPerBlock = 8;  // amortise the bias, and leave blocks enough to balance
+constexpr int64_t kMostRowsPerBlock = 8;  // enough to amortise loading the bias; more would make too few blocks
 constexpr int64_t kWantedBlocks = 640;    // four for each multiprocessor of a large GPU
 constexpr int64_t kMostBlocksY = 65535;
 

@@ -38,8 +38,8 @@ bool wants_ptx70() {
   throw CudaError(std::string("SEED_FAST_CUDA_ARCH: expected 70 or nothing, got ") + value);
 }
 
-// Kernels that were asked for so far, and the library of each image that was needed. Libraries stay loaded until the
-// process ends: unloading in a static destructor would race with the driver's own shutdown.
+// The kernels requested so far, and the library of each image that they come from. Libraries stay loaded until the
+// process ends, because unloading them in a static destructor would race with the driver's own shutdown.
 class Registry {
  public:
   Registry() : ptx70_(wants_ptx70()), libraries_(embedded_images().size(), nullptr) {}
@@ -92,7 +92,7 @@ CudaError::CudaError(cudaError_t code, const std::string& doing) : std::runtime_
 
 void check(cudaError_t code, const char* doing) {
   if (code == cudaSuccess) return;
-  cudaGetLastError();  // so that the next, innocent call does not report it again
+  cudaGetLastError();  // clears the error, which a later successful call would otherwise report again
   throw CudaError(code, doing);
 }
 

@@ -1,5 +1,5 @@
-// Host side of the embedded device code: loads an image when its first kernel is asked for. Nothing here needs a GPU or
-// a driver to be loaded; what is missing becomes a CudaError when a kernel is asked for.
+// Host side of the embedded device code: loads an image when its first kernel is requested. The module can be imported
+// without a GPU or driver; if one is missing, requesting a kernel throws CudaError.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -22,7 +22,8 @@ class CudaError : public std::runtime_error {
   explicit CudaError(const std::string& message) : std::runtime_error(message) {}
 };
 
-// Throws CudaError unless `code` is success. `doing` reads on after "while ": "launching nearest_code_fwd_kernel".
+// Throws CudaError unless `code` is success. `doing` completes its message after "while ", such as "launching
+// nearest_code_fwd_kernel".
 void check(cudaError_t code, const char* doing);
 
 // Handle of an extern "C" kernel of any csrc/cuda/*.cu. The first call for a source loads its image into the driver
@@ -30,14 +31,14 @@ void check(cudaError_t code, const char* doing);
 // SEED_FAST_CUDA_ARCH=70, read at the first call, loads the compute_70 PTX in place of the native image.
 cudaKernel_t get_kernel(const char* name);
 
-// What kernels to choose for: the compute capability of the current device, such as 70 or 89, or 70 with
-// SEED_FAST_CUDA_ARCH=70. Asked once per device.
+// The architecture for which kernels are chosen: the compute capability of the current device, such as 70 or 89, or 70
+// with SEED_FAST_CUDA_ARCH=70. It is queried once per device.
 int architecture();
 
-// Lets `kernel` use `bytes` of dynamic shared memory on the current device; beyond 48 KiB CUDA wants to be told.
+// Lets `kernel` use `bytes` of dynamic shared memory on the current device. CUDA requires this call above 48 KiB.
 void allow_dynamic_shared_memory(cudaKernel_t kernel, int bytes);
 
-// (true, "") where a kernel of this module can run, else (false, why not). Never throws.
+// (true, "") if kernels of this module can run here, otherwise (false, reason). Never throws.
 std::pair<bool, std::string> available();
 
 // One csrc/cuda/*.cu as the build embedded it.

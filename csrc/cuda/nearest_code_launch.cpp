@@ -15,7 +15,7 @@ using nearest_code::Partial;
 static_assert(int(DType::float32) == nearest_code::kFloat32 && int(DType::float16) == nearest_code::kFloat16 &&
               int(DType::bfloat16) == nearest_code::kBFloat16);
 
-constexpr int kRowsPerBlock = kThreads / 32;  // of the kernels that give a row to a warp
+constexpr int kRowsPerBlock = kThreads / 32;  // of the kernels in which a warp processes one row
 
 void check_size(const char* name, int64_t size, int64_t limit) {
   if (size >= 0 && size <= limit) return;
@@ -29,8 +29,8 @@ void check_sizes(int64_t N, int64_t K, int64_t D) {
   check_size("D", D, nearest_code::kMaxDim);
 }
 
-// Blocks of a screen that keep the GPU busy: three fit on a multiprocessor, and an uneven last of four rounds costs
-// little.
+// How many blocks of a screen keep the GPU busy. Three fit on a multiprocessor at once; with four rounds of them, it
+// costs little if the last round is not full.
 int wanted_blocks(int multiprocessors) { return multiprocessors * 3 * 4; }
 
 nearest_code::Fragments fragments() { return cuda::architecture() < 75 ? nearest_code::kSm70 : nearest_code::kSm75; }

@@ -6,10 +6,10 @@
 namespace seed_fast {
 namespace {
 
-constexpr int kThreads = 128;         // of every kernel in vector_quantize.cu
-constexpr int kRowsPerBlock = 32;     // of its forward kernel
-constexpr int kEntriesPerBlock = 128; // of its codebook gradient
-constexpr int kMostBlocks = 4096;     // of its gradient of z, whose threads take several elements then
+constexpr int kThreads = 128;          // of every kernel in vector_quantize.cu
+constexpr int kRowsPerBlock = 32;      // of its forward kernel
+constexpr int kEntriesPerBlock = 128;  // of its codebook gradient
+constexpr int kMostBlocks = 4096;      // of its gradient of z; with more elements, threads process several
 
 int64_t row_blocks(int64_t N) { return (N + kRowsPerBlock - 1) / kRowsPerBlock; }
 

@@ -15,9 +15,10 @@ struct AttentionTensor {
 };
 
 // q [B, Lq, H, D], k and v [B, Lk, H, D] -> out [B, Lq, H, D] contiguous, of the same type. D is a multiple of 8 in
-// [16, 128], Lk >= 1. With `causal`, query i sees keys 0 .. i. lse [B, H, Lq], or null: log of the sum of exp(scores).
+// [16, 128], Lk >= 1. With `causal`, query i attends to keys 0 .. i only. lse [B, H, Lq], or null: log of the sum of
+// exp(scores).
 void attention_cpu(const AttentionTensor& q, const AttentionTensor& k, const AttentionTensor& v, void* out, float* lse,
-                   DType dtype, int64_t B, int64_t Lq, int64_t Lk, int64_t H, int64_t D, bool causal, float scale, int threads,
-                   Isa isa);
+                   DType dtype, int64_t B, int64_t Lq, int64_t Lk, int64_t H, int64_t D, bool causal, float scale,
+                   int threads, Isa isa);
 
 }  // namespace seed_fast

@@ -11,10 +11,10 @@
 
 namespace seed_fast {
 
-// q [B, Lq, H, D], k and v [B, Lk, H, D] -> out [B, Lq, H, D] contiguous, all of float32 or all of float16, addresses on
-// the current device. The last axis is contiguous; D is a multiple of 8 in [16, 128]; Lk >= 1. With `causal`, query i
-// sees keys 0 .. i. float16 goes through the tensor cores where rows are 16-byte aligned. Throws cuda::CudaError, and
-// std::invalid_argument for what the kernels don't take.
+// q [B, Lq, H, D], k and v [B, Lk, H, D] -> out [B, Lq, H, D] contiguous, all of float32 or all of float16, addresses
+// on the current device. The last axis is contiguous; D is a multiple of 8 in [16, 128]; Lk >= 1. With `causal`, query
+// i attends to keys 0 .. i only. float16 uses tensor cores if rows are 16-byte aligned. Throws cuda::CudaError, and
+// std::invalid_argument for arguments that the kernels don't support.
 void attention_cuda(const AttentionTensor& q, const AttentionTensor& k, const AttentionTensor& v, void* out,
                     DType dtype, int64_t B, int64_t Lq, int64_t Lk, int64_t H, int64_t D, bool causal, float scale,
                     cudaStream_t stream);

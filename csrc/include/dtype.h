@@ -28,7 +28,8 @@ static inline uint16_t float_to_bfloat16(float value) {
 
 static inline uint16_t float_to_half(float value) {
   const uint32_t bits = float_to_bits(value), sign = bits >> 16 & 0x8000u, size = bits & 0x7fffffffu;
-  // Below 2^-14 halves are subnormal: adding 0.5 rounds to their spacing.
+  // float16 below 2^-14 is subnormal, with a spacing of 2^-24. That is the spacing of float32 at 0.5, so adding 0.5
+  // rounds to it.
   const uint32_t tiny = float_to_bits(bits_to_float(size) + 0.5f) - 0x3f000000u;
   const uint32_t normal = (size - 0x38000000u + 0xfffu + (size >> 13 & 1u)) >> 13;
   const uint32_t large = size > 0x7f800000u ? 0x7e00u : 0x7c00u;
