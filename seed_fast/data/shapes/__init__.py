@@ -18,6 +18,7 @@ Examples:
 from __future__ import annotations
 
 from seed_fast.data.shapes.draw import render
+from seed_fast.data.shapes.read import read
 from seed_fast.data.shapes.text import Description, Mention, caption, describes, distinct, parse
 from seed_fast.data.shapes.world import (
     BACKGROUNDS,
@@ -55,6 +56,7 @@ __all__ = [
     "describes",
     "distinct",
     "parse",
+    "read",
     "relation",
     "render",
     "scene",
