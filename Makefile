@@ -22,7 +22,7 @@ HIDE_AVX512 := TORCHINDUCTOR_CACHE_DIR=$(abspath build/inductor-avx2) \
 NATIVE_SOURCES := CMakeLists.txt setup.py $(wildcard cmake/*) $(shell find csrc -path csrc/tests -prune -o -type f -print)
 
 .DEFAULT_GOAL := help
-.PHONY: help install docs demo seed-tiny seed-opt-tiny test test-avx2 test-slow test-cpp ptx test-ptx lint format fatbin volta-report wheel dist-wheel wheel-pure test-wheel gpu clean
+.PHONY: help install docs demo seed-tiny seed-opt-tiny shapes-sd test test-avx2 test-slow test-cpp ptx test-ptx lint format fatbin volta-report wheel dist-wheel wheel-pure test-wheel gpu clean
 
 help: ## show this
 	@echo "seed_fast: an image becomes 32 causally ordered codes. Start with 'make demo'."
@@ -101,6 +101,10 @@ seed-tiny: install ## train the embedded seed-tiny again: about an hour of two c
 
 seed-opt-tiny: install ## train examples/seed-opt-tiny again: about half an hour of two cores; goes on where it was stopped
 	@OMP_NUM_THREADS=2 $(BIN)/python examples/train_seed_opt_tiny.py
+
+shapes-sd: install ## train examples/shapes-sd again, and measure it: within an hour of two cores; goes on where it was stopped
+	@OMP_NUM_THREADS=2 $(BIN)/python examples/train_shapes_sd.py
+	@OMP_NUM_THREADS=2 $(BIN)/python examples/measure_shapes_sd.py
 
 fatbin: install ## compiled device code in one file, for SEED_FAST_FATBIN on a machine without NVIDIA's packages
 	@$(BIN)/python cmake/compile_device_code.py archive build/$$($(BIN)/python -c 'import sys; print(sys.implementation.cache_tag)')-default/device \
