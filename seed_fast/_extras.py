@@ -9,6 +9,7 @@ EXTRAS = {
     "peft": "train",
     "tensorboard": "train",
     "diffusers": "draw",
+    "accelerate": "draw",
     "gradio": "ui",
     "matplotlib": "bench",
     "faiss": "bench",

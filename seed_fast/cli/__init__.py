@@ -20,6 +20,7 @@ from seed_fast.cli.eval_lm import eval_lm
 from seed_fast.cli.eval_retrieval import eval_retrieval
 from seed_fast.cli.info import info
 from seed_fast.cli.profile import profile
+from seed_fast.cli.reconstruct import reconstruct
 from seed_fast.cli.tokenize import tokenize
 from seed_fast.cli.tokens_build import tokens_build
 from seed_fast.cli.tokens_import import tokens_import
@@ -38,6 +39,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "tokenize": tokenize,
     "caption": caption,
     "draw": draw,
+    "reconstruct": reconstruct,
     "ui": ui,
     "convert": convert,
     "profile": profile,

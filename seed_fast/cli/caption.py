@@ -34,7 +34,9 @@ class CaptionOptions(SamplingOptions):
     ] = ()
     codes: Annotated[
         Path | None,
-        typer.Option(help="Read codes from a file instead of images: lines of seed-fast tokenize or draw."),
+        typer.Option(
+            help="Read codes from a file instead of images: lines of seed-fast tokenize or draw, or a picture drawn."
+        ),
     ] = None
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write. -: standard output.")] = STDOUT
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens that a caption may have.")] = 64
@@ -108,13 +110,13 @@ def _images(
     options: CaptionOptions, lm: LanguageModel, device: torch.device, skip: Callable[[str], None]
 ) -> Iterable[EncodedImage]:
     """Return the images to caption: lines of --codes, or image files, which need the tokenizer."""
-    from seed_fast.generate.images import encode_images, read_encoded_images
+    from seed_fast.generate.images import encode_images, read_codes
     from seed_fast.lm.image_tokenizer import read_identity
 
     if options.codes is not None:
         learned = read_identity(options.lm)
         num_codes = learned.codes_per_image if learned is not None else None
-        return read_encoded_images(options.codes, lm.vocabulary, num_codes=num_codes, on_problem=skip)
+        return read_codes(options.codes, lm.vocabulary.codebook_size, num_codes=num_codes, on_problem=skip)
     tok = tokenizer_option(options.model, device, random_weights=None)
     check_same_tokenizer(options, lm, tok)
     return encode_images(tok, options.inputs, batch_size=options.batch_size, workers=options.workers, on_problem=skip)

@@ -15,15 +15,24 @@ from seed_fast.data.image_processor import ImageProcessor
 from seed_fast.data.shards import list_entries
 from seed_fast.generate.batches import batched
 from seed_fast.generate.lines import nonblank_lines
-from seed_fast.lm.vocabulary import Vocabulary
+from seed_fast.generate.picture_files import PNG_SIGNATURE, read_picture
 from seed_fast.model.tokenizer import SeedTokenizer
 
 
 class EncodedImage(NamedTuple):
-    """The path of an image and its codes."""
+    """The path of an image and its codes.
+
+    Attributes:
+        path: where it is, or another name.
+        codes: N integers.
+        place: its place from 0 among all images of the input, those that could not be used included.
+        pixels: uint8 [S, S, 3] as the tokenizer has read it; None if it was read as codes.
+    """
 
     path: str
     codes: list[int]
+    place: int = 0
+    pixels: np.ndarray | None = None
 
 
 def encode_images(
@@ -48,51 +57,67 @@ def encode_images(
     """
     processor = ImageProcessor(tok.config.image_size, tok.config.resize)
     with ImageDecoder(processor, workers, ahead=2 * batch_size) as decoder:
-        for batch in batched(decoder.map(list_entries(inputs, on_problem)), batch_size):
-            paths, rows = [], []
-            for image in batch:
+        for batch in batched(enumerate(decoder.map(list_entries(inputs, on_problem))), batch_size):
+            good = []
+            for place, image in batch:
                 if image.error is not None or image.pixels is None:
                     on_problem(str(image.error))
                 else:
-                    paths.append(image.path)
-                    rows.append(image.pixels)
-            if not rows:
+                    good.append((place, image.path, image.pixels))
+            if not good:
                 continue
-            for path, codes in zip(paths, encode_resized(tok, processor, np.stack(rows)).tolist(), strict=True):
+            rows = encode_resized(tok, processor, np.stack([pixels for _, _, pixels in good])).tolist()
+            for (place, path, pixels), codes in zip(good, rows, strict=True):
                 if codes[0] < 0:
                     on_problem(no_codes(path, tok))
                 else:
-                    yield EncodedImage(path, codes)
+                    yield EncodedImage(path, codes, place, pixels)
 
 
-def read_encoded_images(
-    path: Path, vocabulary: Vocabulary, *, num_codes: int | None, on_problem: Callable[[str], None]
+def read_codes(
+    path: Path, codebook_size: int, *, num_codes: int | None, on_problem: Callable[[str], None]
 ) -> Iterator[EncodedImage]:
-    """Read images from a file of JSON lines {"path", "codes"}, or {"text", "codes"}; a line may have neither name.
+    """Read images as codes: from a file of JSON lines, or from a PNG file that this package has drawn.
+
+    A line is {"path", "codes"} or {"text", "codes"}, as `seed-fast tokenize` and `draw` write them; it may have neither
+    name.
 
     Args:
         path: the file.
-        vocabulary: the codebook that codes must be in.
+        codebook_size: size of the codebook that codes must be in.
         num_codes: how many codes an image must have; None: any number but none.
-        on_problem: called with one line of text for each line that can't be used, which is left out.
+        on_problem: called with one line of text for each line or picture that can't be used, which is left out.
 
     Raises:
         OSError: the file can't be read.
         ValueError: a line is too long to be read at all.
     """
-    for number, line in nonblank_lines(path):
+    if _is_png(path):
+        try:
+            _, record = read_picture(path)
+            codes = _codes_of_record(record, codebook_size, num_codes)
+        except ValueError as error:
+            on_problem(str(error) if str(error).startswith(str(path)) else f"{path}: {error}")
+            return
+        yield EncodedImage(str(record.get("path", record.get("text", path))), codes)
+        return
+    for place, (number, line) in enumerate(nonblank_lines(path)):
         name = f"{path}:{number}"
         try:
             record = parse_json(line)
-            codes = _codes_of_record(record, num_codes)
-            vocabulary.image(codes)  # raises where one is outside the codebook
+            codes = _codes_of_record(record, codebook_size, num_codes)
         except ValueError as error:
             on_problem(f"{name}: expected a JSON line with codes: {error}")
             continue
-        yield EncodedImage(str(record.get("path", record.get("text", name))), codes)
+        yield EncodedImage(str(record.get("path", record.get("text", name))), codes, place)
 
 
-def _codes_of_record(record: Any, num_codes: int | None) -> list[int]:
+def _is_png(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(len(PNG_SIGNATURE)) == PNG_SIGNATURE
+
+
+def _codes_of_record(record: Any, codebook_size: int, num_codes: int | None) -> list[int]:
     if not isinstance(record, dict) or not isinstance(record.get("codes"), list):
         raise ValueError(f"got {shown(record)}")
     codes = record["codes"]
@@ -100,4 +125,7 @@ def _codes_of_record(record: Any, num_codes: int | None) -> list[int]:
         raise ValueError(f"codes must be integers, got {shown(codes)}")
     if not codes or (num_codes is not None and len(codes) != num_codes):
         raise ValueError(f"an image must have {num_codes or 'some'} codes, got {len(codes)}")
+    for code in codes:
+        if not 0 <= code < codebook_size:
+            raise ValueError(f"a code must be in 0..{codebook_size - 1}, got {shown(code)}")
     return codes

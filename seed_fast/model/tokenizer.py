@@ -186,7 +186,7 @@ class SeedTokenizer(ImageEncoder, nn.Module):
             TypeError: `codes` isn't of an integer type.
             ValueError: the shape isn't [B, N], or a code isn't an entry of the codebook.
         """
-        return self.head(self.generator(self.quantizer(self._check_codes("decode", codes))))
+        return self.head(self.generator(self.quantizer(self.check_codes("decode", codes))))
 
     @torch.inference_mode()
     def reconstruct(self, codes: Any) -> Tensor:
@@ -202,10 +202,18 @@ class SeedTokenizer(ImageEncoder, nn.Module):
             raise ValueError(
                 "reconstruct: the model must have a decoder for causal embeddings, got SEED-1, which has none"
             )
-        return self.reconstructor(self.quantizer(self._check_codes("reconstruct", codes)))
+        return self.reconstructor(self.quantizer(self.check_codes("reconstruct", codes)))
 
-    def _check_codes(self, caller: str, codes: Any) -> Tensor:
-        """Return codes [B, N] as int64 on the model's device; raise an error that begins with `caller` otherwise."""
+    def check_codes(self, caller: str, codes: Any) -> Tensor:
+        """Return codes as int64 [B, N] on the model's device.
+
+        Args:
+            caller: what an error message begins with.
+            codes: as for `decode`.
+
+        Raises:
+            TypeError, ValueError: as `decode`.
+        """
         codes = as_codes(codes, caller)
         count, size = self.config.num_codes, self.config.codebook_size
         if codes.ndim != 2 or codes.shape[1] != count:

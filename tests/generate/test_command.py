@@ -172,7 +172,7 @@ def test_pictures_are_numbered_over_all_batches_and_each_has_its_own_seed(
         seeds.extend(each.initial_seed() for each in generator)
         return SimpleNamespace(images=[Image.new("RGB", (4, 4), (each.initial_seed(), 0, 0)) for each in generator])
 
-    monkeypatch.setattr("seed_fast.generate.pictures.open_pipeline", lambda *_: pipeline)
+    monkeypatch.setattr("seed_fast.generate.pictures.open_pipeline", lambda *_, **__: pipeline)
     options = ("--lm", folder, "--model", tok, "--num-codes", 5, "--batch-size", 2, "--seed", 7, "--steps", 1)
     result = run("draw", "a", "a", "a", *options, "--pictures", tmp_path / "out", "--decoder", "unused")
     assert result.exit_code == 0, result.output

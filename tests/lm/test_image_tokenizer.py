@@ -200,7 +200,7 @@ def test_a_model_is_not_used_with_another_tokenizer(trained, tmp_path, monkeypat
     result = run(*caption, "other", "--any-tokenizer")
     assert result.exit_code == 0
     assert "note:" in result.output
-    monkeypatch.setattr("seed_fast.generate.pictures.open_pipeline", lambda *given: None)
+    monkeypatch.setattr("seed_fast.generate.pictures.open_pipeline", lambda *_, **__: None)
     result = run("draw", "a", "--lm", "lm", "--model", "other", "--num-codes", 4, "--pictures", "p", "--decoder", "d")
     assert result.exit_code == 1, result.output
     assert "lm learned the codes of own" in result.output
