@@ -152,7 +152,8 @@ A Stable Diffusion in small that draws `shapes`, a generated world of coloured s
 
 It knows {len(shapes.SHAPES)} shapes, {len(shapes.COLOURS)} colours, {len(shapes.SIZES)} sizes and the words of their
 captions. It is no small version of a released Stable Diffusion, and says nothing about the quality of SEED's pictures.
-Its VAE is an `AutoencoderTiny`. Guidance above 3 makes its colours glaring: draw with `guidance_scale={GUIDANCE:g}`.
+Its VAE is an `AutoencoderTiny`. The committed UNet is trained far too little: it seldom draws what a caption says, and
+so seldom what codes say.
 
 ## How it was made
 
@@ -161,7 +162,9 @@ learned to name what a caption puts where ({WHOLE.text:,} steps), the autoencode
 ({WHOLE.autoencoder:,}), the UNet to draw by the frozen text features ({WHOLE.diffusion:,}). Then the generator of codes
 alone was trained by mean squared error towards the features of each picture's canonical caption
 ({WHOLE.alignment:,}), as SEED-1 is aligned to Stable Diffusion v1.4: codes are seed-tiny's, and the UNet has never seen
-any. Written by seed_fast {about["seed_fast"]}.
+any. The committed weights were made with changes on the way: the first 100 steps of the UNet had batches of 64 instead
+of 32, and the learning rate of the last stage was planned for 3,000 steps at first. Written by
+seed_fast {about["seed_fast"]}.
 
 ## What it can do
 
