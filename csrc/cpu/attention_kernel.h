@@ -47,26 +47,39 @@ inline Floats multiply_add(Floats sum, Word a, Floats b) { return sum + a * b; }
 
 inline Word word_at(const char* base, int64_t offset) { return *reinterpret_cast<const Word*>(base + offset); }
 
+// Words of a dot product that are summed one after the other. The sums of such runs are added at the end of each: in one
+// long chain the rounding errors of float32 would grow with its length.
+constexpr int64_t kRun = 32;
+
 // Scores of R keys with N registers of queries: queries [depth, kBlock] words, keys [R, depth] words -> scores
 // [R, kBlock].
 template <int R, int N>
 void score_tile(const float* queries, int64_t depth, const char* keys, int64_t stride, float scale, float* scores) {
-  Floats acc[R][N] = {};
-  for (int64_t d = 0; d < depth; ++d) {
-    Floats query[N];
+  for (int64_t begin = 0; begin < depth; begin += kRun) {
+    // The sum of one run, in registers.
+    Floats acc[R][N] = {};
+    const int64_t end = least(begin + kRun, depth);
+    for (int64_t d = begin; d < end; ++d) {
+      Floats query[N];
 #pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) query[n] = load(queries + d * kBlock + n * kWidth);
+      for (int n = 0; n < N; ++n) query[n] = load(queries + d * kBlock + n * kWidth);
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const Word key = word_at(keys, r * stride + d * 4);
+      for (int r = 0; r < R; ++r) {
+        const Word key = word_at(keys, r * stride + d * 4);
 #pragma GCC unroll 4
-      for (int n = 0; n < N; ++n) acc[r][n] = multiply_add(acc[r][n], key, query[n]);
+        for (int n = 0; n < N; ++n) acc[r][n] = multiply_add(acc[r][n], key, query[n]);
+      }
     }
-  }
+    // Added to those of the runs before; the last run applies the scale.
+    const float factor = end == depth ? scale : 1.0f;
 #pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
+    for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) store(scores + r * kBlock + n * kWidth, acc[r][n] * scale);
+      for (int n = 0; n < N; ++n) {
+        float* sum = scores + r * kBlock + n * kWidth;
+        store(sum, (begin == 0 ? acc[r][n] : load(sum) + acc[r][n]) * factor);
+      }
+  }
 }
 
 // score_tile for a number of rows, 1 .. R, that is known at run time.
