@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +13,8 @@ from seed_fast._extras import require
 from seed_fast._terminal import complain
 from seed_fast.cli._checks import device_option, tokenizer_option
 from seed_fast.cli._language_model import check_same_tokenizer, load_language_model
-from seed_fast.cli._options import Device, DtypeName, Model, command
+from seed_fast.cli._options import Device, DtypeName, command
+from seed_fast.cli._pictures import PictureModel, model_beside
 from seed_fast.cli.bench import source_tree
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -24,7 +25,7 @@ EXAMPLE_LM, EXAMPLE_DECODER = Path("examples/seed-opt-tiny"), Path("examples/sha
 class UiOptions:
     """Options of `seed-fast ui`."""
 
-    model: Model = "seed-tiny"
+    model: PictureModel = None
     lm: Annotated[
         Path | None,
         typer.Option(
@@ -82,7 +83,7 @@ def ui(options: UiOptions) -> int:
     device = device_option(options.device)
     lm_folder, decoder = options.lm, options.decoder
     root = source_tree()
-    if options.model == "seed-tiny" and root is not None:
+    if options.model in (None, "seed-tiny") and root is not None:
         lm_folder = lm_folder or _if_there(root / EXAMPLE_LM)
         decoder = decoder or _if_there(root / EXAMPLE_DECODER)
     if options.host not in LOOPBACK:
@@ -91,8 +92,9 @@ def ui(options: UiOptions) -> int:
     from seed_fast.ui.page import build, served
     from seed_fast.ui.workbench import Workbench
 
+    options = replace(options, model=model_beside(options.model, decoder))
     # The tokenizer, then what can draw its codes, then what can write codes.
-    tok = tokenizer_option(options.model, device, options.dtype, random_weights=None)
+    tok = tokenizer_option(str(options.model), device, options.dtype, random_weights=None)
     pipeline = lm = None
     if decoder is not None:
         require("diffusers")

@@ -125,18 +125,20 @@ class Workbench:
         ]
 
     def picture(self, codes: list[int], prefix: int | None = None) -> Image.Image:
-        """Draw codes, or the first `prefix` of them.
+        """Draw codes, or what the first `prefix` of them say; see `decode_prefix`.
 
         Raises:
             ValueError: there is no diffusion model; the message says which one is needed.
         """
         if not self.can_draw:
             raise ValueError(DECODER_NEEDED)
-        from seed_fast.generate.pictures import render_pictures
+        from seed_fast.generate.editing import decode_prefix
+        from seed_fast.generate.pictures import render_embeddings
 
-        kept = torch.tensor([codes], device=self.tok.device)
+        length = self.num_codes if prefix is None else prefix
         with self._lock:
-            (picture,) = render_pictures(self.pipeline, self.tok, kept, seed=self._seed)
+            embeddings = decode_prefix(self.tok, [codes], length)
+            (picture,) = render_embeddings(self.pipeline, embeddings, [self._seed])
         return picture
 
     def draw(self, caption: str) -> list[int]:
