@@ -19,13 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from train_shapes_sd import FOLDER, SIDE, TOKENIZER, WHOLE, canonical_caption
+from train_shapes_sd import FOLDER, SIDE, WHOLE, canonical_caption
 
 from seed_fast import SeedTokenizer, __version__
 from seed_fast._files import write_beside
 from seed_fast.data import shapes
 from seed_fast.eval.drawn_shapes import judge_drawings
 from seed_fast.generate.drawing import draw
+from seed_fast.generate.pictures import TOKENIZER_FOLDER
 from seed_fast.lm.model import load
 
 RESULTS, CARD = "drawn.json", "README.md"
@@ -77,7 +78,7 @@ def measure(folder: Path, count: int) -> dict[str, Any]:
     scenes = [shapes.scene(SCENES["seed"], index, SCENES["split"]) for index in range(count)]
     pictures = [shapes.render(scene, SIDE) for scene in scenes]
     pipeline = open_pipeline(folder)
-    tok = SeedTokenizer.from_pretrained(folder / TOKENIZER, dtype=torch.float32)
+    tok = SeedTokenizer.from_pretrained(folder / TOKENIZER_FOLDER, dtype=torch.float32)
     codes = torch.cat([tok.encode(pictures[at : at + BATCH]) for at in range(0, count, BATCH)])
     written = draw(*load(LANGUAGE_MODEL), [shapes.caption(scene) for scene in scenes])
     ways: dict[str, Callable[[int, int], Tensor]] = {
@@ -145,8 +146,8 @@ tags: [seed, stable-diffusion, text-to-image]
 # shapes-sd
 
 A Stable Diffusion in small that draws `shapes`, a generated world of coloured shapes, at 64 px: a plain
-`StableDiffusionPipeline` folder in float16. In `{TOKENIZER}/` lies seed-tiny with another generator, which turns its
-32 codes into this pipeline's text features, so that the pipeline draws codes of pictures.
+`StableDiffusionPipeline` folder in float16. In `image_tokenizer/` lies seed-tiny with another generator, which turns
+its 32 codes into this pipeline's text features, so that the pipeline draws codes of pictures.
 
 ## What it is not
 
@@ -183,7 +184,7 @@ from diffusers import StableDiffusionPipeline
 from seed_fast import SeedTokenizer
 
 pipeline = StableDiffusionPipeline.from_pretrained("examples/shapes-sd")
-tok = SeedTokenizer.from_pretrained("examples/shapes-sd/{TOKENIZER}")
+tok = SeedTokenizer.from_pretrained("examples/shapes-sd/{TOKENIZER_FOLDER}")
 features = tok.decode(tok.encode("picture.png"))
 pipeline(prompt_embeds=features, num_inference_steps={STEPS}, guidance_scale={GUIDANCE:g}).images[0].save("again.png")
 ```

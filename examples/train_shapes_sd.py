@@ -29,10 +29,10 @@ from torch import Tensor, nn
 from seed_fast import SeedTokenizer
 from seed_fast._files import replace_folder_files, replacing, write_all
 from seed_fast.data import shapes
+from seed_fast.generate.pictures import TOKENIZER_FOLDER
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "examples" / "shapes-sd"
-TOKENIZER = "image_tokenizer"  # inside the folder: seed-tiny with the aligned generator
 LARGEST = 8_000_000  # bytes of the pipeline that the repository takes
 
 SEED = 7  # of scenes; seed-tiny and seed-opt-tiny were trained on others
@@ -442,8 +442,10 @@ def main() -> int:
     folder = runs / FOLDER.name if options.quick else FOLDER
     runs.mkdir(parents=True, exist_ok=True)
     train(runs, folder, effort)
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and TOKENIZER not in path.parts)
-    print(f"{folder}: {size / 1e6:.1f} MB, and {TOKENIZER} in it")
+    size = sum(
+        path.stat().st_size for path in folder.rglob("*") if path.is_file() and TOKENIZER_FOLDER not in path.parts
+    )
+    print(f"{folder}: {size / 1e6:.1f} MB, and {TOKENIZER_FOLDER} in it")
     if size > LARGEST:
         sys.exit(f"{folder}: must be at most {LARGEST / 1e6:.0f} MB to be committed, got {size / 1e6:.1f} MB")
     return 0
@@ -461,7 +463,7 @@ def train(runs: Path, folder: Path, effort: Effort) -> None:
     unet = train_unet(runs, latents / latents.std(), captions, encoder, effort.diffusion)
     tok = align(runs, codes_of(runs, pictures), captions, encoder, effort.alignment)
     write_pipeline(folder, vae, tokenizer, encoder, unet, latents)
-    tok.to(torch.float16).save_pretrained(folder / TOKENIZER)
+    tok.to(torch.float16).save_pretrained(folder / TOKENIZER_FOLDER)
 
 
 if __name__ == "__main__":

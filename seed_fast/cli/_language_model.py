@@ -122,7 +122,7 @@ def check_same_tokenizer(
     with tokenizers_match():
         check_identity(
             folder or options.lm,
-            TokenizerIdentity.of_tokenizer(tok, options.model),
+            TokenizerIdentity.of_tokenizer(tok, str(options.model)),
             f"--model {options.model}",
             anyway=options.any_tokenizer,
             note=complain,

@@ -28,7 +28,7 @@ DECODER_HELP = (
 PictureModel = Annotated[
     str | None,
     typer.Option(
-        help="Image tokenizer: seed-tiny, a folder, or a hub id. Default: the folder tokenizer-of-codes inside "
+        help="Image tokenizer: seed-tiny, a folder, or a hub id. Default: the folder image_tokenizer inside "
         "--decoder if it has one, otherwise seed-tiny."
     ),
 ]

@@ -8,6 +8,7 @@ Shapes: B pictures, N codes, T text features, G their width or that of an image 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from seed_fast._hub import PIPELINE, local_folder
 from seed_fast._text import read_json_object
 from seed_fast.model.tokenizer import SeedTokenizer
 
-TOKENIZER_FOLDER = "tokenizer-of-codes"  # inside a pipeline's folder: the image tokenizer that was aligned to it
+TOKENIZER_FOLDER = "image_tokenizer"  # inside a pipeline's folder: the image tokenizer that was aligned to it
 SIDE_MULTIPLE = 8  # px; diffusers takes no other sides
 
 _UNREAD = ("image_encoder/*", "feature_extractor/*", "safety_checker/*")  # parts that codes make unnecessary
@@ -325,7 +326,10 @@ def _quiet() -> Iterator[None]:
         of_diffusers.set_verbosity_error()
         of_diffusers.disable_progress_bar()
         try:
-            yield
+            with warnings.catch_warnings():
+                # Its new name, `dtype`, is unknown to older versions.
+                warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
+                yield
         finally:
             of_diffusers.set_verbosity(shown)
             if bars:

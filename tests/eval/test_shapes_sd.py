@@ -19,7 +19,7 @@ def script():
 
 def test_the_aligned_tokenizer_has_the_codes_of_seed_tiny(script):
     pictures = [shapes.render(shapes.scene(11, index, "test"), 64) for index in range(16)]
-    tok = SeedTokenizer.from_pretrained(script.FOLDER / script.TOKENIZER, dtype=torch.float32)
+    tok = SeedTokenizer.from_pretrained(script.FOLDER / script.TOKENIZER_FOLDER, dtype=torch.float32)
     codes = tok.encode(pictures)
     assert torch.equal(codes, SeedTokenizer.from_pretrained("seed-tiny", dtype=torch.float32).encode(pictures))
     assert tok.decode(codes).shape == (16, script.TOKENS, script.TEXT_WIDTH)
@@ -29,7 +29,7 @@ def test_plain_diffusers_draws_what_the_generator_makes_of_codes(script):
     from diffusers import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline.from_pretrained(script.FOLDER, dtype=torch.float32)
-    tok = SeedTokenizer.from_pretrained(script.FOLDER / script.TOKENIZER, dtype=torch.float32)
+    tok = SeedTokenizer.from_pretrained(script.FOLDER / script.TOKENIZER_FOLDER, dtype=torch.float32)
     features = tok.decode(tok.encode([shapes.render(shapes.scene(11, 0, "test"), 64)])).clone()
     image = pipeline(prompt_embeds=features, num_inference_steps=2).images[0]
     assert image.size == (64, 64)
