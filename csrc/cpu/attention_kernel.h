@@ -47,8 +47,8 @@ inline Floats multiply_add(Floats sum, Word a, Floats b) { return sum + a * b; }
 
 inline Word word_at(const char* base, int64_t offset) { return *reinterpret_cast<const Word*>(base + offset); }
 
-// Words of a dot product that are summed one after the other. The sums of such runs are added at the end of each: in one
-// long chain the rounding errors of float32 would grow with its length.
+// Words of a dot product that are summed one after the other. The sums of such runs are added at the end of each: in
+// one long chain the rounding errors of float32 would grow with its length.
 constexpr int64_t kRun = 32;
 
 // Scores of R keys with N registers of queries: queries [depth, kBlock] words, keys [R, depth] words -> scores

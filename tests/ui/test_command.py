@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import signal
 import socket
@@ -11,7 +12,7 @@ import urllib.request
 
 import pytest
 
-pytest.importorskip("gradio")
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="gradio is not installed")
 
 
 @pytest.fixture

@@ -5,8 +5,11 @@ SEED_FAST_TEST_BROWSER=required, which continuous integration sets, makes a miss
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,26 +20,14 @@ from PIL import Image
 
 from seed_fast import SeedTokenizer
 from seed_fast.data import shapes
-from seed_fast.ui.workbench import Workbench
 
-gradio = pytest.importorskip("gradio")
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # warnings of gradio's web server about itself
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="gradio is not installed"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # of selenium's driver
+]
 WAIT = 60  # s
 CAPTION = "a small red star at the top left on a white background"
-
-
-class PaintedCodes(Workbench):
-    """A workbench whose pictures are as wide as the codes that are drawn, and show the first as their gray."""
-
-    can_draw = True
-
-    def picture(self, codes: list[int], prefix: int | None = None) -> Image.Image:
-        if codes[0] == 13:
-            raise RuntimeError("the decoder broke")
-        return Image.new("L", (10 * (prefix or len(codes)), 8), codes[0] % 256)
-
-    def draw(self, caption: str) -> list[int]:
-        return [len(caption)] * self.num_codes
 
 
 class Page:
@@ -86,10 +77,13 @@ class Page:
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    from seed_fast.ui.page import build, served
-
-    with served(build(PaintedCodes(SeedTokenizer.from_pretrained("seed-tiny"))), "127.0.0.1", 0) as address:
-        yield address
+    command = [sys.executable, "-m", "tests.ui.painted_codes"]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield process.stdout.readline().strip()
+        finally:
+            process.kill()
 
 
 @pytest.fixture(scope="module")
