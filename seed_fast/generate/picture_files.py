@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from seed_fast.generate.pictures import Rendering, render_embeddings
 RECORD = "seed_fast"  # keyword of the PNG text chunk
 SHEET = "sheet.png"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_NUMBER = re.compile(r"\d{6,}")  # name of a picture, without its ending
 _GAP = 4  # px between the cells of a sheet
 _CODES_PER_LINE = 4
 _LEAST_CELL, _MOST_CELL = 128, 256  # px
@@ -176,10 +178,27 @@ class PictureFolder:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Return the files that an earlier run of a `PictureFolder` has written into a folder."""
+    """Return the files that an earlier run of a `PictureFolder` has written into a folder.
+
+    Raises:
+        OtherRun: a file has a name that a run would write to, and this package has not drawn it.
+    """
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.glob("*.png") if path.name == SHEET or path.stem.isdecimal())
+    found = sorted(path for path in folder.glob("*.png") if path.name == SHEET or _NUMBER.fullmatch(path.stem))
+    for path in found:
+        if not _is_ours(path):
+            raise OtherRun(f"{path}: is in the way, and no picture that seed-fast has drawn")
+    return found
+
+
+def _is_ours(path: Path) -> bool:
+    """Return True if a file is a PNG that holds a record; its pixels aren't read."""
+    try:
+        with Image.open(path) as file:
+            return isinstance(file, PngImageFile) and RECORD in file.info
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False
 
 
 def contact_sheet(rows: Sequence[tuple[Image.Image, Sequence[int], Image.Image]]) -> Image.Image:
