@@ -63,7 +63,7 @@ class FeatureCache:
         about: dict[str, Any],
         rank: int = 0,
     ) -> None:
-        self.folder, self._compute, self._shape, self._dtype, self._rank = folder, compute, shape, dtype, rank
+        self.folder, self._compute, self._shape, self._dtype = folder, compute, shape, dtype
         self.row_bytes = torch.Size(shape).numel() * dtype.itemsize
         folder.mkdir(parents=True, exist_ok=True)
         wanted = {"shape": list(shape), "dtype": str(dtype).removeprefix("torch."), **about}

@@ -87,7 +87,7 @@ def test_sums_and_norms_of_a_few_cases(case):
     check(case)
 
 
-def test_the_stream_may_be_x_itself():
+def test_the_stream_may_be_the_input():
     for d in (97, 1408):
         case = make("in place", 3, d)
 
