@@ -9,6 +9,7 @@ import torch
 
 from seed_fast import SeedTokenizer
 from seed_fast.distributed import Ranks
+from seed_fast.testing import check_budget
 from seed_fast.train.codebook import codebook_from_data, k_means
 from seed_fast.train.targets import open_target
 from tests.train.tiny import CONFIG, ListBatches, stage1
@@ -47,13 +48,24 @@ def test_clip_image_embeddings_of_the_same_pixels(clip):
 
 
 def test_clip_text_features_of_the_captions(clip):
-    config = replace(CONFIG, head="reverse_qformer", generation_tokens=7)
-    target = open_target(f"clip-text:{clip / 'text'}", config, CPU)
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    captions = ["red", "a red a red a red a red"]
+    target = open_target(
+        f"clip-text:{clip / 'text'}", replace(CONFIG, head="reverse_qformer", generation_tokens=7), CPU
+    )
+    rows = CLIPTokenizer.from_pretrained(clip / "text")(
+        captions, padding="max_length", truncation=True, max_length=7, return_tensors="pt"
+    )
+    model = CLIPTextModel.from_pretrained(clip / "text").eval()
     with torch.no_grad():
-        found = target({"captions": ["red", "a red a red a red a red"]})
-        assert found.shape == (2, 7, 16)
-        assert not torch.equal(found[0], found[1])
-        assert torch.equal(found[:1], target({"captions": ["red"]}))
+        found, alone = target({"captions": captions}), target({"captions": captions[:1]})
+        plain = model(input_ids=rows["input_ids"]).last_hidden_state
+        truth = model.double()(input_ids=rows["input_ids"]).last_hidden_state
+    assert found.shape == (2, 7, 16)
+    assert not torch.equal(found[0], found[1])
+    check_budget(found, truth, plain)
+    check_budget(alone, truth[:1], plain[:1])
 
 
 def test_stage_1s_own_text_tower():
