@@ -102,7 +102,7 @@ seed-tiny: install ## train the embedded seed-tiny again: about an hour of two c
 seed-opt-tiny: install ## train examples/seed-opt-tiny again: about half an hour of two cores; goes on where it was stopped
 	@OMP_NUM_THREADS=2 $(BIN)/python examples/train_seed_opt_tiny.py
 
-shapes-sd: install ## train examples/shapes-sd again, and measure it: within an hour of two cores; goes on where it was stopped
+shapes-sd: install ## train examples/shapes-sd again, and measure it; goes on where it was stopped
 	@OMP_NUM_THREADS=2 $(BIN)/python examples/train_shapes_sd.py
 	@OMP_NUM_THREADS=2 $(BIN)/python examples/measure_shapes_sd.py
 

@@ -21,6 +21,19 @@ if TYPE_CHECKING:
     from seed_fast.model.tokenizer import SeedTokenizer
 
 
+Base = Annotated[
+    Path | None,
+    typer.Option(help="Base model of the adapter (folder or hub id), if it isn't where the adapter says."),
+]
+AnyTokenizer = Annotated[
+    bool,
+    typer.Option(
+        "--any-tokenizer",
+        help="Go on although the language model has learned the codes of another tokenizer than --model.",
+    ),
+]
+
+
 class LoadingOptions(Protocol):
     """What is needed to load a language model and to compare it with a tokenizer."""
 
@@ -44,22 +57,13 @@ class LanguageModelOptions:
         Path,
         typer.Option("--lm", help="Language model with image tokens, or its adapter: a folder or a hub id."),
     ]
-    base: Annotated[
-        Path | None,
-        typer.Option(help="Base model of the adapter (folder or hub id), if it isn't where the adapter says."),
-    ] = None
+    base: Base = None
     model: Annotated[
         str,
         typer.Option(help="Image tokenizer: seed-tiny (inside the package, for trying out), a folder, or a hub id."),
     ] = "seed-tiny"
     beams: Annotated[int, typer.Option(min=1, help="Beams of the beam search. 1: greedy search.")] = 1
-    any_tokenizer: Annotated[
-        bool,
-        typer.Option(
-            "--any-tokenizer",
-            help="Go on although the language model has learned the codes of another tokenizer than --model.",
-        ),
-    ] = False
+    any_tokenizer: AnyTokenizer = False
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts per batch.")] = 64
     device: Device = "auto"
     dtype: Annotated[DtypeName, typer.Option(help="Type of the language model's weights and computation.")] = "float32"

@@ -12,7 +12,7 @@ import typer
 from seed_fast._extras import require
 from seed_fast._terminal import complain
 from seed_fast.cli._checks import device_option, tokenizer_option
-from seed_fast.cli._language_model import check_same_tokenizer, load_language_model
+from seed_fast.cli._language_model import AnyTokenizer, Base, check_same_tokenizer, load_language_model
 from seed_fast.cli._options import Device, DtypeName, command
 from seed_fast.cli._pictures import PictureModel, model_beside
 from seed_fast.cli.bench import source_tree
@@ -34,10 +34,7 @@ class UiOptions:
             f"{EXAMPLE_LM}.",
         ),
     ] = None
-    base: Annotated[
-        Path | None,
-        typer.Option(help="Base model of the adapter (folder or hub id), if it isn't where the adapter says."),
-    ] = None
+    base: Base = None
     decoder: Annotated[
         Path | None,
         typer.Option(
@@ -45,13 +42,7 @@ class UiOptions:
             f"Default with seed-tiny in a source tree: {EXAMPLE_DECODER}."
         ),
     ] = None
-    any_tokenizer: Annotated[
-        bool,
-        typer.Option(
-            "--any-tokenizer",
-            help="Go on although the language model has learned the codes of another tokenizer than --model.",
-        ),
-    ] = False
+    any_tokenizer: AnyTokenizer = False
     host: Annotated[str, typer.Option(help="Address to listen on. The default is reached from this machine only.")] = (
         "127.0.0.1"
     )

@@ -33,3 +33,22 @@ def test_plain_diffusers_draws_what_the_generator_makes_of_codes(script):
     features = tok.decode(tok.encode([shapes.render(shapes.scene(11, 0, "test"), 64)])).clone()
     image = pipeline(prompt_embeds=features, num_inference_steps=2).images[0]
     assert image.size == (64, 64)
+
+
+def test_an_interrupted_training_ends_with_the_weights_of_a_whole_one(script, monkeypatch, tmp_path):
+    monkeypatch.setattr(script, "SAVE_EVERY", 2)
+
+    def trained(name, stop=None):
+        torch.manual_seed(0)
+        modules = torch.nn.ModuleDict({"linear": torch.nn.Linear(3, 2)})
+
+        def loss_of(generator, step):
+            if step == stop:
+                raise KeyboardInterrupt
+            return modules["linear"](torch.randn(4, 3, generator=generator)).square().mean()
+
+        return script.fit(tmp_path / name, modules, loss_of, 7, lr=0.1)["linear"].weight
+
+    with pytest.raises(KeyboardInterrupt):
+        trained("stopped.pt", stop=5)
+    assert torch.equal(trained("stopped.pt"), trained("whole.pt"))
